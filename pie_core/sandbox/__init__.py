@@ -1,0 +1,1 @@
+"""Running WebAssembly guests: programs, fibers, the pump that drives them, and their limits."""
