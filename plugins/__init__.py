@@ -1,0 +1,1 @@
+"""The built-in plugins, imported as `pie_plugins`: drivers, model architectures and media front-ends."""

@@ -1,0 +1,1 @@
+"""One file per model architecture, over the shared parts in `layers/`."""
