@@ -1,0 +1,1 @@
+"""One model being served: its driver, pages, scheduler and token histories, behind typed messages."""

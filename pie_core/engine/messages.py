@@ -1,0 +1,275 @@
+"""Every message between a sandbox worker and an engine. Plain typed values: the same in one process and between two.
+
+The worker chooses context and request ids and sends commands; the engine answers each request with exactly one final
+event (`Ack`, `Failed`, `ForwardDone`, …), after any number of `Generated` events for a generation. Commands take effect
+in the order they were sent, and so do the passes of one context; commands without a request id cannot fail by
+themselves: what is wrong shows in the next request on that context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from pie_core.contracts.driver import Feature
+from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """A value that crosses the port; encodes to MessagePack as it is."""
+
+
+class SamplerSpec(msgspec.Struct, frozen=True):
+    """How to draw a token: see `contracts.forward.Samplers` for meaning, order and neutral values."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    seed: int | None = None  # None: the context's own stream
+    bias_tokens: tuple[int, ...] = ()
+    bias_values: tuple[float, ...] = ()
+
+
+class Sample(msgspec.Struct, frozen=True):
+    row: int  # input row of the pass
+    sampler: SamplerSpec
+
+
+class Probe(msgspec.Struct, frozen=True):
+    row: int
+    kind: int  # contracts.forward.ProbeKind
+    temperature: float = 1.0
+    k: int = 0
+    tokens: tuple[int, ...] = ()
+
+
+class ProbeValues(msgspec.Struct, frozen=True):
+    token_ids: list[int]  # DISTRIBUTION only
+    values: bytes  # little-endian float32
+
+
+class ModelInfo(msgspec.Struct, frozen=True):
+    """What a worker knows of a model before it asks anything."""
+
+    name: str
+    driver: str
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    page_size: int  # of the first paged group
+    features: frozenset[Feature]
+
+
+# ---- commands: worker -> engine
+
+
+class CreateContext(Message, frozen=True):
+    context: ContextId
+    process: ProcessId
+    tenant: Tenant
+    seed: int  # its noise stream, 64 bits
+
+
+class ForkContext(Message, frozen=True):
+    context: ContextId
+    source: ContextId
+
+
+class TruncateContext(Message, frozen=True):
+    context: ContextId
+    length: int  # KV rows to keep
+
+
+class DropContext(Message, frozen=True):
+    context: ContextId
+
+
+class EndProcess(Message, frozen=True):
+    """Frees everything the process has: contexts, running passes, generations."""
+
+    process: ProcessId
+
+
+class Forward(Message, frozen=True):
+    request: RequestId
+    context: ContextId
+    tokens: tuple[int, ...]  # drafts included, at the end
+    positions: tuple[int, ...] | None = None  # None: the context's next positions
+    masks: tuple[tuple[int, ...], ...] = ()  # run lengths, one row for each token; () = causal
+    logit_mask: tuple[int, ...] | None = None  # run lengths over the vocabulary; None = all allowed
+    samples: tuple[Sample, ...] = ()
+    probes: tuple[Probe, ...] = ()
+    num_drafts: int = 0
+    pass_speculation: bool = True
+
+
+class Generate(Message, frozen=True):
+    request: RequestId
+    context: ContextId
+    tokens: tuple[int, ...]  # prompt to feed first; at least one
+    sampler: SamplerSpec
+    stop_tokens: tuple[int, ...]
+    max_tokens: int  # 0: until the model's length ends
+
+
+class BreakOff(Message, frozen=True):
+    """Ends a generation early; the context keeps its prompt and the first `consumed` generated tokens."""
+
+    request: RequestId
+    generation: RequestId
+    consumed: int
+
+
+class Cancel(Message, frozen=True):
+    """Ends a request with `Failed(code="cancelled")`; one that is already answered stays answered."""
+
+    target: RequestId
+
+
+class SaveSnapshot(Message, frozen=True):
+    request: RequestId
+    context: ContextId
+    name: str
+    attachment: bytes  # the worker's own state of the context, given back on open
+
+
+class OpenSnapshot(Message, frozen=True):
+    request: RequestId
+    context: ContextId  # the new context
+    process: ProcessId
+    tenant: Tenant
+    name: str
+    take: bool  # the snapshot is gone afterwards
+
+
+class DeleteSnapshot(Message, frozen=True):
+    request: RequestId
+    tenant: Tenant
+    name: str
+
+
+class ListSnapshots(Message, frozen=True):
+    request: RequestId
+    tenant: Tenant
+
+
+class ReadTokens(Message, frozen=True):
+    """Asks for the token history of a context."""
+
+    request: RequestId
+    context: ContextId
+
+
+class ReadStatus(Message, frozen=True):
+    request: RequestId
+
+
+Command = (
+    CreateContext
+    | ForkContext
+    | TruncateContext
+    | DropContext
+    | EndProcess
+    | Forward
+    | Generate
+    | BreakOff
+    | Cancel
+    | SaveSnapshot
+    | OpenSnapshot
+    | DeleteSnapshot
+    | ListSnapshots
+    | ReadTokens
+    | ReadStatus
+)
+
+
+# ---- events: engine -> worker
+
+
+class Ack(Message, frozen=True):
+    request: RequestId
+
+
+class Failed(Message, frozen=True):
+    """The request ended with the error that `errors.error_from_code` finds; the context is as it was before it."""
+
+    request: RequestId
+    code: str
+    message: str
+
+
+class ForwardDone(Message, frozen=True):
+    request: RequestId
+    tokens: list[int]  # one for each sample, in order; with drafts: of the accepted rows and the one after
+    probes: list[ProbeValues]
+    length: int  # KV rows of the context now
+    position: int  # the next token's
+
+
+class Generated(Message, frozen=True):
+    """More tokens of a generation; `finish` on the last event: "stop", "length" or "cancelled"."""
+
+    request: RequestId
+    tokens: list[int]
+    finish: str | None
+    length: int
+    position: int
+
+
+class SnapshotOpened(Message, frozen=True):
+    request: RequestId
+    length: int
+    position: int
+    attachment: bytes
+
+
+class SnapshotNames(Message, frozen=True):
+    request: RequestId
+    names: list[str]
+
+
+class Tokens(Message, frozen=True):
+    request: RequestId
+    tokens: list[int]
+
+
+class Status(Message, frozen=True):
+    request: RequestId
+    contexts: int
+    waiting: int  # requests that are not in a batch
+    running: int
+    free_pages: list[int]  # per cache group
+    total_pages: list[int]
+    steps: int
+    tokens: int  # token rows computed
+    busy_s: float  # device time
+
+
+Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status
+
+EventSink = Callable[[Sequence[Event]], None]
+
+
+class EnginePort(Protocol):
+    """A worker's side of one engine. Not thread-safe: one event loop uses it."""
+
+    @property
+    def info(self) -> ModelInfo: ...
+
+    def send(self, command: Command) -> None:
+        """Never blocks and never raises for what the command asks."""
+        ...
+
+    def listen(self, sink: EventSink) -> None:
+        """`sink` gets all events of a step in one call, on the worker's event loop."""
+        ...
+
+    async def close(self) -> None:
+        """Ends every request with `EngineLost` and frees the model."""
+        ...
