@@ -1,1 +1,1 @@
-"""One folder per driver: what runs a forward pass. Each has the same file names, so two can be read side by side."""
+"""One folder per driver: what runs a forward pass. All have the same file names, so two read side by side."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.rules.source_tree import ROOT, modules
+from tests.rules.source_tree import ROOT, imports, modules
 
 PACKAGES = ("pie_core", "plugins", "inferlets", "sdk", "tests", "benchmarks")
 DRAWERS = {"utils", "util", "misc", "common", "helpers"}
@@ -59,3 +60,13 @@ def test_no_file_names_a_registry_host_or_a_path_of_one_machine() -> None:
         if word in path.read_text(errors="replace")
     ]
     assert not found
+
+
+def test_one_module_of_the_core_reads_the_environment() -> None:
+    readers = [each.importer for each in imports("pie_core") if each.imported in {"os.environ", "os.getenv"}]
+    readers += [
+        name
+        for name, path in modules("pie_core").items()
+        if re.search(r"os\.(environ|getenv)", path.read_text())
+    ]
+    assert set(readers) == {"pie_core.paths"}

@@ -1,4 +1,4 @@
-"""Imports point one way along the flow of a request, and the microkernel knows no plugin and no tensor library."""
+"""Imports point one way along the flow of a request; the microkernel knows no plugin and no tensor library."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LAYERS = (
     {"plugins"},
     {"hookspecs"},
     {"contracts"},
-    {"resources", "telemetry"},
-    {"errors", "ids"},
+    {"paths", "resources", "telemetry"},
+    {"errors", "ids", "naming"},
 )
 
 HEAVY = ("torch", "transformers", "vllm", "sglang", "tensorrt_llm", "flashinfer")
@@ -79,12 +79,14 @@ def loaded_by(
     names: list[str], code: str = "", watched: tuple[str, ...] = (*HEAVY, "pie_plugins")
 ) -> list[str]:
     """Which of the watched packages a fresh interpreter has loaded after importing these modules."""
-    script = "\n".join(
-        ["import importlib, sys", f"for name in {names!r}: importlib.import_module(name)", code]
-        + [f"print(*(name for name in {watched!r} if name in sys.modules))"]
-    )
+    lines = [
+        "import importlib, sys",
+        f"for name in {names!r}: importlib.import_module(name)",
+        code,
+        f"print(*(name for name in {watched!r} if name in sys.modules))",
+    ]
     run = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
     return run.stdout.split()

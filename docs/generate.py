@@ -1,0 +1,121 @@
+"""Writes the parts of the docs that repeat what the code says: `scripts/docs`, or `scripts/docs --check` to compare.
+
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is written by hand.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pie_core import errors, hookspecs
+
+ROOT = Path(__file__).resolve().parents[1]
+PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PACKAGES = ("pie_core", "plugins")
+
+# Folders in the order in which a request passes them; the others follow by name.
+FLOW = (
+    *("cli", "server", "app", "config", "guests", "sandbox", "wit", "host_api", "text"),
+    *("engine", "scheduler", "kv_pages", "contracts", "testing"),
+    *("drivers", "models", "media"),
+)
+WITHOUT_INIT = {"wit": "The host API as guests see it; each file has its twin in host_api/"}
+LONGEST = 90  # characters of a sentence in the tree; a longer one is cut at its first colon or semicolon
+
+
+def tree() -> str:
+    """Every module and WIT file with the first sentence of its text."""
+    lines = [line for package in PACKAGES for line in _folder(ROOT / package, 0)]
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def _folder(folder: Path, depth: int) -> Iterator[str]:
+    sentence = WITHOUT_INIT.get(folder.name) or _sentence(folder / "__init__.py")
+    yield _line(f"{folder.name}/", depth, sentence)
+    for path in sorted(folder.iterdir(), key=_place):
+        if path.is_dir() and _holds_sources(path):
+            yield from _folder(path, depth + 1)
+        elif path.suffix in {".py", ".wit"} and path.name != "__init__.py":
+            yield _line(path.name, depth + 1, _sentence(path))
+
+
+def _place(path: Path) -> tuple[bool, int, str]:
+    """Files first, then folders along the flow."""
+    return path.is_dir(), FLOW.index(path.name) if path.name in FLOW else len(FLOW), path.name
+
+
+def _holds_sources(folder: Path) -> bool:
+    return any(folder.rglob("*.py")) or any(folder.glob("*.wit"))
+
+
+def _line(name: str, depth: int, sentence: str) -> str:
+    return f"{'  ' * depth}{name:<{max(28 - 2 * depth, len(name) + 2)}}{sentence}".rstrip()
+
+
+def _sentence(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    text = path.read_text()
+    if path.suffix == ".wit":
+        found = re.search(r"^///? (.*)$", text, re.MULTILINE)
+        return _first_sentence(found.group(1)) if found else ""
+    return _first_sentence(ast.get_docstring(ast.parse(text)) or "")
+
+
+def _first_sentence(text: str) -> str:
+    sentence = re.split(r"(?<=[.!?]) ", " ".join(text.split("\n\n")[0].split()))[0].rstrip(".:")
+    return sentence if len(sentence) <= LONGEST else re.split(r"[:;] ", sentence)[0]
+
+
+def hooks() -> str:
+    """Each hook with its exact signature and its docstring."""
+    specs = [value for name, value in vars(hookspecs).items() if name.startswith("pie_")]
+    return "\n".join(
+        f"### `{spec.__name__}`\n\n```python\n{_signature(spec)}\n```\n\n{inspect.getdoc(spec)}\n"
+        for spec in specs
+    )
+
+
+def _signature(function: Callable[..., object]) -> str:
+    return f"def {function.__name__}{inspect.signature(function)}".replace("'", "")
+
+
+def error_tree() -> str:
+    """The drawing in errors.py, and the code that each class shows to guests and clients."""
+    drawing = inspect.getdoc(errors) or ""
+    body = "\n".join(line for line in drawing.splitlines() if re.match(r"\s{4}\S|\s{4}[│├└ ]", line))
+    codes = "".join(f"| `{kind.__name__}` | `{kind.code}` |\n" for kind in _descendants(errors.PieError))
+    return f"```text\n{inspect.cleandoc(body)}\n```\n\n| class | code |\n| --- | --- |\n{codes}"
+
+
+def _descendants(kind: type[errors.PieError]) -> Iterator[type[errors.PieError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _descendants(child)
+
+
+GENERATORS: dict[str, Callable[[], str]] = {"tree": tree, "hooks": hooks, "errors": error_tree}
+
+
+def generated(text: str) -> str:
+    """The page with each generated part as the code has it now."""
+    return PART.sub(lambda part: part.group(1) + GENERATORS[part.group(2)]() + part.group(3), text)
+
+
+def main() -> int:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    stale = [page for page in pages if generated(page.read_text()) != page.read_text()]
+    for page in stale:
+        print(f"{page.relative_to(ROOT)} does not say what the code says")
+        if "--check" not in sys.argv:
+            page.write_text(generated(page.read_text()))
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
