@@ -4,6 +4,7 @@
     ├── ConfigError            a YAML file or option is wrong (carries file, line and key path in its text)
     ├── PluginError            a plugin is missing, broken, or claims a taken name
     ├── LoadError              a checkpoint, tokenizer or GGUF file cannot be used
+    │   └── FetchError             a model cannot be brought here: no network, no installer, disk full, wrong content
     ├── ProgramError           an inferlet cannot be compiled, linked or started
     │   └── ProgramTooLarge        it exceeds a size, time or memory limit of compilation
     ├── GuestError             a running inferlet failed; its own traceback is the message
@@ -45,6 +46,10 @@ class PluginError(PieError):
 
 class LoadError(PieError):
     code = "load"
+
+
+class FetchError(LoadError):
+    code = "fetch"
 
 
 class ProgramError(PieError):
