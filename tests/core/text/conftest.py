@@ -138,3 +138,93 @@ def default_model() -> Path:
         if path.is_file():
             return path
     pytest.skip("the default model is not on this machine (PIE_TEST_DEFAULT_MODEL or PIE_HOME)")
+
+
+CHATML_DEFAULT_SYSTEM = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are Tiny.<|im_end|>\\n' }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+LLAMA3 = """\
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}{% set sys = messages[0].content | trim %}{% set turns = messages[1:] %}
+{%- else %}{% set sys = '' %}{% set turns = messages %}{% endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\n' }}
+{{- 'Today: ' + strftime_now('%d %b %Y') + '\\n\\n' + sys + '<|eot_id|>' }}
+{%- for m in turns %}
+{{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
+"""
+QWEN3 = """\
+{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {%- set text, thought = m.content, '' %}
+        {%- if '</think>' in text %}
+            {%- set thought = text.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {%- set text = text.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- '<|im_start|>assistant\\n' }}
+        {%- if loop.index0 > ns.last %}{{- '<think>\\n' + thought + '\\n</think>\\n\\n' }}{% endif %}
+        {%- generation %}{{- text + '<|im_end|>' }}{% endgeneration %}{{- '\\n' }}
+    {%- else %}
+        {{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{% endif %}
+{%- endif %}
+"""
+GEMMA = """\
+{{ bos_token }}{% set first = '' %}{% set turns = messages %}
+{%- if messages[0]['role'] == 'system' %}
+    {%- set first = messages[0]['content'] + '\\n\\n' %}{% set turns = messages[1:] %}{% endif %}
+{%- for m in turns -%}
+    {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('Roles must alternate user/assistant') }}
+    {%- endif -%}
+    {{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\\n' }}
+    {{- (first if loop.first else '') + m['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<start_of_turn>model\\n' }}{%- endif -%}
+"""
+MISTRAL = """\
+{{- bos_token }}
+{%- for m in messages %}
+    {%- if m.role == 'system' %}{{- raise_exception('System role not supported') }}{% endif %}
+    {%- if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{- raise_exception('Roles must alternate') }}{% endif %}
+    {%- if m.role == 'user' %}{{- '[INST] ' + m.content + ' [/INST]' }}
+    {%- elif m.role == 'assistant' %}{{- ' ' + m.content + eos_token }}
+    {%- else %}{{- raise_exception('Only user and assistant roles') }}{% endif %}
+{%- endfor %}
+"""
+DEEPSEEK = """\
+{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content }}{% elif m.role == 'user' %}
+{{- '<|im_start|>' + m.content }}{% else %}
+{{- '<|im_end|>' + m.content.split('</think>')[-1] + eos_token }}{% endif %}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_end|><think>\\n' }}{% endif %}
+"""
+STYLES = {
+    "chatml": (CHATML_DEFAULT_SYSTEM, {"eos_token": "<|im_end|>"}),
+    "llama3": (LLAMA3, {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}),
+    "qwen3": (QWEN3, {"eos_token": "<|im_end|>"}),
+    "gemma": (GEMMA, {"bos_token": "<bos>", "eos_token": "<eos>"}),
+    "mistral": (MISTRAL, {"bos_token": "<s>", "eos_token": "</s>"}),
+    "deepseek": (DEEPSEEK, {"bos_token": "<s>", "eos_token": "</s>"}),
+}
+
+
+@pytest.fixture(params=sorted(STYLES))
+def style(request: pytest.FixtureRequest) -> tuple[str, str, dict[str, str]]:
+    """A way of writing chat templates: its name, a short template of that kind, and the tokens it names."""
+    text, named = STYLES[request.param]
+    return request.param, text, named
+
+
+@pytest.fixture
+def styles() -> dict[str, tuple[str, dict[str, str]]]:
+    return STYLES
