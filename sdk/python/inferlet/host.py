@@ -1,0 +1,58 @@
+"""The door to the host: calls whose refusals become exceptions, and waiting for what takes time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import ParamSpec, Protocol, TypeVar
+
+from componentize_py_types import Err
+from wit_world.imports import poll
+
+from inferlet.errors import InferletError, error_from_code
+from inferlet.event_loop import PollLoop
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Droppable(Protocol):
+    """Any resource of the host, as the bindings show it."""
+
+    def __exit__(self, exc_type: None, exc_value: None, traceback: None, /) -> bool | None: ...
+
+
+def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Calls the host and raises its error record as the exception that its code names."""
+    try:
+        return function(*args, **kwargs)
+    except Err as refusal:
+        raise error_from_code(refusal.value.code, refusal.value.message) from None
+
+
+def drop(resource: Droppable) -> None:
+    """Gives a handle back now instead of when the garbage collector finds it."""
+    resource.__exit__(None, None, None)
+
+
+def alone() -> bool:
+    """True if no other task could run meanwhile, so that one suspending call may replace a wait."""
+    return running_loop().is_alone()
+
+
+async def finish(pollable: Callable[[], poll.Pollable], take: Callable[[], T]) -> T:
+    """Waits until `take` would return at once, then takes; other tasks of the program run meanwhile."""
+    loop = running_loop()
+    if not loop.is_alone():
+        await loop.readiness(pollable())
+    return call(take)
+
+
+def running_loop() -> PollLoop:
+    loop = asyncio.get_running_loop()
+    if isinstance(loop, PollLoop):
+        return loop
+    raise InferletError(
+        f"this coroutine runs on a {type(loop).__name__}, which cannot wait for the host; "
+        "let pie run `main`, or use asyncio.run without a loop of your own"
+    )

@@ -1,0 +1,30 @@
+"""Where the program runs: versions, names, and the server's log."""
+
+from __future__ import annotations
+
+from wit_world.imports import logging, runtime
+
+
+def version() -> str:
+    """The version of pie."""
+    return runtime.version()
+
+
+def instance_id() -> str:
+    """The id of this running program."""
+    return runtime.instance_id()
+
+
+def username() -> str:
+    """The user who launched it."""
+    return runtime.username()
+
+
+def models() -> list[str]:
+    """Names of the models being served; the first is the default."""
+    return list(runtime.models())
+
+
+def log(message: str, level: str = "info") -> None:
+    """Writes a line to the server's log; level is trace, debug, info, warn or error."""
+    logging.log(logging.Level[level.upper()], message)
