@@ -16,7 +16,7 @@ LAYERS = (
     {"__main__", "cli"},
     {"server", "client"},
     {"app"},
-    {"sandbox", "host_api", "guests"},
+    {"sandbox", "host_api", "guests", "programs"},
     {"text"},
     {"engine", "scheduler"},
     {"kv_pages"},
