@@ -1,0 +1,341 @@
+"""Joins host functions to what a component imports, and makes the C callbacks through which guests reach them.
+
+No exception leaves a callback: wasmtime would abort the process. An error becomes the function's WIT result where it
+has one, and otherwise the end of that one guest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import wasmtime
+from wasmtime.component import Linker
+
+from pie_core.errors import PieError, ProgramError, Unsupported
+from pie_core.sandbox.converters import Converters, Refused, Writer, result_parts
+from pie_core.sandbox.fibers import AsyncCallback, Destructor, LinkerNames, SyncCallback, new_error
+from pie_core.sandbox.guest import Complete, CurrentGuest
+from pie_core.sandbox.hosting import HostFunction, Interface, Pending
+from pie_core.sandbox.reflection import ComponentShape, ImportedInstance
+from pie_core.sandbox.signatures import (
+    Enum,
+    Function,
+    Handle,
+    InterfaceSignature,
+    ListOf,
+    Record,
+    ResultOf,
+    our_interfaces,
+    same_function,
+)
+from pie_core.sandbox.wasi import registry
+
+log = logging.getLogger(__name__)
+
+OURS = "inferlet:api"
+
+Refuse = Callable[
+    [Any, BaseException], Any
+]  # (guest, error) -> the payload of the error side; raises if there is none
+
+
+class HostLinker:
+    """The host functions of one runtime; callbacks are made on first use and shared by all programs."""
+
+    def __init__(self, interfaces: Iterable[Interface], current: CurrentGuest) -> None:
+        self._hosts = {f"{interface.package}/{interface.name}": interface for interface in interfaces}
+        self._wasi = {
+            f"{interface.package}/{interface.name}": interface for interface in registry.IMPLEMENTED
+        }
+        self._current = current
+        self._type_ids: dict[str, int] = {}
+        self.converters = Converters(self._type_id)
+        self._callbacks: dict[tuple[str, str], Any] = {}
+        self._refusals: dict[tuple[str, str, str], Any] = {}
+        self._destructor = _destructor(current)
+
+    def link(self, engine: wasmtime.Engine, shape: ComponentShape, program: str) -> Linker:
+        """A linker for a component of this shape. Raises ProgramError for what this host does not offer."""
+        linker = Linker(engine)
+        if shape.bare:
+            raise ProgramError(
+                f"{program} imports the function {shape.bare[0]!r} outside any interface: no host has it"
+            )
+        with linker.root() as root:
+            for wanted in shape.imports:
+                with LinkerNames(root, wanted.name) as names:
+                    self._link_instance(names, wanted, program)
+        return linker
+
+    def _link_instance(self, names: LinkerNames, wanted: ImportedInstance, program: str) -> None:
+        package = wanted.path.partition("/")[0]
+        if wanted.asynchronous:
+            raise ProgramError(
+                f"{program} imports {wanted.name}.{min(wanted.asynchronous)} as an async func: this host serves plain "
+                "functions, build it against pie's own WIT package"
+            )
+        if package == OURS:
+            self._link_known(names, wanted, program, our_interfaces(), self._hosts)
+        elif wanted.path in self._wasi:
+            self._link_known(names, wanted, program, registry.wasi_interfaces(), self._wasi)
+        elif package in registry.REFUSED:
+            self._link_refused(names, wanted)
+        elif wanted.functions or wanted.resources:
+            offered = sorted([*our_interfaces(), *self._wasi, *(f"{name}/*" for name in registry.REFUSED)])
+            raise ProgramError(
+                f"{program} imports {wanted.name}, which this host does not offer; it offers {', '.join(offered)}"
+            )
+
+    def _link_known(
+        self,
+        names: LinkerNames,
+        wanted: ImportedInstance,
+        program: str,
+        signatures: Any,
+        hosts: dict[str, Interface],
+    ) -> None:
+        signature = signatures.get(wanted.path)
+        if signature is None:
+            raise ProgramError(
+                f"{program} imports {wanted.name}, unknown here; known: {', '.join(sorted(signatures))}"
+            )
+        if not compatible(wanted.version, signature.version):
+            raise ProgramError(f"{program} imports {wanted.name}; this host has version {signature.version}")
+        for resource in wanted.resources:
+            self._define_resource(names, wanted, resource, signature, program)
+        for name, function in wanted.functions.items():
+            ours = _check_function(program, wanted, name, function, signature)
+            host = hosts[wanted.path].functions.get(ours.name) if wanted.path in hosts else None
+            if host is None:
+                raise ProgramError(
+                    f"{program} imports {wanted.name}.{name}, which this build of pie does not implement"
+                )
+            names.function(name, self._callback(wanted.path, ours, host))
+
+    def _define_resource(
+        self,
+        names: LinkerNames,
+        wanted: ImportedInstance,
+        resource: str,
+        signature: InterfaceSignature,
+        program: str,
+    ) -> None:
+        key = signature.resources.get(resource)
+        if key is None:
+            raise ProgramError(
+                f"{program} imports the resource {wanted.name}.{resource}; "
+                f"{signature.path} has {', '.join(signature.resources) or 'none'}"
+            )
+        names.resource(resource, self._type_id(key), self._destructor)
+
+    def _link_refused(self, names: LinkerNames, wanted: ImportedInstance) -> None:
+        for resource in wanted.resources:
+            names.resource(resource, self._type_id(_refused_key(resource)), self._destructor)
+        for name, wanted_function in wanted.functions.items():
+            function = _with_key(wanted_function)
+            key = (wanted.path, name, str(function))
+            if key not in self._refusals:
+                self._refusals[key] = self._sync_callback(
+                    function, _refusal(wanted.path, function), for_sandbox=True
+                )
+            names.function(name, self._refusals[key])
+
+    def _type_id(self, resource: str) -> int:
+        return self._type_ids.setdefault(resource or "unknown", len(self._type_ids) + 1)
+
+    def _callback(self, path: str, function: Function, host: HostFunction) -> Any:
+        key = (path, function.import_name)
+        if key not in self._callbacks:
+            for_sandbox = path in self._wasi
+            make = self._async_callback if host.suspends else self._sync_callback
+            self._callbacks[key] = make(function, host, for_sandbox)
+        return self._callbacks[key]
+
+    # --- callbacks -----------------------------------------------------------------------------------------------
+
+    def _sync_callback(self, function: Function, host: HostFunction, for_sandbox: bool) -> Any:
+        read = self.converters.arguments([kind for _, kind in function.params], host.arrays)
+        write, write_error = self._result_writers(function)
+        refuse = _refuser(self._current, function, host)
+        current, call = self._current, _call(host, for_sandbox)
+
+        def run(
+            data: Any, context: Any, kind: Any, arguments: int, count: int, results: int, result_count: int
+        ) -> int | None:
+            guest = current.guest
+            try:
+                try:
+                    write(results, call(guest, read(arguments, guest)), guest)
+                except BaseException as error:  # see the top
+                    write_error(results, refuse(guest, error), guest)
+            except BaseException:
+                return new_error("the host refused the call")
+            return None
+
+        return SyncCallback(run)
+
+    def _async_callback(self, function: Function, host: HostFunction, for_sandbox: bool) -> Any:
+        read = self.converters.arguments([kind for _, kind in function.params], host.arrays)
+        write, write_error = self._result_writers(function)
+        refuse = _refuser(self._current, function, host)
+        complete = _completer(write, write_error, refuse)
+        current, call, memmove = self._current, _call(host, for_sandbox), ctypes.memmove
+
+        def run(
+            data: Any,
+            context: Any,
+            kind: Any,
+            arguments: int,
+            count: int,
+            results: int,
+            result_count: int,
+            failure: int,
+            continuation: int,
+        ) -> None:
+            guest: Any = current.guest
+            try:
+                memmove(continuation, guest.continuation, 24)  # first: without it wasmtime aborts
+                guest.hold()
+                try:
+                    answer = call(guest, read(arguments, guest))
+                    if type(answer) is Pending:
+                        if not answer.done:
+                            guest.suspend(answer, complete, results)
+                            return
+                        complete(results, answer, guest)
+                    else:
+                        write(results, answer, guest)
+                except BaseException as error:  # see the top
+                    write_error(results, refuse(guest, error), guest)
+                guest.release()
+            except BaseException:
+                ctypes.c_uint64.from_address(failure).value = new_error("the host refused the call")
+
+        return AsyncCallback(run)
+
+    def _result_writers(self, function: Function) -> tuple[Writer, Writer]:
+        """(for the value, for the error side)."""
+        result = function.result
+        if isinstance(result, ResultOf):
+            return result_parts(result, self.converters)
+        if result is None:
+            return _write_nothing, _write_nothing
+        return self.converters.writer(result), _write_nothing
+
+
+def _write_nothing(address: int, value: Any, owner: Any) -> None:
+    """A function without a result."""
+
+
+def _call(host: HostFunction, for_sandbox: bool) -> Callable[[Any, Any], Any]:
+    """(guest, arguments) -> answer; host_api functions get the guest's state, those of the sandbox the guest."""
+    function = host.call
+    if for_sandbox:
+        return lambda guest, arguments: function(guest, *arguments)
+    return lambda guest, arguments: function(guest.state, *arguments)
+
+
+def _completer(write: Writer, write_error: Writer, refuse: Refuse) -> Complete:
+    def complete(results: int, pending: Pending[Any], guest: Any) -> None:
+        if pending.error is None:
+            write(results, pending.value, guest)
+        else:
+            write_error(results, refuse(guest, pending.error), guest)
+
+    return complete
+
+
+def _refuser(current: CurrentGuest, function: Function, host: HostFunction) -> Refuse:
+    """Turns an exception into the payload of the function's error side, or raises it as the guest's end."""
+    side = function.result.err if isinstance(function.result, ResultOf) else None
+    has_side = isinstance(function.result, ResultOf)
+    is_error = isinstance(side, Record) and [name for name, _ in side.fields] == ["code", "message"]
+    shown = f"{host.call.__module__}.{getattr(host.call, '__name__', host.name)}"
+
+    def refuse(guest: Any, error: BaseException) -> Any:
+        if has_side and isinstance(error, Refused):
+            return error.payload
+        if is_error and isinstance(error, PieError):
+            return (error.code, str(error))
+        if not isinstance(error, Exception):
+            current.interrupt = error
+        elif is_error:
+            log.error("host function %s failed", shown, exc_info=error)
+            return ("internal", f"{type(error).__name__} in {host.name}; the server's log has the details")
+        guest.fail(error)
+        raise error
+
+    return refuse
+
+
+def _destructor(current: CurrentGuest) -> Any:
+    def drop(data: Any, context: Any, number: int) -> None:
+        try:
+            guest = current.guest
+            if guest is not None:
+                guest.handles.drop(number)
+        except BaseException:
+            log.exception("dropping handle %d", number)
+
+    return Destructor(drop)
+
+
+# --- matching ------------------------------------------------------------------------------------------------------
+
+
+def compatible(wanted: str, offered: str) -> bool:
+    """Semantic versions: the same major version, and below 1.0 the same minor version too."""
+    wants, has = (version.split("-")[0].split(".") for version in (wanted, offered))
+    return wants[:1] == has[:1] and (has[0] != "0" or wants[:2] == has[:2])
+
+
+def _check_function(
+    program: str, wanted: ImportedInstance, name: str, function: Function, signature: InterfaceSignature
+) -> Function:
+    ours = signature.functions.get(name)
+    if ours is None:
+        raise ProgramError(
+            f"{program} imports {wanted.name}.{name}, which version {signature.version} here does not have; "
+            f"it has {', '.join(signature.functions)}"
+        )
+    if not same_function(function, ours):
+        raise ProgramError(f"{program} imports {wanted.name}.{name} as {function}; this host has {ours}")
+    return ours
+
+
+def _refused_key(resource: str) -> str:
+    return registry.wasi_resources().get(resource, f"wasi:refused.{resource}")
+
+
+def _with_key(function: Function) -> Function:
+    if isinstance(function.result, Handle):
+        return replace(function, result=Handle(_refused_key(function.result.resource), True))
+    return function
+
+
+class RefusedResource:
+    """Stands where a guest insists on a handle before it can be refused anything, such as a network."""
+
+
+def _refusal(path: str, function: Function) -> HostFunction:
+    """Answers every call with the package's own "access denied", an empty list, or a handle that leads nowhere."""
+    result = function.result
+
+    def refuse(guest: Any, *arguments: Any) -> Any:
+        if isinstance(result, ResultOf) and isinstance(result.err, Enum):
+            raise Refused(
+                next(
+                    (code for code in registry.REFUSAL_CODES if code in result.err.cases), result.err.cases[0]
+                )
+            )
+        if isinstance(result, ListOf):
+            return []
+        if isinstance(result, Handle):
+            return RefusedResource()
+        raise Unsupported(f"{path}.{function.name} is not available to programs on this host")
+
+    return HostFunction(f"{path}.{function.name}", refuse, suspends=False, arrays=False)

@@ -1,0 +1,85 @@
+"""Everything that the guests of one event loop share: engine, linker, compiler, pump and epoch ticker."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pie_core.sandbox.aot_cache import AotCache
+from pie_core.sandbox.compilation import CompileLimits, Compiler
+from pie_core.sandbox.converters import Converters
+from pie_core.sandbox.fibers import EngineOptions, Fiber, epoch_incrementer, new_engine
+from pie_core.sandbox.guest import CurrentGuest, Guest
+from pie_core.sandbox.hosting import Interface
+from pie_core.sandbox.limits import Limits
+from pie_core.sandbox.linker import HostLinker
+from pie_core.sandbox.pump import Pump, Ticker
+from pie_core.sandbox.selftest import self_test
+
+if TYPE_CHECKING:
+    from pie_core.sandbox.program import Program
+
+SLICE_TICKS = 2  # a guest runs for one to two ticks before it must give way
+
+
+class Runtime:
+    """Use it from one thread, the event loop's. Without `cache_folder` nothing compiled is kept."""
+
+    def __init__(
+        self,
+        interfaces: Iterable[Interface],
+        cache_folder: Path | None = None,
+        options: EngineOptions | None = None,
+        compile_limits: CompileLimits | None = None,
+    ) -> None:
+        self_test()
+        self.options = options or EngineOptions()
+        self.engine = new_engine(self.options)
+        self.current = CurrentGuest()
+        self.guests: set[Guest] = set()
+        self.linker = HostLinker(interfaces, self.current)
+        self.compiler = Compiler(
+            self.engine, self.options, AotCache(cache_folder), compile_limits or CompileLimits()
+        )
+        self.ticker = Ticker(epoch_incrementer(self.engine))
+        self.pump = Pump(self.ticker)
+
+    @property
+    def converters(self) -> Converters:
+        return self.linker.converters
+
+    @property
+    def live_guests(self) -> int:
+        return len(self.guests)
+
+    @property
+    def resumes(self) -> int:
+        """How often guests were resumed, since the start."""
+        return self.pump.resumes
+
+    def new_fiber(self, program: Program, limits: Limits) -> Fiber:
+        return Fiber(self.engine, program.linker, limits.memory_bytes, SLICE_TICKS)
+
+    def close(self) -> None:
+        """Ends every guest and the ticker's thread."""
+        for guest in list(self.guests):
+            guest.close()
+        self.ticker.stop()
+
+
+def install_interrupt(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> Callable[[], None]:
+    """Ctrl-C calls `callback` in the loop, at any moment, also while a guest spins. Returns what undoes it.
+
+    Required while guests run in the main thread: Python's own handler raises KeyboardInterrupt between any two
+    bytecodes, also inside a host function, where it would have to cross wasmtime's frames. This one only leaves a
+    note for the loop, which gets its turn after the current slice.
+    """
+    loop.add_signal_handler(signal.SIGINT, callback)
+
+    def remove() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+
+    return remove
