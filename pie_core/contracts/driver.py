@@ -206,4 +206,5 @@ class DriverDeclaration:
     load: Callable[[DriverRequest], Driver]
     requires: tuple[str, ...] = ()  # importable modules that `load` needs
     needs_checkpoint: bool = True
+    default_checkpoint: Path | None = None  # text files where the model names no checkpoint
     api_version: int = API_VERSION

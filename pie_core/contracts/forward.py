@@ -58,7 +58,11 @@ class PageTable:
 
 @dataclass(frozen=True, slots=True)
 class StateTable:
-    """The slots of one state group. State is read from one slot and written to others, never in place."""
+    """The slots of one state group. State is read from one slot and written to others, never in place.
+
+    Where `ForwardBatch.length_tickets` is set, the state is read from the slot that the named request wrote after its
+    last accepted row; `slots_in` holds only where it wrote none.
+    """
 
     slots_in: Int32  # [R]; -1 = start from the empty state
     out_indptr: Int32  # [R + 1] into the two below
@@ -86,7 +90,8 @@ class Samplers:
 
     Sampler s of a request draws the token at index `index[s]` of the context's token history (0 is the first token);
     where the context's length lives on the device (`ForwardBatch.length_tickets`), `index` counts from the upper bound
-    and the device corrects it. Noise is `contracts.sampling.gumbel_noise` of (stream, index, slot, epoch).
+    and the device corrects it. Noise is `contracts.sampling.gumbel_noise` of (stream, index, slot, epoch); with several
+    streams every column is drawn alike, from `contracts.sampling.column_slots`.
     """
 
     rows: Int32  # [S] token row
@@ -102,7 +107,7 @@ class Samplers:
     slot: UInt32  # [S] number of the sampler among those of its token row
     epoch: UInt32  # [S] how often the context was truncated
     history_indptr: Int32  # [S + 1] into the two below; empty where penalties are off
-    history: TokenRefs  # the tokens seen so far ...
+    history: TokenRefs  # the tokens seen so far; a sampler behind a rejected draft counts for nothing ...
     history_counts: Int32  # ... and how often (entries may name one token twice: counts add up)
     bias_indptr: Int32  # [S + 1] into the two below
     bias_tokens: Int32

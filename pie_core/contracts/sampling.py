@@ -45,7 +45,13 @@ def gumbel_noise(stream: UInt64, index: UInt32, slot: UInt32, epoch: UInt32, voc
     """[S, vocab_size] standard Gumbel noise from the top 23 bits of each word; always finite."""
     words = random_words(stream, index, slot, epoch, vocab_size)
     uniform = ((words >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
-    return np.negative(np.log(np.negative(np.log(uniform))), dtype=np.float32)
+    noise: Float32 = np.negative(np.log(np.negative(np.log(uniform))), dtype=np.float32)
+    return noise
+
+
+def column_slots(slot: UInt32, column: int) -> UInt32:
+    """The slots that draw one column of tokens of several streams: every column has noise of its own."""
+    return slot + np.uint32(column << 16)
 
 
 def derive_stream(parent: int, branch: int) -> int:
