@@ -142,7 +142,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             if name == "join" and args:
                 return bounded_join(args[0], owner)
             if name == "replace":
-                return _replace(owner, *args, **kwargs)
+                return _replace(owner, *args)  # Jinja passes only its own bookkeeping by keyword
         return super().call(context, obj, *args, **kwargs)
 
 
