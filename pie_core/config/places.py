@@ -25,6 +25,10 @@ class Place:
     def at(self, *keys: str | int) -> Place:
         return replace(self, path=(*self.path, *keys))
 
+    def beside(self, key: str) -> Place:
+        """Another key of the same section."""
+        return replace(self, path=(*self.path[:-1], key))
+
     @property
     def line(self) -> int | None:
         """The line of this key, or of the nearest key around it that the file has."""

