@@ -121,13 +121,14 @@ class Tokenizer:
         return _split_regex(self._spec.get("pre_tokenizer"))
 
     @cached_property
-    def _added_texts(self) -> tuple[str, ...]:
+    def added_texts(self) -> tuple[str, ...]:
+        """Texts that are one token wherever they stand."""
         return tuple(token.text for token in self._added.values() if token.text)
 
     def _tail(self, before: str) -> str:
         """The end of `before` from its last special token on: nothing in front of it matters to what follows."""
         near = before[-_CONTEXT_CHARACTERS:]
-        last = max((near.rfind(text) for text in self._added_texts), default=-1)
+        last = max((near.rfind(text) for text in self.added_texts), default=-1)
         return near[last:] if last >= 0 else near
 
     def _encode_alone(self, text: str) -> list[int]:

@@ -12,6 +12,10 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from pie_core.text.templates import ChatTemplate, TemplateSource
+from pie_core.text.text_model import TextModel
+from pie_core.text.tokenizer import Tokenizer
+
 LINES = [
     "The capital of France is Paris, and 1234 people don't know it.",
     "Ein Satz über Äpfel, Öl und größere Übungen; plus naïve café.",
@@ -228,3 +232,17 @@ def style(request: pytest.FixtureRequest) -> tuple[str, str, dict[str, str]]:
 @pytest.fixture
 def styles() -> dict[str, tuple[str, dict[str, str]]]:
     return STYLES
+
+
+@pytest.fixture
+def make_model(byte_level_backend: Backend) -> Any:
+    """A text model with the tiny byte-level tokenizer and one style of template."""
+
+    def make(style: str) -> TextModel:
+        text, named = STYLES[style]
+        tokenizer = Tokenizer(byte_level_backend, "tiny")
+        end = tokenizer.token_id(named["eos_token"])
+        assert end is not None
+        return TextModel(tokenizer, ChatTemplate(TemplateSource(text, f"{style}.jinja"), named), (end,))
+
+    return make

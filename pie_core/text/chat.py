@@ -1,0 +1,304 @@
+"""A conversation on its way into a context: turns and raw tokens in, the tokens still to be fed out.
+
+A checkpoint's template renders whole conversations, and a context grows piece by piece. `Transcript` renders the
+whole each time and appends what is new, so that everything fed, taken together, is the template's own rendering:
+
+    fed so far      <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n   + Hello (by the model)
+    the whole now   <|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\nHello<|im_end|>\\n<|im_start|>user\\nBye…
+    appended                                                                      <|im_end|>\\n<|im_start|>user\\nBye…
+
+What has been fed stays fed. Where the template writes the past differently now (it strips the thinking of earlier
+answers, trims them, moves the system's words), the text that it writes behind the last fed turn is appended. Where
+it refuses the whole (two user turns in a row, say), the new turns are appended as they stand on their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from pie_core.errors import InvalidRequest, Unsupported
+from pie_core.text.templates import ChatTemplate
+from pie_core.text.tokenizer import Tokenizer
+from pie_core.text.turns import ROLES, Part, SystemStyle, TemplateTurns, TextPart, Turn
+
+_CONTEXT_TOKENS = 64  # enough of the past to find the seam of what is appended
+
+
+class ChatModel(Protocol):
+    """What a transcript needs of a checkpoint; TextModel is one."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def template(self) -> ChatTemplate: ...
+    @property
+    def stop_tokens(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Where a conversation stands; "written" is what has become tokens, fed or waiting."""
+
+    turns: tuple[Turn, ...] = ()
+    open: bool = False  # the last turn takes more parts
+    held: tuple[
+        Part, ...
+    ] = ()  # the system's words, waiting for a user turn that the template writes them into
+    cued: bool = False  # the assistant's turn is open, for the model or for raw tokens
+    reply_start: int | None = None  # the index of the reply's first token, once the cue is written
+    written: str = ""  # the turns as the template wrote them, and the replies between; without raw tokens
+    written_turns: int = 0
+    closing: str | None = None  # behind a reply that ended: what of its end-of-turn the model wrote itself
+    raw_last: bool = False  # raw tokens came after the last turn
+
+
+class Transcript:
+    """Owns a context's turns, its buffer (tokens not fed yet) and the tokens fed."""
+
+    def __init__(
+        self, model: ChatModel, now: datetime | None = None, variables: dict[str, Any] | None = None
+    ) -> None:
+        self._model = model
+        self._turns = TemplateTurns(model.template, model.tokenizer.added_texts, now, variables)
+        self._state = _State()
+        self._tokens: list[int] = []
+        self._fed = 0
+        self._marks: list[tuple[int, _State]] = []  # how it stood when so many tokens were written
+
+    # What a guest adds.
+
+    def add_text(self, role: str, text: str) -> None:
+        """Adds a part to the open turn of `role`, or closes the open turn and begins one."""
+        self.add_part(role, TextPart(text))
+
+    def add_part(self, role: str, part: Part) -> None:
+        if role not in ROLES:
+            raise InvalidRequest(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
+        if role == "assistant" and self._state.cued:
+            self._continue_reply(part.text)
+        elif role == "system" and self._turns.system_style is not SystemStyle.OWN_TURN:
+            closed = self._closed()
+            self._state = replace(closed, held=(*closed.held, part))
+        else:
+            self._state = self._with_part(role, part)
+
+    def cue(self) -> None:
+        """Closes the open turn and opens the assistant's; changes nothing while that is open and unfinished."""
+        if self._state.cued and not self._split_reply()[1]:
+            return
+        self._state = replace(self._settled(), cued=True, reply_start=None)
+
+    def seal(self) -> None:
+        """Ends the assistant's turn as the template ends it; ends it once however often it is called."""
+        state = self._state
+        if state.raw_last and not state.cued and not state.open:
+            self.append(self._model.tokenizer.encode(self._turns.seal))
+            self._state = replace(self._state, raw_last=False)
+        else:
+            self._state = self._settled()
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Adds tokens as they are: part of the assistant's turn after a cue, outside of any turn otherwise."""
+        self._model.tokenizer.check_ids(tokens)
+        self._write()
+        self._tokens.extend(tokens)
+        self._note_raw()
+
+    # What the host feeds.
+
+    def pending_tokens(self) -> list[int]:
+        """The tokens that bring what has been fed up to date; changes nothing."""
+        return self._tokens[self._fed :] + self._unwritten()[0]
+
+    def drain(self) -> list[int]:
+        """Closes the open turn and hands over the pending tokens, which count as fed from now on.
+
+        A caller whose pass may be refused keeps a `fork()` from before and goes back to it.
+        """
+        self._write()
+        pending = self._tokens[self._fed :]
+        self._fed = len(self._tokens)
+        return pending
+
+    def note_generated(self, tokens: Sequence[int]) -> None:
+        """Tells of tokens fed by other means than the buffer, in front of what still waits there."""
+        if self._fed == len(self._tokens):
+            self._tokens.extend(tokens)
+        else:
+            self._insert(tokens)
+        self._fed += len(tokens)
+        self._note_raw()
+
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` fed tokens; the buffer is dropped, and turns go back to how they stood then."""
+        if not 0 <= length <= self._fed:
+            raise InvalidRequest(f"cannot truncate to {length} tokens; {self._fed} have been fed")
+        self._marks = [mark for mark in self._marks if mark[0] <= length]
+        self._state = self._marks[-1][1] if self._marks else _State()
+        del self._tokens[length:]
+        self._fed = length
+
+    def fork(self) -> Transcript:
+        """An independent copy, buffer included."""
+        twin = Transcript.__new__(Transcript)
+        twin._model, twin._turns, twin._state, twin._fed = self._model, self._turns, self._state, self._fed
+        twin._tokens, twin._marks = self._tokens.copy(), self._marks.copy()
+        return twin
+
+    @property
+    def fed_tokens(self) -> list[int]:
+        return self._tokens[: self._fed]
+
+    @property
+    def is_cued(self) -> bool:
+        return self._state.cued
+
+    @property
+    def conversation(self) -> tuple[Turn, ...]:
+        """The turns so far, the assistant's unfinished one as far as it goes; without raw tokens."""
+        return self._settled().turns
+
+    # Turns.
+
+    def _with_part(self, role: str, part: Part) -> _State:
+        state = self._state
+        if state.open and state.turns[-1].role == role:
+            last = state.turns[-1]
+            return replace(state, turns=(*state.turns[:-1], Turn(role, (*last.parts, part))))
+        state = self._closed() if role == "user" else self._settled()
+        if role == "user" and state.held:
+            return self._with_held(state, (part,))
+        return replace(state, turns=(*state.turns, Turn(role, (part,))), open=True, raw_last=False)
+
+    def _with_held(self, state: _State, parts: tuple[Part, ...]) -> _State:
+        """A user turn that takes the system's waiting words with it, the way this template wants them."""
+        added: tuple[Turn, ...]
+        if self._turns.system_style is SystemStyle.WITH_USER:
+            added = (Turn("system", state.held), Turn("user", parts))
+        else:
+            between = (TextPart("\n\n"),) if parts else ()
+            added = (Turn("user", (*state.held, *between, *parts)),)
+        return replace(state, turns=(*state.turns, *added), held=(), open=bool(parts), raw_last=False)
+
+    def _settled(self) -> _State:
+        """Everything closed, and held words in a user turn of their own: no user's words will follow them."""
+        state = self._closed()
+        return self._with_held(state, ()) if state.held else state
+
+    def _closed(self) -> _State:
+        state = self._state
+        if not state.cued:
+            return replace(state, open=False)
+        content, closing = self._split_reply()
+        turns = (*state.turns, Turn.of("assistant", content))
+        if state.reply_start is None:
+            return replace(state, turns=turns, cued=False)
+        return replace(
+            state,
+            turns=turns,
+            cued=False,
+            reply_start=None,
+            written=state.written + content + closing,
+            written_turns=len(turns),
+            closing=closing,
+        )
+
+    def _split_reply(self) -> tuple[str, str]:
+        """The reply's text, and what of its end the model wrote itself (a stop token, and white space behind it)."""
+        start = self._state.reply_start
+        if start is None:
+            return "", ""
+        tokenizer, reply = self._model.tokenizer, self._tokens[start:]
+        for place in range(len(reply) - 1, -1, -1):
+            if reply[place] in self._model.stop_tokens:
+                return tokenizer.decode_continuation(reply[:place]), tokenizer.decode_continuation(
+                    reply[place:]
+                )
+            if tokenizer.token_bytes(reply[place]).strip():
+                break
+        return tokenizer.decode_continuation(reply), ""
+
+    def _continue_reply(self, text: str) -> None:
+        self._write()
+        self._tokens.extend(self._encode_next(text))
+
+    def _note_raw(self) -> None:
+        if not self._state.cued:
+            self._state = replace(self._state, open=False, raw_last=True)
+
+    # From turns to tokens.
+
+    def _write(self) -> None:
+        """Turns everything into tokens; a template's refusal leaves all as it was."""
+        tokens, state = self._unwritten()
+        if state is not self._state:
+            self._tokens.extend(tokens)
+            self._state = state
+            self._marks.append((len(self._tokens), state))
+
+    def _unwritten(self) -> tuple[list[int], _State]:
+        state = replace(self._state, open=False) if self._state.open else self._state
+        cue = state.cued and state.reply_start is None
+        if state.written_turns == len(state.turns) and state.closing is None and not cue:
+            return [], state
+        text = self._new_text(state, cue)
+        tokens = self._encode_next(text)
+        return tokens, replace(
+            state,
+            written=state.written + text,
+            written_turns=len(state.turns),
+            closing=None,
+            reply_start=len(self._tokens) + len(tokens) if cue else state.reply_start,
+        )
+
+    def _new_text(self, state: _State, cue: bool) -> str:
+        """What follows `state.written`: exactly, if the template still writes that; else behind the last turn."""
+        try:
+            whole = self._turns.whole(state.turns, cue)
+            if whole.startswith(state.written):
+                return whole[len(state.written) :]
+            last = state.written_turns - 1
+            behind = self._turns.after(state.turns, last, cue) if last >= 0 else None
+            if behind is not None:
+                return self._beyond_common(behind, self._closing(state))
+        except InvalidRequest as refusal:
+            return self._turns_alone(state, cue, refusal)
+        return self._turns_alone(state, cue, None)
+
+    def _closing(self, state: _State) -> str:
+        """What has been written behind the text of the last written turn."""
+        if state.closing is not None:
+            return state.closing
+        return self._turns.after(state.turns[: state.written_turns], state.written_turns - 1) or ""
+
+    def _beyond_common(self, text: str, known: str) -> str:
+        return text[self._turns.common(text, known) :]
+
+    def _turns_alone(self, state: _State, cue: bool, refusal: InvalidRequest | None) -> str:
+        new = state.turns[state.written_turns :]
+        if refusal is not None and new and not state.written:
+            raise refusal  # a conversation that begins wrongly has no form to go on from
+        try:
+            end = "" if state.closing is None else self._beyond_common(self._turns.seal, state.closing)
+            pieces = [self._turns.alone(turn.role, turn.text) for turn in new]
+            return end + "".join(pieces) + (self._turns.cue if cue else "")
+        except (InvalidRequest, Unsupported):
+            if refusal is None:
+                raise
+            raise refusal from None
+
+    def _encode_next(self, text: str) -> list[int]:
+        tokenizer = self._model.tokenizer
+        before = tokenizer.decode_continuation(self._tokens[-_CONTEXT_TOKENS:])
+        return tokenizer.encode_after(before, text)
+
+    def _insert(self, tokens: Iterable[int]) -> None:
+        added = list(tokens)
+        self._tokens[self._fed : self._fed] = added
+        start = self._state.reply_start
+        if start is not None and start > self._fed:
+            self._state = replace(self._state, reply_start=start + len(added))
+        self._marks = [mark for mark in self._marks if mark[0] <= self._fed]
