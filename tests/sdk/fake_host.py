@@ -368,6 +368,9 @@ class ForwardPass(Resource):
     def input_at(self, tokens: Sequence[int], positions: Sequence[int]) -> None:
         self.inputs += tokens
 
+    def input_drafts(self, tokens: Sequence[int]) -> None:
+        raise refuse("unsupported", "the scripted model verifies no drafts")
+
     def attention_mask(self, rows: Sequence[Sequence[int]]) -> None:
         self.rows = [list(row) for row in rows]
 

@@ -22,4 +22,6 @@ def test_the_typings_equal_the_bindings_of_the_wit(tmp_path: Path) -> None:
         path.relative_to(tmp_path) for path in (tmp_path / "wit_world").rglob("*.py")
     )
     for path in committed:
-        assert (TYPINGS / path).read_text() == (tmp_path / path).read_text(), f"{path}: copy it from the bindings"
+        assert (TYPINGS / path).read_text() == (tmp_path / path).read_text(), (
+            f"{path}: copy it from the bindings"
+        )

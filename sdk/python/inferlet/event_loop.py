@@ -13,6 +13,8 @@ import traceback
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
+from pathlib import PurePath
+from types import FrameType
 from typing import Any, TypeVar, TypeVarTuple, Unpack
 
 from wit_world.imports import poll
@@ -170,9 +172,14 @@ class PollLoop(asyncio.AbstractEventLoop):
     def run_until_complete(self, future: Any) -> Any:
         self._refuse_if_unusable()
         task = asyncio.ensure_future(future, loop=self)
-        with _Hooks(self):
-            while not task.done():
-                self._run_once()
+        try:
+            with _Hooks(self):
+                while not task.done():
+                    self._run_once()
+        except BaseException:
+            if task.done() and not task.cancelled():
+                task.exception()  # SystemExit comes both ways; asyncio would report the task's as forgotten
+            raise
         return task.result()
 
     def run_forever(self) -> None:
@@ -308,8 +315,23 @@ def _who_waits(loop: PollLoop) -> str:
 
 
 def _place(task: asyncio.Task[Any]) -> str:
-    stack = task.get_stack()
-    if not stack:
+    """The task's name and its innermost line that is neither asyncio's nor the SDK's."""
+    frames = [
+        frame
+        for frame in _frames(task.get_coro())
+        if not frame.f_code.co_filename.startswith(_NOT_THE_PROGRAM)
+    ]
+    if not frames:
         return task.get_name()
-    code = stack[-1].f_code
-    return f"{task.get_name()} at {code.co_filename}:{stack[-1].f_lineno} in {code.co_name}"
+    return f"{task.get_name()} at {frames[-1].f_code.co_filename}:{frames[-1].f_lineno} in {frames[-1].f_code.co_name}"
+
+
+def _frames(awaited: Any) -> list[FrameType]:
+    frames = []
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        frames.append(frame)
+        awaited = awaited.cr_await
+    return frames
+
+
+_NOT_THE_PROGRAM = tuple(str(PurePath(file).parent) for file in (asyncio.__file__, __file__))

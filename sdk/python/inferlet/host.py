@@ -9,7 +9,7 @@ from typing import ParamSpec, Protocol, TypeVar
 from componentize_py_types import Err
 from wit_world.imports import poll
 
-from inferlet.errors import InferletError, error_from_code
+from inferlet.errors import InferletError, InvalidRequest, error_from_code
 from inferlet.event_loop import PollLoop
 
 P = ParamSpec("P")
@@ -28,6 +28,15 @@ def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)
     except Err as refusal:
         raise error_from_code(refusal.value.code, refusal.value.message) from None
+
+
+def sendable(text: str) -> str:
+    """The text itself, if it can cross the boundary; what cannot would end the whole program."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"text with half a surrogate pair at {error.start}: not Unicode") from None
+    return text
 
 
 def drop(resource: Droppable) -> None:

@@ -157,7 +157,9 @@ class Context:
         raise NotImplementedError
     def tokens(self) -> List[int]:
         """
-        The tokens written so far.
+        The tokens written so far. Suspends.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
     def truncate(self, count: int) -> None:

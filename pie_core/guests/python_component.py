@@ -1,0 +1,127 @@
+"""The generic Python guest as a file: made of `sdk/python` and the WIT by componentize-py, rebuilt when they change.
+
+The stamp beside the component holds a digest of everything that it was made of.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pie_core.errors import ProgramError
+
+FOLDER = Path(__file__).parent
+ARTIFACT = FOLDER / "python.wasm"
+STAMP = FOLDER / "python.json"
+WIT = FOLDER.parent / "wit"
+SDK = FOLDER.parents[1] / "sdk" / "python"  # only in a source checkout
+
+WORLD = "script-runtime"
+APPLICATION = "inferlet_guest.app"
+PACKAGES = ("inferlet", "inferlet_guest")
+COMPILER = "componentize-py"
+COMPILER_COMMAND = (sys.executable, "-c", "import componentize_py; componentize_py.script()")
+
+Progress = Callable[[str], None]
+
+
+def print_progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def is_buildable() -> bool:
+    """True in a source checkout."""
+    return (SDK / APPLICATION.partition(".")[0]).is_dir()
+
+
+def build_if_stale(progress: Progress = print_progress) -> Path:
+    """The component, built first if its sources changed since. Raises ProgramError when that fails."""
+    if not _is_fresh(digest()):
+        with _locked():
+            wanted = digest()
+            if not _is_fresh(wanted):  # another process may have built it meanwhile
+                _build(wanted, progress)
+    return ARTIFACT
+
+
+def digest() -> str:
+    """Of every source file, and the compiler's version."""
+    total = hashlib.sha256(_compiler_version().encode())
+    for path in _sources():
+        content = path.read_bytes()
+        total.update(f"\n{path.name} {len(content)}\n".encode())
+        total.update(content)
+    return total.hexdigest()
+
+
+def _sources() -> list[Path]:
+    python = [path for package in PACKAGES for path in sorted((SDK / package).rglob("*.py"))]
+    return sorted(WIT.glob("*.wit")) + python
+
+
+def _compiler_version() -> str:
+    try:
+        return importlib.metadata.version(COMPILER)
+    except importlib.metadata.PackageNotFoundError:
+        raise ProgramError(
+            f"{COMPILER} is not installed, and the generic Python guest is built with it: "
+            "`pip install 'pie-core[build]'`, or run scripts/install"
+        ) from None
+
+
+def _is_fresh(wanted: str) -> bool:
+    try:
+        stamp = json.loads(STAMP.read_text())
+        return bool(stamp["digest"] == wanted and stamp["size"] == ARTIFACT.stat().st_size)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _build(wanted: str, progress: Progress) -> None:
+    progress("building the Python guest (once, about ten seconds) …")
+    started = time.monotonic()
+    made = ARTIFACT.with_suffix(f".{os.getpid()}.part")
+    try:
+        _compile(made)
+        size = made.stat().st_size
+        STAMP.unlink(missing_ok=True)
+        made.replace(ARTIFACT)
+        STAMP.write_text(json.dumps({"digest": wanted, "size": size, COMPILER: _compiler_version()}) + "\n")
+    except OSError as error:
+        raise ProgramError(f"the Python guest cannot be written to {FOLDER}: {error.strerror}") from error
+    finally:
+        made.unlink(missing_ok=True)
+    progress(f"built the Python guest: {size / 1e6:.0f} MB in {time.monotonic() - started:.0f} s")
+
+
+def _compile(target: Path) -> None:
+    options = ["--quiet", "--wit-path", str(WIT), "--world", WORLD, "componentize"]
+    command = [*COMPILER_COMMAND, *options, "--python-path", str(SDK), APPLICATION, "--output", str(target)]
+    # A byte code cache in the SDK's folders would become part of the component.
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if result.returncode != 0:
+        raise ProgramError(
+            f"{COMPILER} {_compiler_version()} could not build the Python guest (exit status "
+            f"{result.returncode}):\n{result.stdout}{result.stderr}".rstrip()
+        )
+
+
+@contextlib.contextmanager
+def _locked() -> Iterator[None]:
+    """One build at a time in this checkout."""
+    folder = os.open(FOLDER, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
