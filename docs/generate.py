@@ -1,6 +1,7 @@
 """Writes the parts of the docs that repeat what the code says: `scripts/docs`, or `scripts/docs --check` to compare.
 
-A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`; everything else is written by hand.
+A generated part stands between `<!-- generated: NAME -->` and `<!-- end -->`, a whole file between
+`<!-- quoted: PATH -->` and `<!-- end -->`; everything else is written by hand.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from pie_core import errors, hookspecs
 
 ROOT = Path(__file__).resolve().parents[1]
-PART = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PART = re.compile(r"(<!-- (generated|quoted): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PACKAGES = ("pie_core", "plugins")
 
 # Folders in the order in which a request passes them; the others follow by name.
@@ -104,7 +105,11 @@ GENERATORS: dict[str, Callable[[], str]] = {"tree": tree, "hooks": hooks, "error
 
 def generated(text: str) -> str:
     """The page with each generated part as the code has it now."""
-    return PART.sub(lambda part: part.group(1) + GENERATORS[part.group(2)]() + part.group(3), text)
+    return PART.sub(lambda part: part.group(1) + _content(part.group(2), part.group(3)) + part.group(4), text)
+
+
+def _content(kind: str, name: str) -> str:
+    return GENERATORS[name]() if kind == "generated" else f"```python\n{(ROOT / name).read_text()}```\n"
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ class Import:
     importer: str
     imported: str  # the module where it is known to be one, else the name inside its module
     line: int
+    for_types: bool  # under `if TYPE_CHECKING:`: not there when the program runs
 
     def __str__(self) -> str:
         return f"{self.importer}:{self.line} imports {self.imported}"
@@ -40,14 +41,23 @@ def imports(package: str) -> tuple[Import, ...]:
 
 
 def _imports_of(importer: str, path: Path) -> Iterator[Import]:
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(importer, alias.name, node.lineno)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.module, f"{path}:{node.lineno}: relative import (ruff refuses these)"
-            for alias in node.names:
-                yield Import(importer, f"{node.module}.{alias.name}", node.lineno)
+    tree = ast.parse(path.read_text(), str(path))
+    for_types = {id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)}
+    statements = (node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
+    for node in statements:
+        for name in _names_of(node):
+            assert name[0] != ".", f"{path}:{node.lineno}: relative import (ruff refuses these)"
+            yield Import(importer, name, node.lineno, id(node) in for_types)
+
+
+def _is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _names_of(node: ast.Import | ast.ImportFrom) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    return [f"{node.module or ''}.{alias.name}" for alias in node.names]
 
 
 def module_of(name: str, package: str) -> str | None:
