@@ -12,8 +12,9 @@ import yaml
 from pie_core.cli.examples import examples
 from pie_core.cli.outcomes import UsageProblem, reporting, say
 from pie_core.config import existing_default_file, load_config
-from pie_core.config.documents import as_data, json_schema, template
+from pie_core.config.documents import as_data, json_schema, option_lines, template
 from pie_core.config.editing import set_in_file
+from pie_core.errors import PluginError
 from pie_core.paths import default_config_file
 
 commands = typer.Typer(
@@ -84,3 +85,22 @@ def set_key(
 def schema() -> None:
     """Print a JSON schema, with which editors complete and check configuration files."""
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@commands.command(epilog=examples("pie config options portable"))
+@reporting
+def options(
+    driver: Annotated[
+        str, typer.Argument(metavar="DRIVER", help="A driver's name; `pie doctor` lists them.")
+    ],
+) -> None:
+    """Print the options of a driver with their help and defaults, as they go under `driver.options`."""
+    from pie_core.plugins import load_plugins
+
+    try:
+        declaration = load_plugins().driver(driver)
+    except PluginError as error:
+        raise UsageProblem(str(error)) from None
+    typer.echo(f"# {declaration.summary}")
+    for line in option_lines(declaration.options):
+        typer.echo(line)

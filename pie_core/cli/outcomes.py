@@ -62,7 +62,9 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
 
 def _told(error: PieError) -> str:
     """A guest's error is its own text, traceback included; ours say that they are errors."""
-    return str(error) if isinstance(error, GuestError) else f"error: {error}"
+    text = str(error)
+    is_traceback = text.startswith(("Traceback ", "  File "))  # of a program that could not even be loaded
+    return text if isinstance(error, GuestError) or is_traceback else f"error: {text}"
 
 
 @contextmanager

@@ -19,8 +19,11 @@ class ProgressDisplay:
     def __init__(self) -> None:
         self._bar: Bar | None = None
         self._label = ""
+        self._ended = False
 
     def __call__(self, progress: Progress) -> None:
+        if self._ended:
+            return
         if not sys.stderr.isatty():
             self._say_label(progress)
             return
@@ -38,6 +41,11 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+    def end(self) -> None:
+        """Takes the bar off for good: a thread that still loads a model may report after the command has ended."""
+        self._ended = True
+        self.close()
 
     def _say_label(self, progress: Progress) -> None:
         if progress.label != self._label:

@@ -71,7 +71,7 @@ class Terminal:
 
     def close(self) -> None:
         """Leaves the screen at the start of a line."""
-        self._progress.close()
+        self._progress.end()
         self._end_line()
 
     def _end_line(self) -> None:

@@ -32,6 +32,7 @@ what they look like, and relative paths start at the file's folder.
 pie config init                            write a file with every key, its help and its default
 pie config set runtime.memory_mb 1024      change one key; comments stay
 pie config show                            what is in force
+pie config options portable                the options of a driver
 pie config schema > pie.schema.json        for editors
 pie check pie.yaml                         try a file without running anything
 ```
@@ -85,10 +86,23 @@ def _table(section: type[Any]) -> str:
     return "\n".join(rows) + "\n"
 
 
+def option_lines(options: type[Any]) -> list[str]:
+    """A driver's options as a commented section of a file, ready to paste under `options:`."""
+    return [f"# {setting.help}\n{setting.name}: {_default_text(setting)}" for setting in settings_of(options)]
+
+
 def _default(setting: Setting) -> str:
     if setting.required:
         return "required"
     return "" if is_section(setting.type) else f"`{_inline(setting.default)}`"
+
+
+def _default_text(setting: Setting) -> str:
+    return (
+        f"# required, {expected(setting.type)}"
+        if setting.required
+        else f"{_inline(setting.default)}  # {expected(setting.type)}"
+    )
 
 
 def _inline(value: object) -> str:

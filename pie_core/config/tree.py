@@ -141,7 +141,7 @@ class DriverConfig:
         Field(min_length=1, description="The device or list of devices to run on, as the driver names them."),
     ] = ("cpu",)
     options: Annotated[
-        Options, Field(description="The driver's own settings; its page in the documentation lists them.")
+        Options, Field(description="The driver's own settings; `pie config options DRIVER` lists them.")
     ] = field(default_factory=Options)
 
 

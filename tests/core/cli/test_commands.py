@@ -44,6 +44,7 @@ COMMANDS = [
     ["config", "show"],
     ["config", "set"],
     ["config", "schema"],
+    ["config", "options"],
 ]
 
 
@@ -102,6 +103,14 @@ def test_a_bad_change_ends_with_2_and_names_the_nearest_key() -> None:
     done = pie("config", "set", "runtime.memory", "99")
     assert done.exit_code == 2
     assert "unknown key; did you mean `memory_mb`?" in done.stderr
+
+
+def test_the_options_of_a_driver_are_listed_as_they_go_into_the_file() -> None:
+    shown = pie("config", "options", "dummy").stdout
+    assert yaml.safe_load(shown)["vocab_size"] == 0
+    assert shown.count("\n# ") == len(yaml.safe_load(shown))
+    unknown = pie("config", "options", "dumy")
+    assert (unknown.exit_code, "did you mean 'dummy'?" in unknown.stderr) == (2, True)
 
 
 def test_the_schema_is_json() -> None:
