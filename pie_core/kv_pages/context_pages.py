@@ -1,0 +1,153 @@
+"""The pages of one context, over all cache groups of the model: grow, share on fork, truncate, release."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pie_core.contracts.driver import CacheSpace
+from pie_core.contracts.forward import Int32
+from pie_core.errors import OutOfPages
+from pie_core.kv_pages.page_list import PageCopy, PageList
+from pie_core.kv_pages.pool import PagePool
+from pie_core.kv_pages.state_slots import StateSlots
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """All pages of a model: one pool per cache group."""
+
+    spaces: tuple[CacheSpace, ...]
+    pools: tuple[PagePool, ...]
+
+    @classmethod
+    def of(cls, spaces: Sequence[CacheSpace]) -> Cache:
+        return cls(tuple(spaces), tuple(PagePool(each.group.name, each.num_pages) for each in spaces))
+
+    def refuse_what_never_fits(self, length: int) -> None:
+        """OutOfPages if a context of this length exceeds a group even when it is alone."""
+        for space, pool in zip(self.spaces, self.pools, strict=True):
+            needed = -(-length // space.page_size) if space.group.kind in ("paged", "latent") else 1
+            if needed > pool.num_pages:
+                raise OutOfPages(
+                    f"{length} tokens need {needed} pages of {space.page_size} in cache group {pool.name!r}, "
+                    f"which has {pool.num_pages} in all; shorten the context or give the model more KV memory"
+                )
+
+
+class ContextPages:
+    """Rows are written by `begin` and then `finish` or `abort`; between the two nothing else may happen."""
+
+    __slots__ = ("_paged", "_state", "groups")
+
+    def __init__(self, groups: tuple[PageList | StateSlots, ...]) -> None:
+        self.groups = groups
+        self._paged = tuple(each for each in groups if isinstance(each, PageList))
+        self._state = tuple(each for each in groups if isinstance(each, StateSlots))
+
+    @classmethod
+    def empty(cls, cache: Cache) -> ContextPages:
+        pairs = zip(cache.spaces, cache.pools, strict=True)
+        return cls(
+            tuple(
+                StateSlots(group, pool) if space.group.kind == "state" else PageList(group, space, pool)
+                for group, (space, pool) in enumerate(pairs)
+            )
+        )
+
+    @property
+    def num_pages(self) -> tuple[int, ...]:
+        return tuple(group.num_pages for group in self.groups)
+
+    @property
+    def is_empty(self) -> bool:
+        return not any(self.num_pages)
+
+    def pages_of(self, group: int) -> Int32:
+        """What a copy of the context would share of one group: pages, or the slot of the current state."""
+        held = self.groups[group]
+        if isinstance(held, PageList):
+            return held.pages
+        return np.array([held.current][: held.length], np.int32)
+
+    def fitting_rows(self, written: int, count: int, reserved: int, outcomes: int) -> int:
+        """How many of the next `count` rows can be written now; 0 if there are not pages enough.
+
+        Paged groups take the pages of all `reserved` rows at once, so that no pass is stuck half way; groups with a
+        window take those of the next rows. `outcomes` is the number of states that a step can end with.
+        """
+        if any(outcomes > slots.pool.num_free for slots in self._state):
+            return 0
+        for pages in self._paged:
+            if pages.window is not None:
+                count = min(count, pages.room(written))
+            elif pages.missing(written, written + reserved) > pages.pool.num_free:
+                return 0
+        return count
+
+    def begin(self, written: int, count: int, reserved: int, outcomes: Sequence[int]) -> list[PageCopy]:
+        """Takes the pages for rows that fit; returns the copies to make before they are written.
+
+        `outcomes` are the lengths that the step may end with.
+        """
+        copies = []
+        for pages in self._paged:
+            ahead = count if pages.window is not None else reserved
+            copy = pages.reserve(written, written + ahead)
+            if copy is not None:
+                copies.append(copy)
+        for slots in self._state:
+            slots.begin(outcomes)
+        return copies
+
+    def finish(self, length: int) -> None:
+        """The step went well and `length` rows are valid."""
+        for pages in self._paged:
+            pages.leave_window(length)
+        for slots in self._state:
+            slots.finish(length)
+
+    def abort(self, written: int) -> None:
+        """The step failed: the rows are as they were."""
+        for slots in self._state:
+            slots.finish(written)
+
+    def undo(self, copies: Sequence[PageCopy]) -> None:
+        """Right after `begin`: these copies were not made, so the shared pages are read again."""
+        for copy in copies:
+            pages = self.groups[copy.group]
+            assert isinstance(pages, PageList)
+            pages.undo(copy)
+
+    def checkpoint(self, limit: int) -> None:
+        for slots in self._state:
+            slots.checkpoint(limit)
+
+    def drop_checkpoints(self) -> bool:
+        """Whether there were any."""
+        return any(slots.drop_checkpoints() for slots in self._state)
+
+    def truncate(self, length: int) -> int:
+        """Keeps at most `length` rows and returns how many: fewer where a state or a window has to be rebuilt."""
+        length = self._restart(length)
+        for group in self.groups:
+            group.truncate(length)
+        return length
+
+    def fork(self) -> ContextPages:
+        """The same pages, shared: whoever writes to one first gets a copy."""
+        return ContextPages(tuple(group.fork() for group in self.groups))
+
+    def release(self) -> None:
+        for group in self.groups:
+            group.release()
+
+    def _restart(self, length: int) -> int:
+        """The greatest length up to `length` from which every group can go on."""
+        restarts = [slots.restart(length) for slots in self._state]
+        while restarts and min(restarts) < length:
+            length = min(restarts)
+            restarts = [slots.restart(length) for slots in self._state]
+        return length if all(pages.can_restart(length) for pages in self._paged) else 0

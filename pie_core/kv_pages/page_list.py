@@ -1,0 +1,162 @@
+"""The pages of one context in one paged, window or latent group, and the copy that a write to a shared page needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pie_core.contracts.driver import CacheSpace
+from pie_core.contracts.forward import Int32
+from pie_core.kv_pages.pool import PagePool
+
+
+@dataclass(frozen=True, slots=True)
+class PageCopy:
+    """A page that was shared, and the one that took its place in a context: the driver copies one to the other."""
+
+    group: int
+    source: int
+    target: int
+
+
+class PageList:
+    """Physical pages by ascending logical number; logical numbers that are missing are holes.
+
+    Rows are only ever written behind the last one, so just the page of the next row can need a copy.
+    """
+
+    __slots__ = ("_end", "_logical", "_may_share", "_pages", "_size", "group", "page_size", "pool", "window")
+
+    def __init__(self, group: int, space: CacheSpace, pool: PagePool) -> None:
+        self.group = group
+        self.pool = pool
+        self.page_size = space.page_size
+        self.window = space.group.window if space.group.kind == "window" else None
+        self._pages: Int32 = np.empty(4, np.int32)
+        self._logical: Int32 = np.empty(4, np.int32)
+        self._size = 0
+        self._end = 0  # one more than the last logical number
+        self._may_share = False  # the last page may have other holders: look before writing
+
+    @property
+    def num_pages(self) -> int:
+        return self._size
+
+    @property
+    def pages(self) -> Int32:
+        return self._pages[: self._size]
+
+    @property
+    def logical(self) -> Int32:
+        return self._logical[: self._size]
+
+    def table(self, length: int) -> tuple[Int32, Int32]:
+        """Pages and logical numbers of the first `length` rows, without pages reserved for later ones."""
+        size = max(self._size - max(self._end - self._pages_for(length), 0), 0)
+        return self._pages[:size], self._logical[:size]
+
+    def missing(self, written: int, length: int) -> int:
+        """How many pages writing the rows from `written` to `length` takes from the pool."""
+        return max(self._pages_for(length) - self._end, 0) + self._writes_shared(written)
+
+    def room(self, written: int) -> int:
+        """How many rows can be written behind `written` with what the pool has."""
+        free = self.pool.num_free - self._writes_shared(written)
+        return (self._end + free) * self.page_size - written if free >= 0 else 0
+
+    def reserve(self, written: int, length: int) -> PageCopy | None:
+        """Takes the missing pages; a shared page that would be written is replaced and its copy returned."""
+        copy = self._replace_shared(written) if self._writes_shared(written) else None
+        start, stop = self._end, self._pages_for(length)
+        if stop > start:
+            self._append(self.pool.allocate(stop - start), start, stop)
+        return copy
+
+    def undo(self, copy: PageCopy) -> None:
+        """The copy failed: the context reads the old page again, which somebody else has kept in use."""
+        self.pool.share([copy.source])
+        self._pages[: self._size][self.pages == copy.target] = copy.source
+        self.pool.release([copy.target])
+        self._may_share = True
+
+    def truncate(self, length: int) -> None:
+        """Keeps the pages of the first `length` rows."""
+        self._end = min(self._end, self._pages_for(length))
+        self._keep(0, int(np.searchsorted(self.logical, self._end)))
+        self._may_share = True
+
+    def leave_window(self, length: int) -> None:
+        """Frees the pages that no row from `length` on can read."""
+        if self.window is None:
+            return
+        readable = max(length - self.window + 1, 0) // self.page_size
+        if self._first < readable:
+            self._keep(int(np.searchsorted(self.logical, readable)), self._size)
+
+    def can_restart(self, length: int) -> bool:
+        """Whether everything that a row at `length` may read is still here."""
+        if self.window is None or length == 0:
+            return True
+        return self._first <= max(length - self.window + 1, 0) // self.page_size
+
+    def fork(self) -> PageList:
+        child = object.__new__(PageList)
+        child.group, child.pool = self.group, self.pool
+        child.page_size, child.window = self.page_size, self.window
+        child._pages, child._logical = self.pages.copy(), self.logical.copy()
+        child._size, child._end = self._size, self._end
+        self._may_share = child._may_share = True
+        self.pool.share(self.pages)
+        return child
+
+    def release(self) -> None:
+        self._keep(0, 0)
+        self._end = 0
+
+    @property
+    def _first(self) -> int:
+        return int(self._logical[0]) if self._size else self._end
+
+    def _pages_for(self, length: int) -> int:
+        return -(-length // self.page_size)
+
+    def _writes_shared(self, written: int) -> bool:
+        if not self._may_share or written % self.page_size == 0 or not self._size:
+            return False
+        return self.pool.is_shared(self._page_of(written))
+
+    def _page_of(self, row: int) -> int:
+        return int(self._pages[np.searchsorted(self.logical, row // self.page_size)])
+
+    def _replace_shared(self, written: int) -> PageCopy:
+        place = np.searchsorted(self.logical, written // self.page_size)
+        source, (target,) = int(self._pages[place]), self.pool.allocate(1)
+        self.pool.release([source])
+        self._pages[place] = target
+        self._may_share = False
+        return PageCopy(self.group, source, target)
+
+    def _append(self, pages: list[int], start: int, stop: int) -> None:
+        size = self._size + len(pages)
+        if size > len(self._pages):
+            self._pages = _enlarged(self._pages, size)
+            self._logical = _enlarged(self._logical, size)
+        self._pages[self._size : size] = pages
+        self._logical[self._size : size] = np.arange(start, stop)
+        self._size, self._end = size, stop
+
+    def _keep(self, first: int, stop: int) -> None:
+        """Releases all entries but those from `first` to `stop`."""
+        for given_up in (self._pages[:first], self._pages[stop : self._size]):
+            if len(given_up):
+                self.pool.release(given_up)
+        if first:
+            self._pages, self._logical = self._pages[first:stop].copy(), self._logical[first:stop].copy()
+        self._size = stop - first
+
+
+def _enlarged(values: Int32, size: int) -> Int32:
+    larger = np.empty(max(size, 2 * len(values)), np.int32)
+    larger[: len(values)] = values
+    return larger

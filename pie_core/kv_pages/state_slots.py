@@ -1,0 +1,112 @@
+"""The slots of one context in one state group: the current state, the states being written, and checkpoints.
+
+State is never changed in place: a step reads the current slot and writes others, one of which is current afterwards.
+So a fork, a failed step or a rejected draft costs nothing. Going back needs a checkpoint, an older state that was kept;
+the empty state is one at length 0. Rows after the checkpoint have to be computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pie_core.kv_pages.pool import PagePool
+
+EMPTY = -1
+
+
+class StateSlots:
+    __slots__ = ("_checkpoints", "_writing", "current", "group", "length", "pool")
+
+    def __init__(self, group: int, pool: PagePool) -> None:
+        self.group = group
+        self.pool = pool
+        self.current = EMPTY
+        self.length = 0  # of the current state
+        self._writing: list[tuple[int, int]] = []  # (length, slot) that the running step writes
+        self._checkpoints: list[tuple[int, int]] = []  # (length, slot), ascending
+
+    @property
+    def num_pages(self) -> int:
+        """Distinct slots held."""
+        return len(set(self._held()))
+
+    @property
+    def writing(self) -> list[tuple[int, int]]:
+        return self._writing
+
+    def begin(self, lengths: Sequence[int]) -> None:
+        """Takes a slot for the state after each of these lengths."""
+        assert not self._writing, "a step is still writing"
+        self._writing = list(zip(lengths, self.pool.allocate(len(lengths)), strict=True))
+
+    def finish(self, length: int) -> None:
+        """The step has ended and `length` rows are valid: their state is current, the others go back."""
+        written = dict(self._writing)
+        self._writing = []
+        if length == self.length:
+            self.pool.release(list(written.values()))
+            return
+        self._let_go_of_current()
+        self.current, self.length = written.pop(length), length
+        self.pool.release(list(written.values()))
+
+    def checkpoint(self, limit: int) -> None:
+        """Keeps the current state for going back to; beyond `limit` of them, the oldest goes."""
+        if self.current == EMPTY or (self._checkpoints and self._checkpoints[-1][0] == self.length):
+            return
+        if 2 * self.pool.num_free < self.pool.num_pages:
+            return  # slots are scarce: contexts that want to run need them more
+        self.pool.share([self.current])
+        self._checkpoints.append((self.length, self.current))
+        if len(self._checkpoints) > limit:
+            self.pool.release([self._checkpoints.pop(0)[1]])
+
+    def drop_checkpoints(self) -> bool:
+        """Whether there were any."""
+        dropped, self._checkpoints = self._checkpoints, []
+        for _, slot in dropped:
+            self.pool.release([slot])
+        return bool(dropped)
+
+    def restart(self, length: int) -> int:
+        """The greatest length up to `length` whose state is here."""
+        if length >= self.length:
+            return self.length
+        return max((kept for kept, _ in self._checkpoints if kept <= length), default=0)
+
+    def truncate(self, length: int) -> None:
+        """Goes back to a length that `restart` gave."""
+        while self._checkpoints and self._checkpoints[-1][0] > length:
+            self.pool.release([self._checkpoints.pop()[1]])
+        if length == self.length:
+            return
+        self._let_go_of_current()
+        self.current, self.length = EMPTY, length
+        if length:
+            kept, slot = self._checkpoints[-1]
+            assert kept == length, "no state was kept at this length"
+            self.pool.share([slot])
+            self.current = slot
+
+    def fork(self) -> StateSlots:
+        assert not self._writing, "a step is still writing"
+        child = StateSlots(self.group, self.pool)
+        child.current, child.length = self.current, self.length
+        child._checkpoints = list(self._checkpoints)
+        for slot in child._held():
+            self.pool.share([slot])
+        return child
+
+    def release(self) -> None:
+        self.drop_checkpoints()
+        self._let_go_of_current()
+        self.pool.release([slot for _, slot in self._writing])
+        self.current, self.length, self._writing = EMPTY, 0, []
+
+    def _let_go_of_current(self) -> None:
+        if self.current != EMPTY:
+            self.pool.release([self.current])
+
+    def _held(self) -> list[int]:
+        current = [] if self.current == EMPTY else [self.current]
+        return current + [slot for _, slot in self._checkpoints] + [slot for _, slot in self._writing]

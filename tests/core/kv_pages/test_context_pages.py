@@ -1,0 +1,268 @@
+"""Contexts that grow, fork, shrink and end on small pools, against a pretended device memory that tells any mix-up."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pie_core.contracts.driver import CacheGroup, CacheSpace
+from pie_core.errors import OutOfPages
+from pie_core.kv_pages.context_pages import Cache, ContextPages
+from pie_core.kv_pages.page_list import PageCopy, PageList
+from pie_core.kv_pages.pool import PagePool
+from pie_core.kv_pages.state_slots import EMPTY, StateSlots
+
+
+def paged(page_size: int, num_pages: int) -> CacheSpace:
+    return CacheSpace(CacheGroup("full", "paged", 1), page_size, num_pages, 0)
+
+
+def windowed(page_size: int, num_pages: int, window: int) -> CacheSpace:
+    return CacheSpace(CacheGroup("window", "window", 1, window), page_size, num_pages, 0)
+
+
+def state(num_slots: int) -> CacheSpace:
+    return CacheSpace(CacheGroup("state", "state", 1), 1, num_slots, 0)
+
+
+def write(pages: ContextPages, written: int, count: int) -> list[PageCopy]:
+    assert pages.fitting_rows(written, count, count, 1) == count
+    copies = pages.begin(written, count, count, (written + count,))
+    pages.finish(written + count)
+    return copies
+
+
+def test_a_pool_hands_out_each_page_once_and_says_what_is_missing() -> None:
+    pool = PagePool("full", 3)
+    assert sorted(pool.allocate(3)) == [0, 1, 2]
+    with pytest.raises(OutOfPages, match=r"'full': 1 pages wanted, 0 of 3 are free"):
+        pool.allocate(1)
+
+
+def test_a_page_is_freed_when_its_last_holder_lets_go() -> None:
+    pool = PagePool("full", 2)
+    pages = pool.allocate(1)
+    pool.share(pages)
+    pool.release(pages)
+    assert pool.num_free == 1
+    pool.release(pages)
+    assert pool.num_free == 2
+
+
+def test_a_fork_shares_full_pages_and_copies_the_last_one_on_the_first_write() -> None:
+    cache = Cache.of([paged(4, 8)])
+    parent = ContextPages.empty(cache)
+    assert write(parent, 0, 6) == []
+    child = parent.fork()
+    assert cache.pools[0].num_free == 6
+    (copy,) = write(child, 6, 1)
+    assert copy.source == parent.pages_of(0)[1]
+    assert copy.target == child.pages_of(0)[1]
+    assert write(parent, 6, 1) == [], "the parent is alone on its page again"
+    assert cache.pools[0].num_free == 5
+
+
+def test_a_fork_at_a_page_boundary_copies_nothing() -> None:
+    parent = ContextPages.empty(Cache.of([paged(4, 8)]))
+    write(parent, 0, 4)
+    child = parent.fork()
+    assert write(child, 4, 1) == write(parent, 4, 1) == []
+
+
+def test_pages_that_left_the_window_are_free_however_long_the_context_gets() -> None:
+    cache = Cache.of([windowed(4, 100, window=8)])
+    pages = ContextPages.empty(cache)
+    for row in range(1000):
+        write(pages, row, 1)
+        assert pages.num_pages[0] <= 3
+    pages.release()
+    assert cache.pools[0].num_free == 100
+
+
+def test_a_window_of_one_row_needs_no_page_between_steps_at_a_page_boundary() -> None:
+    pages = ContextPages.empty(Cache.of([windowed(2, 4, window=1)]))
+    for row in range(10):
+        write(pages, row, 1)
+    assert pages.num_pages == (0,)
+    write(pages, 10, 1)
+    assert pages.num_pages == (1,)
+
+
+def test_going_back_behind_the_window_starts_over() -> None:
+    pages = ContextPages.empty(Cache.of([windowed(2, 16, window=4)]))
+    for row in range(12):
+        write(pages, row, 1)
+    assert pages.truncate(11) == 11
+    assert pages.truncate(5) == 0
+
+
+def test_going_back_on_a_recurrent_group_ends_at_a_checkpoint_or_at_the_start() -> None:
+    cache = Cache.of([state(16)])
+    pages = ContextPages.empty(cache)
+    write(pages, 0, 5)
+    pages.checkpoint(limit=2)
+    write(pages, 5, 3)
+    assert pages.truncate(7) == 5
+    assert pages.truncate(4) == 0
+    assert pages.num_pages == (0,)
+    assert cache.pools[0].num_free == 16
+
+
+def test_beyond_their_limit_the_oldest_checkpoint_goes() -> None:
+    pages = ContextPages.empty(Cache.of([state(16)]))
+    for row in range(4):
+        write(pages, row, 1)
+        pages.checkpoint(limit=2)
+    assert pages.truncate(3) == 3
+    assert pages.truncate(2) == 0
+
+
+def test_a_context_that_can_never_fit_is_refused_with_the_numbers() -> None:
+    with pytest.raises(OutOfPages, match=r"33 tokens need 9 pages of 4 in cache group 'full', which has 8"):
+        Cache.of([paged(4, 8)]).refuse_what_never_fits(33)
+
+
+class Owner:
+    """A context of the model: what it wrote, and the pages under test."""
+
+    def __init__(self, pages: ContextPages, rows: list[int]) -> None:
+        self.pages = pages
+        self.rows = rows
+
+
+class ContextPagesMachine(RuleBasedStateMachine):
+    """Every row written is a fresh number; a device memory remembers which number lies where."""
+
+    @initialize(
+        page_size=st.integers(1, 4),
+        num_pages=st.integers(2, 24),
+        window=st.integers(1, 6),
+        slots=st.integers(2, 12),
+    )
+    def set_up(self, page_size: int, num_pages: int, window: int, slots: int) -> None:
+        self.window = window
+        spaces = [paged(page_size, num_pages), windowed(page_size, num_pages, window), state(slots)]
+        self.cache = Cache.of(spaces)
+        self.memory: list[dict[tuple[int, int], object]] = [{} for _ in spaces]
+        self.owners = [Owner(ContextPages.empty(self.cache), [])]
+        self.fresh = 0
+
+    def owner(self, number: int) -> Owner:
+        return self.owners[number % len(self.owners)]
+
+    @rule(
+        number=st.integers(0, 9), count=st.integers(1, 9), reserved=st.integers(0, 5), how=st.integers(0, 9)
+    )
+    def write(self, number: int, count: int, reserved: int, how: int) -> None:
+        owner = self.owner(number)
+        written = len(owner.rows)
+        count = owner.pages.fitting_rows(written, count, count + reserved, 1)
+        if count == 0:
+            return
+        copies = owner.pages.begin(written, count, count + reserved, (written + count,))
+        if how == 0:
+            owner.pages.undo(copies)
+        else:
+            self.copy(copies)
+        if how <= 1:  # the step failed; what it may have written is garbage
+            owner.pages.abort(written)
+            owner.pages.truncate(written)
+            return
+        self.put(owner, count)
+        owner.pages.finish(len(owner.rows))
+        if how % 2:
+            owner.pages.truncate(len(owner.rows))  # gives back what was reserved
+            owner.pages.checkpoint(limit=3)
+
+    def put(self, owner: Owner, count: int) -> None:
+        start = len(owner.rows)
+        owner.rows += range(self.fresh, self.fresh + count)
+        self.fresh += count
+        for group, held in enumerate(owner.pages.groups):
+            if isinstance(held, StateSlots):
+                for length, slot in held.writing:
+                    self.memory[group][slot, 0] = tuple(owner.rows[:length])
+            else:
+                places = dict(zip(held.logical.tolist(), held.pages.tolist(), strict=True))
+                for row in range(start, start + count):
+                    page = places[row // held.page_size]
+                    self.memory[group][page, row % held.page_size] = owner.rows[row]
+
+    def copy(self, copies: list[PageCopy]) -> None:
+        for each in copies:
+            for (page, offset), value in list(self.memory[each.group].items()):
+                if page == each.source:
+                    self.memory[each.group][each.target, offset] = value
+
+    @precondition(lambda self: len(self.owners) < 5)
+    @rule(number=st.integers(0, 9))
+    def fork(self, number: int) -> None:
+        owner = self.owner(number)
+        self.owners.append(Owner(owner.pages.fork(), list(owner.rows)))
+
+    @rule(number=st.integers(0, 9), length=st.integers(0, 40))
+    def truncate(self, number: int, length: int) -> None:
+        owner = self.owner(number)
+        length = min(length, len(owner.rows))
+        kept = owner.pages.truncate(length)
+        assert 0 <= kept <= length
+        del owner.rows[kept:]
+
+    @rule(number=st.integers(0, 9))
+    def drop_checkpoints(self, number: int) -> None:
+        self.owner(number).pages.drop_checkpoints()
+
+    @precondition(lambda self: len(self.owners) > 1)
+    @rule(number=st.integers(0, 9))
+    def release(self, number: int) -> None:
+        owner = self.owner(number)
+        owner.pages.release()
+        self.owners.remove(owner)
+
+    @invariant()
+    def every_readable_row_is_what_was_written(self) -> None:
+        for owner in self.owners:
+            for group, held in enumerate(owner.pages.groups):
+                if isinstance(held, StateSlots):
+                    self.check_state(owner, group, held)
+                else:
+                    self.check_rows(owner, group, held)
+
+    def check_rows(self, owner: Owner, group: int, held: PageList) -> None:
+        pages, logical = held.table(len(owner.rows))
+        places = dict(zip(logical.tolist(), pages.tolist(), strict=True))
+        oldest = max(len(owner.rows) - self.window + 1, 0) if held.window else 0
+        for row in range(oldest, len(owner.rows)):
+            page = places[row // held.page_size]
+            assert self.memory[group][page, row % held.page_size] == owner.rows[row]
+
+    def check_state(self, owner: Owner, group: int, held: StateSlots) -> None:
+        assert held.length == len(owner.rows)
+        assert (held.current == EMPTY) == (not owner.rows)
+        if owner.rows:
+            assert self.memory[group][held.current, 0] == tuple(owner.rows)
+
+    @invariant()
+    def no_page_is_lost_or_counted_wrongly(self) -> None:
+        for group, pool in enumerate(self.cache.pools):
+            holders: Counter[int] = Counter()
+            for owner in self.owners:
+                held = owner.pages.groups[group]
+                holders.update(held._held() if isinstance(held, StateSlots) else held.pages.tolist())
+            assert pool.num_free == pool.num_pages - len(holders)
+            assert {page: int(pool._holders[page]) for page in holders} == dict(holders)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "cache"):
+            return
+        for owner in self.owners:
+            owner.pages.release()
+        assert all(pool.num_free == pool.num_pages for pool in self.cache.pools)
+
+
+TestContextPages = ContextPagesMachine.TestCase
+TestContextPages.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
