@@ -12,6 +12,7 @@ import random
 import sys
 import warnings
 
+import inferlet.legacy  # noqa: F401 - the package itself imports it on demand, which a guest cannot
 import wit_world
 from componentize_py_types import Err
 from inferlet.event_loop import PollLoop
