@@ -101,6 +101,8 @@ class Context:
     id: int
     pages: list[dict[int, int]]
     slots: list[int]  # per group: where the state is; -1 = empty, and for groups that are paged
+    held: list[set[int]]  # per group: the slots that are this context's until its open steps are collected
+    open_steps: int = 0
     length: int = 0  # KV rows, or their upper bound while `length_ticket` is set
     length_ticket: Ticket | None = None
     length_request: int = 0
@@ -135,7 +137,10 @@ class PageBook:
 
     def context(self) -> Context:
         self._contexts += 1
-        return Context(self._contexts, [{} for _ in self.spaces], [-1] * len(self.spaces))
+        count = len(self.spaces)
+        return Context(
+            self._contexts, [{} for _ in range(count)], [-1] * count, [set() for _ in range(count)]
+        )
 
     def shuffle(self, seed: int) -> None:
         """Makes the physical order of later pages arbitrary."""
@@ -161,12 +166,21 @@ class PageBook:
         return self._readers[group][page] > 1
 
     def drop_context(self, context: Context) -> None:
-        for group, space in enumerate(self.spaces):
-            held = [context.slots[group]] if space.group.kind == "state" else context.pages[group].values()
-            for page in held:
-                if page >= 0:
-                    self.drop(group, page)
-        context.pages, context.slots = [{} for _ in self.spaces], [-1] * len(self.spaces)
+        for group in range(len(self.spaces)):
+            for page in (*context.held[group], *context.pages[group].values()):
+                self.drop(group, page)
+            context.held[group].clear()
+            context.pages[group].clear()
+            context.slots[group] = -1
+
+    def hold(self, context: Context, group: int, slot: int) -> int:
+        context.held[group].add(slot)
+        return slot
+
+    def keep_only(self, context: Context, group: int, slot: int) -> None:
+        for other in context.held[group] - {slot}:
+            context.held[group].remove(other)
+            self.drop(group, other)
 
     def is_state(self, group: int) -> bool:
         return self.spaces[group].group.kind == "state"
@@ -190,7 +204,8 @@ class Stepper:
         for group, space in enumerate(self.book.spaces):
             if self.book.is_state(group):
                 slot = context.slots[group]
-                child.slots[group] = self.book.share(group, slot) if slot >= 0 else -1
+                if slot >= 0:
+                    child.slots[group] = self.book.hold(child, group, self.book.share(group, slot))
                 continue
             for logical, page in context.pages[group].items():
                 ragged = (logical + 1) * space.page_size > context.length
@@ -247,24 +262,23 @@ class Stepper:
         """Per group: row -> the fresh slot that keeps the state after it."""
         rows = _state_rows(request)
         return [
-            {row: self.book.take(group) for row in rows} if self.book.is_state(group) else {}
+            {row: self.book.hold(request.context, group, self.book.take(group)) for row in rows}
+            if self.book.is_state(group)
+            else {}
             for group in range(len(self.book.spaces))
         ]
 
     def _settle_state(self, context: Context, batch: ForwardBatch, place: int, rejected: int) -> None:
-        """Keeps the state after the last accepted row, unless a later step has already gone on; drops the others."""
+        """Goes back to the state after the last accepted row, unless a later step has already gone on from it."""
         last = int(batch.indptr[place + 1] - batch.indptr[place]) - 1
         for group, table in enumerate(batch.cache):
             if not isinstance(table, StateTable):
                 continue
             written = _written_slots(table, place)
-            kept, bound = written.get(last - rejected), written.get(last)
-            if kept is not None and context.slots[group] == bound:
-                context.slots[group] = kept
-            before = int(table.slots_in[place])
-            unused = {*written.values(), *([before] if before >= 0 and kept is not None else [])}
-            for slot in unused - {kept, context.slots[group]}:
-                self.book.drop(group, slot)
+            if last in written and context.slots[group] == written[last]:
+                context.slots[group] = written[last - rejected]
+            if context.open_steps == 0:
+                self.book.keep_only(context, group, context.slots[group])
 
 
 def _state_rows(request: Request) -> Sequence[int]:
@@ -276,6 +290,7 @@ def _state_rows(request: Request) -> Sequence[int]:
 def _advance(request: Request, batch: ForwardBatch, ticket: Ticket, place: int) -> None:
     context = request.context
     context.length += len(request.tokens)
+    context.open_steps += 1
     if request.drafts or context.length_ticket is not None:
         context.length_ticket, context.length_request = ticket, place
     for group, table in enumerate(batch.cache):
@@ -286,6 +301,7 @@ def _advance(request: Request, batch: ForwardBatch, ticket: Ticket, place: int) 
 
 def _settle(context: Context, ticket: Ticket, place: int, rejected: int) -> None:
     context.length -= rejected
+    context.open_steps -= 1
     if context.length_ticket == ticket and context.length_request == place:
         context.length_ticket = None
 

@@ -40,7 +40,7 @@ CAPABILITIES = DriverCapabilities(
 
 
 def samplers_of(*samples: Sample) -> Samplers:
-    request = Request(Context(1, [], []), [0], samples=samples)
+    request = Request(Context(1, [], [], []), [0], samples=samples)
     return build_batch([request], CAPABILITIES).samplers
 
 
