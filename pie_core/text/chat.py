@@ -19,7 +19,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from pie_core.errors import InvalidRequest, Unsupported
+import msgspec
+
+from pie_core.errors import InvalidRequest, LoadError, Unsupported
 from pie_core.text.templates import ChatTemplate
 from pie_core.text.tokenizer import Tokenizer
 from pie_core.text.turns import ROLES, Part, SystemStyle, TemplateTurns, TextPart, Turn
@@ -55,6 +57,34 @@ class _State:
     raw_last: bool = False  # raw tokens came after the last turn
 
 
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """How a conversation stood when `tokens` tokens were written; its turns and text are beginnings of today's."""
+
+    tokens: int
+    turns: int
+    characters: int
+    rest: _State
+
+    @classmethod
+    def of(cls, tokens: int, state: _State) -> _Mark:
+        return cls(tokens, len(state.turns), len(state.written), replace(state, turns=(), written=""))
+
+    def restored(self, today: _State) -> _State:
+        return replace(self.rest, turns=today.turns[: self.turns], written=today.written[: self.characters])
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """A transcript in a snapshot."""
+
+    now: datetime
+    tokens: list[int]
+    fed: int
+    state: _State
+    marks: list[_Mark]
+
+
 class Transcript:
     """Owns a context's turns, its buffer (tokens not fed yet) and the tokens fed."""
 
@@ -66,7 +96,7 @@ class Transcript:
         self._state = _State()
         self._tokens: list[int] = []
         self._fed = 0
-        self._marks: list[tuple[int, _State]] = []  # how it stood when so many tokens were written
+        self._marks: list[_Mark] = []
 
     # What a guest adds.
 
@@ -136,8 +166,8 @@ class Transcript:
         """Keeps the first `length` fed tokens; the buffer is dropped, and turns go back to how they stood then."""
         if not 0 <= length <= self._fed:
             raise InvalidRequest(f"cannot truncate to {length} tokens; {self._fed} have been fed")
-        self._marks = [mark for mark in self._marks if mark[0] <= length]
-        self._state = self._marks[-1][1] if self._marks else _State()
+        self._marks = [mark for mark in self._marks if mark.tokens <= length]
+        self._state = self._marks[-1].restored(self._state) if self._marks else _State()
         del self._tokens[length:]
         self._fed = length
 
@@ -147,6 +177,21 @@ class Transcript:
         twin._model, twin._turns, twin._state, twin._fed = self._model, self._turns, self._state, self._fed
         twin._tokens, twin._marks = self._tokens.copy(), self._marks.copy()
         return twin
+
+    def to_bytes(self) -> bytes:
+        """All of it, for a snapshot."""
+        return msgspec.msgpack.encode(
+            _Saved(self._turns.now, self._tokens, self._fed, self._state, self._marks)
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Becomes the transcript that `to_bytes` wrote, the date that its template may show included."""
+        try:
+            saved = msgspec.msgpack.decode(data, type=_Saved)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise LoadError(f"the transcript of a snapshot cannot be read: {exc}; save it again") from exc
+        self._turns = self._turns.at(saved.now)
+        self._tokens, self._fed, self._state, self._marks = saved.tokens, saved.fed, saved.state, saved.marks
 
     @property
     def fed_tokens(self) -> list[int]:
@@ -237,7 +282,7 @@ class Transcript:
         if state is not self._state:
             self._tokens.extend(tokens)
             self._state = state
-            self._marks.append((len(self._tokens), state))
+            self._marks.append(_Mark.of(len(self._tokens), state))
 
     def _unwritten(self) -> tuple[list[int], _State]:
         state = replace(self._state, open=False) if self._state.open else self._state
@@ -301,4 +346,4 @@ class Transcript:
         start = self._state.reply_start
         if start is not None and start > self._fed:
             self._state = replace(self._state, reply_start=start + len(added))
-        self._marks = [mark for mark in self._marks if mark[0] <= self._fed]
+        self._marks = [mark for mark in self._marks if mark.tokens <= self._fed]

@@ -65,8 +65,11 @@ class TemplateTurns:
     ) -> None:
         self._template = template
         self._whole_texts = whole_texts
-        self._now = now or datetime.now()
+        self.now = now or datetime.now()
         self._variables = variables
+
+    def at(self, now: datetime) -> TemplateTurns:
+        return TemplateTurns(self._template, self._whole_texts, now, self._variables)
 
     def whole(self, turns: Sequence[Turn], cue: bool = False) -> str:
         """The conversation so far, without the final end that some templates write when nobody is cued."""
@@ -81,7 +84,7 @@ class TemplateTurns:
 
     def _render(self, turns: Sequence[Turn], cue: bool) -> str:
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
-        return self._template.render(messages, cue, self._now, self._variables)
+        return self._template.render(messages, cue, self.now, self._variables)
 
     def common(self, one: str, other: str) -> int:
         """How many characters two texts share at their beginning, without the front half of a special token."""

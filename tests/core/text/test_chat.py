@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pie_core.errors import InvalidRequest
+from pie_core.errors import InvalidRequest, LoadError
 from pie_core.text.chat import Transcript
 from pie_core.text.templates import ChatTemplate, Message, TemplateSource
 from pie_core.text.text_model import TextModel
@@ -114,9 +114,16 @@ def test_peeking_changes_nothing_and_truncation_goes_back(make_model: MakeModel,
     context.transcript.truncate(length)
     assert context.transcript.fed_tokens == forks[length].fed_tokens
     assert context.transcript.conversation == forks[length].conversation
-    for transcript in (context.transcript, forks[length]):
+    opened = Transcript(context.model)
+    opened.restore(context.transcript.to_bytes())
+    for transcript in (context.transcript, forks[length], opened):
         transcript.add_text("user", "again")
-    assert context.transcript.drain() == forks[length].drain()
+    assert context.transcript.drain() == forks[length].fork().drain() == opened.drain()
+    again = min(forks)
+    for transcript in (context.transcript, opened):
+        transcript.truncate(again)
+        transcript.add_text("user", "and again")
+    assert context.transcript.drain() == opened.drain()
 
 
 def test_a_default_system_prompt_is_written_exactly_once(make_model: MakeModel) -> None:
@@ -325,6 +332,31 @@ def test_a_fork_goes_its_own_way(make_model: MakeModel) -> None:
     context.transcript.add_text("user", "Bye")
     assert [turn.text for turn in twin.conversation] == ["Hi", "Hello"]
     assert [turn.text for turn in context.transcript.conversation] == ["Hi", "Hel", "Bye"]
+
+
+def test_a_saved_transcript_is_opened_with_its_buffer_and_its_date(make_model: MakeModel) -> None:
+    model = make_model("llama3")
+    context = Context(model)
+    context.transcript.add_text("user", "Hi")
+    context.answer("Hel")
+    context.transcript.add_text("user", "Bye")
+    opened = Transcript(model, now=datetime(2030, 1, 1))
+    opened.restore(context.transcript.to_bytes())
+    assert opened.conversation == context.transcript.conversation
+    assert opened.drain() == context.transcript.drain()
+    assert opened.fed_tokens == context.transcript.fed_tokens
+    with pytest.raises(LoadError, match="transcript of a snapshot cannot be read"):
+        opened.restore(context.transcript.to_bytes()[:-3])
+    with pytest.raises(LoadError, match="transcript of a snapshot cannot be read"):
+        opened.restore(b"\x00")
+
+
+def test_a_stop_token_inside_an_answer_is_not_its_end(make_model: MakeModel) -> None:
+    context = Context(make_model("chatml"))
+    context.transcript.add_text("user", "Hi")
+    context.answer("Hel<|im_end|>lo")
+    context.transcript.seal()
+    assert context.flush() == "<|im_end|>\n"
 
 
 def test_truncating_into_an_answer_keeps_its_beginning(make_model: MakeModel) -> None:
