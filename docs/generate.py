@@ -11,9 +11,15 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import Field, fields
+from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 from pie_core import errors, hookspecs
+from pie_core.contracts.architecture import ArchitectureDeclaration
+from pie_core.plugins import GROUP, PluginRegistry, load_plugins
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- (generated|quoted): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -65,7 +71,7 @@ def _sentence(path: Path) -> str:
     if path.suffix == ".wit":
         found = re.search(r"^///? (.*)$", text, re.MULTILINE)
         return _first_sentence(found.group(1)) if found else ""
-    return _first_sentence(ast.get_docstring(ast.parse(text)) or "")
+    return _first_sentence(ast.get_docstring(ast.parse(text, str(path))) or "")
 
 
 def _first_sentence(text: str) -> str:
@@ -94,13 +100,52 @@ def error_tree() -> str:
     return f"```text\n{inspect.cleandoc(body)}\n```\n\n| class | code |\n| --- | --- |\n{codes}"
 
 
+def drivers() -> str:
+    """Each built-in driver with a table of its options."""
+    return "\n".join(
+        f"### `{name}`\n\n{driver.summary}\n\n| option | type | default | meaning |\n| --- | --- | --- | --- |\n"
+        + "".join(_option_row(option) for option in fields(driver.options))
+        for name, driver in sorted(_built_in().drivers.items())
+    )
+
+
+def _option_row(option: Field[Any]) -> str:
+    kind = str(option.type).replace("|", "\\|")
+    return f"| `{option.name}` | `{kind}` | `{option.default!r}` | {option.metadata['help']} |\n"
+
+
+def architectures() -> str:
+    rows = "".join(_architecture_row(each) for _, each in sorted(_built_in().architectures.items()))
+    return f"| name | `model_type` | GGUF | models |\n| --- | --- | --- | --- |\n{rows}"
+
+
+def _architecture_row(each: ArchitectureDeclaration) -> str:
+    gguf = ", ".join(each.gguf_architectures) or "none"
+    return f"| `{each.name}` | {', '.join(each.model_types)} | {gguf} | {each.summary} |\n"
+
+
+@cache
+def _built_in() -> PluginRegistry:
+    registry = load_plugins(
+        point for point in entry_points(group=GROUP) if point.value.startswith("pie_plugins.")
+    )
+    assert not registry.broken, registry.broken
+    return registry
+
+
 def _descendants(kind: type[errors.PieError]) -> Iterator[type[errors.PieError]]:
     yield kind
     for child in kind.__subclasses__():
         yield from _descendants(child)
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"tree": tree, "hooks": hooks, "errors": error_tree}
+GENERATORS: dict[str, Callable[[], str]] = {
+    "tree": tree,
+    "hooks": hooks,
+    "errors": error_tree,
+    "drivers": drivers,
+    "architectures": architectures,
+}
 
 
 def generated(text: str) -> str:
