@@ -1,0 +1,208 @@
+"""Attention over paged rows: requests of one length are gathered and computed together.
+
+A plan is made once for a step and a cache group: which slot each new row goes to, and buckets of requests with equally
+many new rows and similar numbers of old ones. Each layer then writes its rows, gathers the keys and values of a bucket
+with one `index_select` and calls torch's blocked attention once. Query heads of one key head count as rows of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from pie_core.contracts.forward import Bool, Int32, Int64
+from pie_plugins.drivers.portable.kv_cache import KvCache
+
+COLUMN_MULTIPLE = 16  # rounded up to whole vectors, a row's sum does not depend on its neighbours' lengths
+SHORTEST_FRACTION = 0.6  # of the longest request in a bucket
+FAR = np.iinfo(np.int64).max
+
+
+@dataclass(slots=True)
+class Bucket:
+    """R requests with n new rows each, over at most L cached rows."""
+
+    rows: slice | Tensor  # of the batch: R * n token rows
+    num_requests: int
+    slots: Tensor  # [R * L]
+    mask: Tensor | None  # [R, 1, n, L], 0 or -inf; None: all visible, or causal
+    causal: bool
+    _grouped: dict[int, Tensor] = field(default_factory=dict)
+
+    def mask_for(self, group_size: int) -> Tensor | None:
+        """The mask with every row repeated for the query heads that share a key head."""
+        if self.mask is None or self.mask.shape[2] == 1 or group_size == 1:
+            return self.mask
+        if group_size not in self._grouped:
+            self._grouped[group_size] = self.mask.repeat_interleave(group_size, dim=2)
+        return self._grouped[group_size]
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    write_slots: Tensor  # [T]
+    buckets: list[Bucket]
+    is_partial: bool  # some token rows are in no bucket: failed requests
+
+    def run(self, rows: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """`rows` are one layer's slots, [slots, 2, K, D]; returns [T, H * D]."""
+        rows[:, 0].index_copy_(0, self.write_slots, k)
+        rows[:, 1].index_copy_(0, self.write_slots, v)
+        if len(self.buckets) == 1 and not self.is_partial:
+            return _attend(self.buckets[0], rows, q, scale)
+        out = q.new_zeros((q.shape[0], q.shape[1] * q.shape[2]))
+        for bucket in self.buckets:
+            out[bucket.rows] = _attend(bucket, rows, q[bucket.rows], scale)
+        return out
+
+
+def _attend(bucket: Bucket, rows: Tensor, q: Tensor, scale: float) -> Tensor:
+    requests, (total, heads, dim) = bucket.num_requests, q.shape
+    kv_heads, new = rows.shape[2], total // requests
+    cached = rows.index_select(0, bucket.slots).view(requests, -1, 2, kv_heads, dim)
+    k, v = cached[:, :, 0].transpose(1, 2), cached[:, :, 1].transpose(1, 2)  # (R, K, L, D)
+    if bucket.causal:
+        wide = q.view(requests, new, heads, dim).transpose(1, 2)
+        attended = functional.scaled_dot_product_attention(
+            wide, k, v, is_causal=True, scale=scale, enable_gqa=True
+        )
+        return attended.transpose(1, 2).reshape(total, heads * dim)
+    size = heads // kv_heads
+    grouped = q.view(requests, new, kv_heads, size, dim).transpose(1, 2).reshape(requests, kv_heads, -1, dim)
+    attended = functional.scaled_dot_product_attention(
+        grouped, k, v, attn_mask=bucket.mask_for(size), scale=scale
+    )
+    return attended.view(requests, kv_heads, new, size, dim).transpose(1, 2).reshape(total, heads * dim)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRows:
+    """What the plan of one cache group needs to know about the batch, references resolved, failures known."""
+
+    indptr: Int64  # [R + 1] token rows
+    kv_lengths: Int64  # [R] before this step
+    is_alive: Bool  # [R]
+    page_indptr: Int64
+    pages: Int64
+    logical: Int64
+    masks: dict[int, tuple[bool, Bool]]  # token row -> (causal, visible KV indexes)
+    window: int | None
+
+
+class PlanBuilder:
+    """Makes the plan of one group: pages to slots, requests to buckets."""
+
+    def __init__(self, cache: KvCache, group: GroupRows, like: Tensor) -> None:
+        self._cache, self._group, self._like = cache, group, like
+        self._counts = np.diff(group.indptr)
+        self._totals = group.kv_lengths + self._counts
+
+    def build(self, write_slots: Int64) -> AttentionPlan:
+        columns = self._columns()
+        alive = np.flatnonzero(self._group.is_alive)
+        chosen = [self._bucket(requests, columns) for requests in _alike(alive, self._counts, columns)]
+        slots = torch.from_numpy(write_slots).to(self._like.device)
+        return AttentionPlan(slots, chosen, len(alive) < len(self._counts))
+
+    def _columns(self) -> Int64:
+        """[R]: how many cached rows each request has, holes not counted."""
+        group, size = self._group, self._cache.page_size
+        owners = np.repeat(np.arange(len(self._counts)), np.diff(group.page_indptr))
+        filled = np.clip(self._totals[owners] - group.logical * size, 0, size)
+        return np.bincount(owners, filled, len(self._counts)).astype(np.int64)
+
+    def _bucket(self, requests: Int64, columns: Int64) -> Bucket:
+        new, longest = int(self._counts[requests[0]]), int(columns[requests].max())
+        rows = self._group.indptr[requests][:, None] + np.arange(new)
+        if self._is_plain_prefill(requests, columns):
+            slots, _ = self._gather(requests, longest)
+            return Bucket(_selection(rows), 1, self._tensor(slots), None, causal=True)
+        width = -(-longest // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+        slots, kv_indexes = self._gather(requests, width)
+        visible = self._visible(requests, rows, kv_indexes)
+        mask = torch.zeros(visible.shape, dtype=self._like.dtype)
+        mask.masked_fill_(torch.from_numpy(~visible), float("-inf"))
+        mask = mask.to(self._like.device)[:, None]
+        return Bucket(_selection(rows), len(requests), self._tensor(slots), mask, causal=False)
+
+    def _is_plain_prefill(self, requests: Int64, columns: Int64) -> bool:
+        """One request, nothing cached before, no holes and no masks: causality needs no mask tensor."""
+        first = requests[0]
+        if len(requests) > 1 or columns[first] != self._counts[first] or self._group.window is not None:
+            return False
+        return not any(
+            self._group.indptr[first] <= row < self._group.indptr[first + 1] for row in self._group.masks
+        )
+
+    def _gather(self, requests: Int64, width: int) -> tuple[Int64, Int64]:
+        """Slots and KV indexes [R, width] of the cached rows; places without a row repeat the first one, far away."""
+        group, size = self._group, self._cache.page_size
+        table_width = -(-width // size)
+        pages = np.full((len(requests), table_width), -1, np.int64)
+        logical = np.full((len(requests), table_width), -1, np.int64)
+        for place, request in enumerate(requests):
+            start, stop = group.page_indptr[request], group.page_indptr[request + 1]
+            stop = min(stop, start + table_width)
+            pages[place, : stop - start] = group.pages[start:stop]
+            logical[place, : stop - start] = group.logical[start:stop]
+        places = np.arange(width)
+        slots = pages[:, places // size] * size + places % size
+        kv_indexes = logical[:, places // size] * size + places % size
+        absent = (logical[:, places // size] < 0) | (kv_indexes >= self._totals[requests][:, None])
+        return np.where(absent, slots[:, :1], slots), np.where(absent, FAR, kv_indexes)
+
+    def _visible(self, requests: Int64, rows: Int64, kv_indexes: Int64) -> Bool:
+        """[R, n, L]"""
+        own = self._group.kv_lengths[requests][:, None] + np.arange(rows.shape[1])
+        causal = kv_indexes[:, None, :] <= own[:, :, None]
+        if self._group.window is not None:
+            causal &= kv_indexes[:, None, :] > own[:, :, None] - self._group.window
+        for row, mask in self._group.masks.items():
+            for place, new in np.argwhere(rows == row):
+                causal[place, new] = _masked(causal[place, new], kv_indexes[place], *mask)
+        return causal
+
+    def _tensor(self, values: Int64) -> Tensor:
+        return torch.from_numpy(values.reshape(-1)).to(self._like.device)
+
+
+def _masked(causal: Bool, kv_indexes: Int64, intersect: bool, visible: Bool) -> Bool:
+    known = kv_indexes < len(visible)
+    allowed = np.zeros(len(kv_indexes), np.bool_)
+    allowed[known] = visible[kv_indexes[known]]
+    return causal & allowed if intersect else allowed
+
+
+def _alike(requests: NDArray[np.intp], counts: Int64, columns: Int64) -> list[Int64]:
+    """Requests in buckets of equally many new rows and similar lengths."""
+    order = requests[np.lexsort((-columns[requests], counts[requests]))]
+    chosen: list[list[int]] = []
+    for request in order.tolist():
+        first = chosen[-1][0] if chosen else None
+        if (
+            first is not None
+            and counts[first] == counts[request]
+            and columns[request] >= SHORTEST_FRACTION * columns[first] - COLUMN_MULTIPLE
+        ):
+            chosen[-1].append(request)
+        else:
+            chosen.append([request])
+    return [np.array(sorted(bucket), np.int64) for bucket in chosen]
+
+
+def _selection(rows: Int64) -> slice | Tensor:
+    flat = rows.reshape(-1)
+    if len(flat) == flat[-1] - flat[0] + 1 and (np.diff(flat) == 1).all():
+        return slice(int(flat[0]), int(flat[-1]) + 1)
+    return torch.from_numpy(flat)
+
+
+def visible_runs(runs: Int32) -> Bool:
+    """Run lengths (hidden, visible, hidden, …) to one flag for each KV index; past the end is hidden."""
+    kinds = np.arange(len(runs)) % 2 == 1
+    return np.repeat(kinds, runs)

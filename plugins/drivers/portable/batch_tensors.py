@@ -1,0 +1,303 @@
+"""ForwardBatch -> what the model runs on; the only file that knows the layout of the contract's arrays.
+
+References to earlier tickets become numbers here, because steps run in the order of submission. A request that cannot
+be run (a page that does not exist, a position past the limit) is marked failed and runs on the scratch page.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pie_core.contracts.forward import (
+    NO_TICKET,
+    AttentionMasks,
+    Bool,
+    ForwardBatch,
+    Int32,
+    Int64,
+    PageTable,
+    Samplers,
+    StateTable,
+    TokenRefs,
+    UInt32,
+)
+from pie_core.errors import ForwardError
+from pie_core.ids import Ticket
+from pie_plugins.drivers.portable.attention import AttentionPlan, GroupRows, PlanBuilder, visible_runs
+from pie_plugins.drivers.portable.kv_cache import KvCache
+
+KEPT_TICKETS = 64  # how many steps back a reference may reach
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What later steps may refer to."""
+
+    tokens: Int32  # [S]
+    last_accepted: Int32  # [R]; -1 where nothing was sampled
+    final_lengths: Int64  # [R]
+    live_samplers: Bool  # [S]; False behind a rejected draft
+    failed: Mapping[int, str]
+    sampler_requests: Int64  # [S]
+
+
+class Outcomes:
+    """The last steps' outcomes by ticket."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Outcome] = OrderedDict()
+
+    def keep(self, ticket: Ticket, outcome: Outcome) -> None:
+        self._kept[ticket] = outcome
+        while len(self._kept) > KEPT_TICKETS:
+            self._kept.popitem(last=False)
+
+    def find(self, ticket: int) -> Outcome | None:
+        return self._kept.get(ticket)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    vocab_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTensors:
+    """One step, ready to run."""
+
+    token_ids: Tensor  # [T], int64
+    positions: Tensor  # [T]
+    plans: tuple[AttentionPlan, ...]  # one for each cache group
+    indptr: Int64  # [R + 1]
+    request_of_row: Int64  # [T]
+    tokens: Int64  # [T]: token_ids again, for the verification of drafts
+    kv_lengths: Int64  # [R] resolved
+    sampler_index: UInt32  # [S] resolved
+    history: Int64  # samplers.history, resolved
+    history_counts: Int64  # zero where the sampler lay behind a rejected draft
+    failed: dict[int, str]
+
+
+class BatchReader:
+    """Reads the batches of one model; the caches tell page sizes and limits."""
+
+    def __init__(self, caches: Sequence[KvCache], limits: ModelLimits, like: Tensor) -> None:
+        self._caches, self._limits, self._like = caches, limits, like
+
+    def read(self, batch: ForwardBatch, outcomes: Outcomes) -> BatchTensors:
+        return _Reading(batch, outcomes, self._caches, self._limits, self._like).tensors()
+
+
+class _Reading:
+    """One batch while it is read: collects failures, resolves references, makes the plans."""
+
+    def __init__(
+        self,
+        batch: ForwardBatch,
+        outcomes: Outcomes,
+        caches: Sequence[KvCache],
+        limits: ModelLimits,
+        like: Tensor,
+    ) -> None:
+        self._batch, self._outcomes, self._caches, self._limits, self._like = (
+            batch,
+            outcomes,
+            caches,
+            limits,
+            like,
+        )
+        self._indptr = batch.indptr.astype(np.int64)
+        self._request_of_row = np.repeat(np.arange(batch.num_requests), np.diff(self._indptr))
+        self._failed: dict[int, str] = {}
+
+    def tensors(self) -> BatchTensors:
+        batch = self._batch
+        kv_lengths, shifts = self._lengths()
+        tokens, _ = self._resolve(batch.tokens, self._request_of_row)
+        positions = batch.positions.astype(np.int64) - shifts[self._request_of_row]
+        sampler_requests = self._request_of_row[batch.samplers.rows]
+        history, history_live = self._history(batch.samplers, sampler_requests)
+        self._check_rows(tokens, positions)
+        writes = [self._write_slots(cache, table, kv_lengths) for cache, table in self._groups()]
+        plans = tuple(self._plan(index, kv_lengths, slots) for index, slots in enumerate(writes))
+        dead = ~self._alive()[self._request_of_row]
+        tokens, positions = np.where(dead, 0, tokens), np.where(dead, 0, positions)
+        device = self._like.device
+        return BatchTensors(
+            token_ids=torch.from_numpy(tokens).to(device),
+            positions=torch.from_numpy(positions).to(device),
+            plans=plans,
+            indptr=self._indptr,
+            request_of_row=self._request_of_row,
+            tokens=tokens,
+            kv_lengths=kv_lengths,
+            sampler_index=(batch.samplers.index.astype(np.int64) - shifts[sampler_requests]).astype(
+                np.uint32
+            ),
+            history=history,
+            history_counts=np.where(history_live, batch.samplers.history_counts, 0).astype(np.int64),
+            failed=self._failed,
+        )
+
+    def _alive(self) -> Bool:
+        alive = np.ones(self._batch.num_requests, np.bool_)
+        alive[list(self._failed)] = False
+        return alive
+
+    def _fail(self, requests: NDArray[np.integer], cause: str) -> None:
+        for request in np.unique(requests).tolist():
+            self._failed.setdefault(request, cause)
+
+    def _groups(self) -> list[tuple[KvCache, PageTable]]:
+        found = []
+        for cache, table in zip(self._caches, self._batch.cache, strict=True):
+            if isinstance(table, StateTable):
+                raise ForwardError(
+                    f"driver portable: group {cache.layout.name!r} is paged, got a table of states"
+                )
+            found.append((cache, table))
+        return found
+
+    def _lengths(self) -> tuple[Int64, Int64]:
+        """KV lengths, and how far each lies below the bound that the batch was made with."""
+        batch = self._batch
+        bounds = batch.kv_lengths.astype(np.int64)
+        lengths = bounds.copy()
+        for request in np.flatnonzero(batch.length_tickets != NO_TICKET).tolist():
+            ticket, other = int(batch.length_tickets[request]), int(batch.length_requests[request])
+            outcome = self._outcome(ticket, np.array([request]))
+            if outcome is None:
+                continue
+            if not 0 <= other < len(outcome.final_lengths):
+                self._fail(np.array([request]), f"ticket {ticket} has no request {other}")
+            elif other in outcome.failed:
+                self._fail(np.array([request]), f"ticket {ticket} failed: {outcome.failed[other]}")
+            else:
+                lengths[request] = outcome.final_lengths[other]
+        return lengths, bounds - lengths
+
+    def _outcome(self, ticket: int, requests: NDArray[np.integer]) -> Outcome | None:
+        outcome = self._outcomes.find(ticket)
+        if outcome is None:
+            self._fail(
+                requests,
+                f"ticket {ticket} is not among the last {KEPT_TICKETS} steps of this driver, or failed",
+            )
+        return outcome
+
+    def _resolve(self, refs: TokenRefs, owners: NDArray[np.integer]) -> tuple[Int64, Bool]:
+        """Token ids, and which of them are real (not sampled behind a rejected draft)."""
+        ids = refs.ids.astype(np.int64)
+        live = np.ones(len(ids), np.bool_)
+        for ticket in np.unique(refs.tickets[refs.tickets != NO_TICKET]).tolist():
+            at = np.flatnonzero(refs.tickets == ticket)
+            outcome = self._outcome(ticket, owners[at])
+            if outcome is None:
+                ids[at] = 0
+            else:
+                ids[at], live[at] = self._referred(outcome, ticket, refs.rows[at], owners[at])
+        return ids, live
+
+    def _referred(
+        self, outcome: Outcome, ticket: int, rows: Int32, owners: NDArray[np.integer]
+    ) -> tuple[Int64, Bool]:
+        accepted = rows < 0
+        places = np.where(accepted, -1 - rows.astype(np.int64), rows.astype(np.int64))
+        limits = np.where(accepted, len(outcome.last_accepted), len(outcome.tokens))
+        outside = places >= limits
+        self._fail(owners[outside], f"ticket {ticket} has no such sampler or request")
+        places = np.where(outside, 0, places)
+        requests = np.where(accepted, places, _take(outcome.sampler_requests, places, -1))
+        broken = np.isin(requests, list(outcome.failed)) & ~outside
+        self._fail(owners[broken], f"a token comes from a request of ticket {ticket} that failed")
+        ids = np.where(accepted, _take(outcome.last_accepted, places, -1), _take(outcome.tokens, places, -1))
+        live = accepted | _take(outcome.live_samplers, places, False)
+        return ids.astype(np.int64), live
+
+    def _history(self, samplers: Samplers, requests: NDArray[np.integer]) -> tuple[Int64, Bool]:
+        owners = np.repeat(requests, np.diff(samplers.history_indptr))
+        tokens, live = self._resolve(samplers.history, owners)
+        outside = (tokens < 0) | (tokens >= self._limits.vocab_size)
+        self._fail(
+            owners[outside & live], f"a token of the history is outside 0 … {self._limits.vocab_size - 1}"
+        )
+        return np.where(outside, 0, tokens), live & ~outside
+
+    def _check_rows(self, tokens: Int64, positions: Int64) -> None:
+        vocab, longest = self._limits.vocab_size, self._limits.max_model_len
+        wrong = (tokens < 0) | (tokens >= vocab)
+        if wrong.any():
+            self._fail(self._request_of_row[wrong], f"token id {tokens[wrong][0]} is outside 0 … {vocab - 1}")
+        wrong = (positions < 0) | (positions >= longest)
+        if wrong.any():
+            cause = f"position {positions[wrong][0]} is outside 0 … {longest - 1}"
+            self._fail(self._request_of_row[wrong], cause)
+
+    def _write_slots(self, cache: KvCache, table: PageTable, kv_lengths: Int64) -> Int64:
+        """[T]: where each new row goes. A row whose page is not listed fails its request."""
+        owners = np.repeat(np.arange(self._batch.num_requests), np.diff(table.indptr))
+        pages = table.pages.astype(np.int64)
+        wrong = (pages < 0) | (pages >= cache.num_pages)
+        if wrong.any():
+            cause = f"page {pages[wrong][0]} does not exist; there are {cache.num_pages}"
+            self._fail(owners[wrong], cause)
+        kv_index = kv_lengths[self._request_of_row] + self._row_in_request()
+        logical, place = np.divmod(kv_index, cache.page_size)
+        listed = owners * _STRIDE + table.logical
+        wanted = self._request_of_row * _STRIDE + logical
+        found = np.searchsorted(listed, wanted)
+        missing = (found >= len(listed)) | (_take(listed, found, -1) != wanted)
+        if missing.any():
+            cause = (
+                f"KV row {kv_index[missing][0]} of group {cache.layout.name!r} has no page to be written to"
+            )
+            self._fail(self._request_of_row[missing], cause)
+        return np.where(missing, cache.scratch_slot, _take(pages, found, 0) * cache.page_size + place)
+
+    def _row_in_request(self) -> Int64:
+        return np.arange(len(self._request_of_row)) - self._indptr[self._request_of_row]
+
+    def _plan(self, index: int, kv_lengths: Int64, write_slots: Int64) -> AttentionPlan:
+        cache, table = self._groups()[index]
+        alive = self._alive()
+        group = GroupRows(
+            indptr=self._indptr,
+            kv_lengths=kv_lengths,
+            is_alive=alive,
+            page_indptr=table.indptr.astype(np.int64),
+            pages=table.pages.astype(np.int64),
+            logical=table.logical.astype(np.int64),
+            masks=masks_of_group(self._batch.masks, index),
+            window=cache.layout.window,
+        )
+        slots = np.where(alive[self._request_of_row], write_slots, cache.scratch_slot)
+        return PlanBuilder(cache, group, self._like).build(slots)
+
+
+_STRIDE = 1 << 32  # more than there are pages in a context
+
+
+def masks_of_group(masks: AttentionMasks, group: int) -> dict[int, tuple[bool, Bool]]:
+    """Token row -> (causal, visible KV indexes); an entry for the group goes before one for all groups."""
+    found: dict[int, tuple[bool, Bool]] = {}
+    for wanted in (-1, group):
+        for entry in np.flatnonzero(masks.groups == wanted).tolist():
+            runs = masks.runs[masks.indptr[entry] : masks.indptr[entry + 1]]
+            found[int(masks.rows[entry])] = bool(masks.causal[entry]), visible_runs(runs)
+    return found
+
+
+def _take(values: NDArray[np.generic], places: NDArray[np.integer], absent: object) -> NDArray[np.generic]:
+    """values[places], `absent` where a place is outside."""
+    inside = places < len(values)
+    taken = np.full(len(places), absent, dtype=values.dtype)
+    taken[inside] = values[places[inside]]
+    return taken

@@ -1,0 +1,290 @@
+"""The driver: queues steps and page operations, runs them in order when a result is asked for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pie_core.contracts.driver import (
+    CacheGroup,
+    CacheSpace,
+    DriverCapabilities,
+    DriverRequest,
+    Feature,
+    GenerationRequest,
+)
+from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int32
+from pie_core.contracts.media import MediaItem
+from pie_core.errors import ForwardError, LoadError, PieError, Unsupported
+from pie_core.ids import Ticket
+from pie_plugins.drivers.portable.batch_tensors import BatchReader, ModelLimits, Outcomes
+from pie_plugins.drivers.portable.kv_cache import KvCache
+from pie_plugins.drivers.portable.linear import linear_product
+from pie_plugins.drivers.portable.model_runner import ModelRunner
+from pie_plugins.drivers.portable.options import PortableOptions
+from pie_plugins.drivers.portable.step_runner import StepRunner
+from pie_plugins.drivers.portable.weights import LoadedModel, choose_dtype, load_model
+from pie_plugins.models.layers.architecture import CacheLayout
+
+FEATURES = frozenset(
+    {
+        Feature.ATTENTION_MASK,
+        Feature.NONCAUSAL_MASK,
+        Feature.LOGIT_MASK,
+        Feature.PENALTIES,
+        Feature.LOGIT_BIAS,
+        Feature.PROBE_LOGITS,
+        Feature.PROBE_DISTRIBUTION,
+        Feature.PROBE_LOGPROBS,
+        Feature.PROBE_ENTROPY,
+        Feature.PROBE_HIDDEN,
+        Feature.TICKET_TOKENS,
+        Feature.TICKET_LENGTHS,
+        Feature.DRAFTS,
+        Feature.EXPORT,
+    }
+)
+MAX_IN_FLIGHT = 4
+
+
+def load_portable(request: DriverRequest) -> PortableDriver:
+    """Loads the checkpoint and lays out the pages. Raises LoadError."""
+    options = request.options
+    assert isinstance(options, PortableOptions)
+    if request.model_path is None:
+        raise LoadError(
+            "driver portable: no model is configured; name a Hugging Face directory or a GGUF file"
+        )
+    torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+    with torch.inference_mode():
+        dtype = choose_dtype(options.dtype, request.device)
+        linear = linear_product(request.device)
+        loaded = load_model(
+            request.model_path, request.architectures, dtype, request.device, linear, request.progress
+        )
+        caches = _lay_out(loaded, options, dtype, request.device)
+        runner = ModelRunner(loaded.model, caches, linear)
+    return PortableDriver(loaded, runner, caches, options, dtype, request.device)
+
+
+def _lay_out(
+    loaded: LoadedModel, options: PortableOptions, dtype: torch.dtype, device: str
+) -> tuple[KvCache, ...]:
+    page_bytes = sum(_unit_bytes(layout, dtype) for layout in loaded.layouts) * options.kv_page_size
+    pages = options.total_pages or options.kv_memory_mb * 2**20 // page_bytes
+    if pages < 1:
+        raise LoadError(
+            f"driver portable: kv_memory_mb is {options.kv_memory_mb}, but one page of {options.kv_page_size} tokens"
+            f" takes {page_bytes} bytes; raise it"
+        )
+    like = torch.empty(0, dtype=dtype, device=device)
+    try:
+        return tuple(
+            KvCache(layout, options.kv_page_size, pages, options.host_pages, like)
+            for layout in loaded.layouts
+        )
+    except RuntimeError as error:  # torch has no narrower class for its CPU allocator
+        raise LoadError(
+            f"driver portable: {pages} KV pages ({pages * page_bytes / 2**20:.0f} MiB) do not fit into memory;"
+            " lower kv_memory_mb or total_pages"
+        ) from error
+
+
+def _unit_bytes(layout: CacheLayout, dtype: torch.dtype) -> int:
+    return layout.num_layers * 2 * layout.num_kv_heads * layout.head_dim * dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    ticket: Ticket
+    batch: ForwardBatch
+
+
+class PortableDriver:
+    """One loaded model. `submit` and page operations only queue; `collect` runs what is queued before its ticket."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        runner: ModelRunner,
+        caches: tuple[KvCache, ...],
+        options: PortableOptions,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        self._caches = caches
+        self._capabilities = _capabilities(loaded, caches, options, dtype)
+        limits = ModelLimits(loaded.config.vocab_size, loaded.config.max_position_embeddings)
+        reader = BatchReader(caches, limits, torch.empty(0, dtype=dtype, device=device))
+        self._steps = StepRunner(reader, runner, Outcomes())
+        self._tickets = count()
+        self._queue: deque[_Step | Callable[[], None]] = deque()
+        self._done: dict[Ticket, ForwardResult | ForwardError] = {}
+        self._running = threading.RLock()  # held by whoever works on the queue: results keep their order
+        self._closed = False
+
+    @property
+    def capabilities(self) -> DriverCapabilities:
+        return self._capabilities
+
+    def submit(self, batch: ForwardBatch) -> Ticket:
+        self._check_open()
+        ticket = Ticket(next(self._tickets))
+        self._queue.append(_Step(ticket, batch))
+        return ticket
+
+    def collect(self, ticket: Ticket) -> ForwardResult:
+        with self._running:
+            while ticket not in self._done:
+                if not self._queue:
+                    self._check_open()
+                    raise ForwardError(
+                        f"driver portable: ticket {ticket} was never submitted, or is collected already"
+                    )
+                self._run_next()
+            result = self._done.pop(ticket)
+        if isinstance(result, ForwardError):
+            raise result
+        return result
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        cache = self._caches[group]
+        cache.check_pages([*sources, *targets])
+        self._in_order(lambda: cache.copy(sources, targets))
+
+    def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
+        cache = self._swappable(group, pages, host_pages)
+        self._in_order(lambda: cache.swap_out(pages, host_pages))
+
+    def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
+        cache = self._swappable(group, pages, host_pages)
+        self._in_order(lambda: cache.swap_in(host_pages, pages))
+
+    def export_pages(self, group: int, pages: Sequence[int]) -> NDArray[np.uint8]:
+        cache = self._caches[group]
+        cache.check_pages(pages)
+        self._run_all()
+        return cache.read(pages)
+
+    def import_pages(self, group: int, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
+        cache = self._caches[group]
+        cache.check_pages(pages)
+        self._run_all()
+        with torch.inference_mode():
+            cache.write(pages, content)
+
+    def load_adapter(self, adapter_id: int, path: Path) -> None:
+        self._refuse(Feature.ADAPTERS)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        self._refuse(Feature.ADAPTERS)
+
+    def encode_media(self, item: MediaItem) -> int:
+        self._refuse(Feature.MEDIA)
+
+    def release_media(self, handle: int) -> None:
+        self._refuse(Feature.MEDIA)
+
+    def decode_audio(self, stream: int, codes: Int32, final: bool) -> Float32:
+        self._refuse(Feature.AUDIO)
+
+    def generate(self, request: GenerationRequest) -> Int32:
+        raise Unsupported("driver portable runs single steps; it has no request level")
+
+    def close(self) -> None:
+        with self._running:
+            self._closed = True
+            self._queue.clear()
+            self._done.clear()
+            self._caches = ()
+            self._steps.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ForwardError("driver portable: it is closed")
+
+    def _refuse(self, feature: Feature) -> NoReturn:
+        raise Unsupported(f"driver portable cannot do {feature.value} (see its capabilities)")
+
+    def _swappable(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> KvCache:
+        cache = self._caches[group]
+        if not cache.num_host_pages:
+            self._refuse(Feature.SWAP)
+        cache.check_pages(pages)
+        cache.check_host_pages(host_pages)
+        return cache
+
+    def _in_order(self, operation: Callable[[], None]) -> None:
+        """Behind the steps that are queued already; at once where there are none."""
+        self._check_open()
+        self._queue.append(operation)
+        if not any(isinstance(item, _Step) for item in tuple(self._queue)):
+            self._run_all()
+
+    def _run_all(self) -> None:
+        self._check_open()
+        with self._running:
+            while self._queue:
+                self._run_next()
+
+    def _run_next(self) -> None:
+        item = self._queue.popleft()
+        with torch.inference_mode():
+            if isinstance(item, _Step):
+                self._done[item.ticket] = self._run_step(item)
+            else:
+                item()
+
+    def _run_step(self, step: _Step) -> ForwardResult | ForwardError:
+        started = perf_counter()
+        try:
+            return self._steps.run(step.ticket, step.batch, started)
+        except PieError as error:
+            return error if isinstance(error, ForwardError) else ForwardError(str(error))
+        except (
+            Exception
+        ) as error:  # whatever torch raises belongs to this step, not to the thread that collects it
+            return ForwardError(
+                f"driver portable: step {step.ticket} failed: {type(error).__name__}: {error}"
+            )
+
+
+def _capabilities(
+    loaded: LoadedModel, caches: Sequence[KvCache], options: PortableOptions, dtype: torch.dtype
+) -> DriverCapabilities:
+    return DriverCapabilities(
+        driver="portable",
+        architecture=loaded.architecture,
+        vocab_size=loaded.config.vocab_size,
+        hidden_size=loaded.config.hidden_size,
+        max_model_len=loaded.config.max_position_embeddings,
+        max_batch_tokens=options.max_batch_tokens,
+        max_batch_requests=options.max_batch_requests,
+        cache=tuple(_space(cache, dtype) for cache in caches),
+        features=FEATURES | {Feature.SWAP} if options.host_pages else FEATURES,
+        weights_revision=loaded.revision,
+        kv_dtype=str(dtype).removeprefix("torch."),
+        max_in_flight=MAX_IN_FLIGHT,
+    )
+
+
+def _space(cache: KvCache, dtype: torch.dtype) -> CacheSpace:
+    layout = cache.layout
+    group = CacheGroup(
+        layout.name,
+        "paged" if layout.window is None else "window",
+        _unit_bytes(layout, dtype),
+        layout.window,
+    )
+    return CacheSpace(group, cache.page_size, cache.num_pages, cache.num_host_pages)

@@ -1,0 +1,73 @@
+"""Tensors -> architecture -> hidden states and logits: the layers' operations in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pie_plugins.drivers.portable.batch_tensors import BatchTensors
+from pie_plugins.drivers.portable.kv_cache import KvCache
+from pie_plugins.drivers.portable.linear import LinearProduct
+from pie_plugins.models.layers.architecture import Model
+from pie_plugins.models.layers.rope import Rope
+from pie_plugins.models.layers.step import CacheRef
+
+
+class PortableStep:
+    """A `Step` of the layers. Made for one pass: what all layers share (angles, plans) is computed once."""
+
+    def __init__(self, batch: BatchTensors, caches: Sequence[KvCache], linear: LinearProduct) -> None:
+        self._batch, self._caches = batch, caches
+        self.linear = linear.__call__
+        self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def embed(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self._batch.token_ids)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if weight.dim() == 1:
+            return functional.rms_norm(x, weight.shape, weight, eps)
+        return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return functional.rms_norm(x.add_(delta), weight.shape, weight, eps)
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(up)
+
+    def rotate(self, heads: Tensor, rope: Rope) -> None:
+        cos, sin = self._cos_sin(rope, heads.dtype)
+        swapped = heads.roll(heads.shape[-1] // 2, -1)
+        heads.mul_(cos).addcmul_(swapped, sin)
+
+    def attention(self, cache: CacheRef, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        return self._batch.plans[cache.group].run(
+            self._caches[cache.group].layer(cache.layer), q, k, v, scale
+        )
+
+    def _cos_sin(self, rope: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if id(rope) not in self._angles:
+            self._angles[id(rope)] = rope.cos_sin(self._batch.positions, dtype)
+        return self._angles[id(rope)]
+
+
+class ModelRunner:
+    """One model and its caches."""
+
+    def __init__(self, model: Model, caches: Sequence[KvCache], linear: LinearProduct) -> None:
+        self._model, self._caches, self._linear = model, caches, linear
+
+    def step(self, batch: BatchTensors) -> PortableStep:
+        return PortableStep(batch, self._caches, self._linear)
+
+    def normalized(self, step: PortableStep, rows: Tensor) -> Tensor:
+        """Runs the layers; the final norm of the rows that somebody asks about."""
+        return self._model.normalized(self._model.hidden(step).index_select(0, rows), step)
+
+    def logits(self, step: PortableStep, normalized: Tensor) -> Tensor:
+        """[rows, vocab] in float32."""
+        return self._model.logits(normalized, step).to(torch.float32)

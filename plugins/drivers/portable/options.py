@@ -1,0 +1,38 @@
+"""The options of the portable driver, as they stand under `driver.options` in the YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class PortableOptions:
+    dtype: Literal["auto", "float32", "bfloat16"] = field(
+        default="auto",
+        metadata={
+            "help": "arithmetic and KV cache; auto: bfloat16 where the CPU multiplies it natively (AVX-512 BF16, AMX),"
+            " else float32"
+        },
+    )
+    cpu_threads: int = field(
+        default=0, metadata={"help": "threads of one matrix product; 0 = every core", "minimum": 0}
+    )
+    kv_page_size: int = field(default=16, metadata={"help": "tokens on a KV page", "minimum": 1})
+    kv_memory_mb: int = field(
+        default=1024,
+        metadata={"help": "memory for KV pages, in MiB; taken as pages fill", "minimum": 1},
+    )
+    total_pages: int = field(
+        default=0, metadata={"help": "number of KV pages; 0 = as many as kv_memory_mb holds", "minimum": 0}
+    )
+    host_pages: int = field(
+        default=0,
+        metadata={
+            "help": "pages to which idle contexts are swapped; 0 = no swapping, which gains little where device memory"
+            " is host memory",
+            "minimum": 0,
+        },
+    )
+    max_batch_tokens: int = field(default=1024, metadata={"help": "token rows of one step", "minimum": 1})
+    max_batch_requests: int = field(default=64, metadata={"help": "contexts in one step", "minimum": 1})

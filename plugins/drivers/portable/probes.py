@@ -1,0 +1,104 @@
+"""Logits and hidden states -> the values that probes ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pie_core.contracts.forward import Float32, Int32, Int64, ProbeKind, Probes
+
+V = TypeVar("V", bound=np.generic)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeValues:
+    """The ragged answers of all probes, as ForwardResult has them."""
+
+    indptr: Int64
+    values: Float32
+    token_indptr: Int64
+    tokens: Int32
+    failed: frozenset[int]  # probes whose values are not numbers
+
+
+def read_probes(probes: Probes, logits: Tensor | None, hidden: Tensor | None) -> ProbeValues:
+    """`logits` and `hidden` have one row for each probe; None where no probe reads them."""
+    values: list[Float32] = [np.empty(0, np.float32)] * len(probes.rows)
+    tokens: list[Int32] = [np.empty(0, np.int32)] * len(probes.rows)
+    for kind in np.unique(probes.kinds).tolist():
+        at = np.flatnonzero(probes.kinds == kind)
+        source = hidden if kind == ProbeKind.HIDDEN else logits
+        assert source is not None
+        _READERS[ProbeKind(kind)](source[torch.from_numpy(at)], probes, at, values, tokens)
+    failed = frozenset(probe for probe, answer in enumerate(values) if np.isnan(answer).any())
+    return ProbeValues(
+        _indptr(values), _joined(values, np.float32), _indptr(tokens), _joined(tokens, np.int32), failed
+    )
+
+
+def _rows(source: Tensor, _: Probes, at: NDArray[np.intp], values: list[Float32], __: list[Int32]) -> None:
+    for probe, row in zip(at.tolist(), source.to(torch.float32).cpu().numpy(), strict=True):
+        values[probe] = row
+
+
+def _entropy(logits: Tensor, _: Probes, at: NDArray[np.intp], values: list[Float32], __: list[Int32]) -> None:
+    logs = logits.to(torch.float64).log_softmax(-1)
+    weighted = torch.where(logs == float("-inf"), 0.0, logs.exp() * logs)
+    for probe, value in zip(at.tolist(), (-weighted.sum(-1)).cpu().numpy(), strict=True):
+        values[probe] = np.array([value], np.float32)
+
+
+def _logprobs(
+    logits: Tensor, probes: Probes, at: NDArray[np.intp], values: list[Float32], _: list[Int32]
+) -> None:
+    norms = logits.to(torch.float64).logsumexp(-1)
+    starts, counts = probes.token_indptr[at], np.diff(probes.token_indptr)[at]
+    places = np.concatenate(
+        [np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)]
+    )
+    rows = torch.from_numpy(np.repeat(np.arange(len(at)), counts))
+    named = torch.from_numpy(probes.tokens[places.astype(np.int64)].astype(np.int64))
+    found = (logits[rows, named].to(torch.float64) - norms[rows]).to(torch.float32).cpu().numpy()
+    for probe, part in zip(at.tolist(), np.split(found, np.cumsum(counts)[:-1]), strict=True):
+        values[probe] = part
+
+
+def _distribution(
+    logits: Tensor, probes: Probes, at: NDArray[np.intp], values: list[Float32], tokens: list[Int32]
+) -> None:
+    temperature = torch.from_numpy(probes.temperature[at])[:, None].to(logits.device)
+    is_cold = temperature == 0
+    scaled = logits / torch.where(is_cold, 1.0, temperature)
+    weights = scaled.to(torch.float64).softmax(-1)
+    order = logits.sort(dim=-1, descending=True, stable=True).indices
+    ordered = weights.gather(1, order)
+    first = torch.zeros_like(ordered)
+    first[:, 0] = 1.0
+    ordered = torch.where(is_cold, first, ordered).to(torch.float32).cpu().numpy()
+    ids = order.to(torch.int32).cpu().numpy()
+    for row, probe in enumerate(at.tolist()):
+        count = int(probes.k[probe]) or ids.shape[1]
+        values[probe], tokens[probe] = ordered[row, :count], ids[row, :count]
+
+
+_READERS = {
+    ProbeKind.LOGITS: _rows,
+    ProbeKind.HIDDEN: _rows,
+    ProbeKind.ENTROPY: _entropy,
+    ProbeKind.LOGPROBS: _logprobs,
+    ProbeKind.DISTRIBUTION: _distribution,
+}
+
+
+def _indptr(parts: Sequence[NDArray[np.generic]]) -> Int64:
+    return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
+
+
+def _joined(parts: Sequence[NDArray[V]], kind: type[V]) -> NDArray[V]:
+    return np.concatenate(parts) if parts else np.empty(0, kind)

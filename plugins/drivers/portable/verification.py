@@ -1,0 +1,49 @@
+"""Which drafts a step accepted, and what later steps may refer to."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pie_core.contracts.forward import ForwardBatch, Int32, Int64
+from pie_plugins.drivers.portable.batch_tensors import BatchTensors, Outcome
+
+
+def verify(
+    batch: ForwardBatch, tensors: BatchTensors, tokens: Int32, failed: dict[int, str]
+) -> tuple[Int32, Outcome]:
+    """The number of accepted drafts of each request, and the step's outcome."""
+    sampled = _sampled_at_rows(batch, tokens)
+    counts = np.diff(tensors.indptr)
+    first_draft = tensors.indptr[1:] - batch.num_drafts
+    accepted = _accepted(sampled, tensors.tokens, first_draft, batch.num_drafts)
+    last_rows = first_draft - 1 + accepted
+    rows = batch.samplers.rows.astype(np.int64)
+    owners = tensors.request_of_row[rows]
+    outcome = Outcome(
+        tokens=tokens,
+        last_accepted=sampled[last_rows].astype(np.int32),
+        final_lengths=tensors.kv_lengths + counts - batch.num_drafts + accepted,
+        live_samplers=rows <= last_rows[owners],
+        failed=failed,
+        sampler_requests=owners,
+    )
+    return accepted.astype(np.int32), outcome
+
+
+def _sampled_at_rows(batch: ForwardBatch, tokens: Int32) -> Int64:
+    """[T]: what the first sampler of each row drew, -1 where there is none."""
+    sampled = np.full(batch.num_tokens, -1, np.int64)
+    first = batch.samplers.slot == 0
+    sampled[batch.samplers.rows[first]] = tokens[first]
+    return sampled
+
+
+def _accepted(sampled: Int64, tokens: Int64, first_draft: Int64, num_drafts: Int32) -> Int64:
+    """[R]: drafts before the first that differs from the token sampled one row earlier."""
+    longest = int(num_drafts.max(initial=0))
+    if longest == 0:
+        return np.zeros(len(num_drafts), np.int64)
+    places = np.arange(longest)
+    rows = np.minimum(first_draft[:, None] + places, len(tokens) - 1)
+    agrees = (sampled[rows - 1] == tokens[rows]) & (places < num_drafts[:, None])
+    return np.cumprod(agrees, axis=1).sum(axis=1).astype(np.int64)

@@ -1,0 +1,113 @@
+"""A strict reader of config.json: every key is used, known not to matter, or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pie_core.errors import LoadError
+
+V = TypeVar("V", int, float, bool, str)
+
+# Keys that do not change what a forward pass computes: training, generation, bookkeeping.
+IGNORED = frozenset(
+    """
+    architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id
+    finetuning_task hidden_dropout id2label initializer_range is_decoder label2id max_window_layers model_type
+    num_labels output_attentions output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop
+    return_dict return_dict_in_generate rope_interleaved task_specific_params tokenizer_class torch_dtype
+    transformers_version unsloth_fixed unsloth_version use_cache
+    """.split()
+)
+
+_REQUIRED: Any = object()
+
+
+class ConfigKeys:
+    """The keys of one config.json (or of GGUF metadata under the same names), ticked off as they are read."""
+
+    def __init__(self, values: Mapping[str, Any], origin: str) -> None:
+        self.origin = origin
+        self._values = values
+        self._read: set[str] = set()
+
+    def integer(self, key: str, default: int = _REQUIRED) -> int:
+        return self._typed(key, int, default)
+
+    def number(self, key: str, default: float = _REQUIRED) -> float:
+        return float(self._typed(key, float, default))
+
+    def flag(self, key: str, default: bool = _REQUIRED) -> bool:
+        return self._typed(key, bool, default)
+
+    def text(self, key: str, default: str = _REQUIRED) -> str:
+        return self._typed(key, str, default)
+
+    def section(self, *keys: str) -> ConfigKeys | None:
+        """The mapping under the first of these keys that has one; None where none has."""
+        found = None
+        for key in keys:
+            value = self._pop(key)
+            if value is not None and not isinstance(value, Mapping):
+                raise self.error(f"{key} is {value!r}, expected a mapping or null")
+            if value and found is None:
+                found = ConfigKeys(value, f"{self.origin}: {key}")
+        return found
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        value = self._pop(key)
+        if not isinstance(value, list | tuple):
+            raise self.error(f"{key} is {value!r}, expected a list of numbers")
+        return tuple(float(each) for each in value)
+
+    def only(self, key: str, *allowed: object) -> None:
+        """Reads a key that this architecture supports in some settings only. An absent key is fine."""
+        value = self._pop(key)
+        if value is not None and value not in allowed:
+            known = " or ".join(repr(each) for each in allowed)
+            raise self.error(f"{key} is {value!r}; this architecture is implemented for {known}")
+
+    def only_all(self, key: str, allowed: object) -> None:
+        """The same for a list, each item of which must be `allowed`."""
+        for value in self._pop(key) or ():
+            if value != allowed:
+                raise self.error(f"{key} names {value!r}; this architecture is implemented for {allowed!r}")
+
+    def ignore(self, *keys: str) -> None:
+        self._read.update(keys)
+
+    def finish(self) -> None:
+        """Refuses what nobody has read and what may matter: unknown keys with a value."""
+        unread = self._values.keys() - self._read - IGNORED
+        meaningful = [key for key in sorted(unread) if self._values[key] and not key.startswith("_")]
+        if meaningful:
+            listed = ", ".join(f"{key}={_short(self._values[key])}" for key in meaningful)
+            raise self.error(
+                f"these keys may change the computation and are not implemented: {listed}; remove them if they do not"
+                " matter for this checkpoint, or use an architecture plugin that knows them"
+            )
+
+    def error(self, text: str) -> LoadError:
+        return LoadError(f"{self.origin}: {text}")
+
+    def _pop(self, key: str) -> Any:
+        self._read.add(key)
+        return self._values.get(key)
+
+    def _typed(self, key: str, kind: type[V], default: Any) -> V:
+        value = self._pop(key)
+        if value is None and default is not _REQUIRED:
+            value = default
+        if value is None:
+            raise self.error(f"{key} is missing; expected {kind.__name__}")
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise self.error(f"{key} is {value!r}, expected {kind.__name__}")
+        found: V = value
+        return found
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,50 @@
+"""The decoder stack: the loop over layers and the order of the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pie_plugins.models.layers.linear import Linear
+from pie_plugins.models.layers.norm import RMSNorm
+from pie_plugins.models.layers.step import Step
+
+Part = Callable[[Tensor, Step], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PreNormLayer:
+    """x + mixer(norm(x)), then x + mlp(norm(x)). The mixer may be attention of any kind, or a recurrence."""
+
+    mixer_norm: RMSNorm
+    mixer: Part
+    mlp_norm: RMSNorm
+    mlp: Part
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """Embedding, layers, final norm, head. A layer's output is added by the norm behind it, which fuses well."""
+
+    embedding: Tensor  # [vocab, hidden]
+    layers: tuple[PreNormLayer, ...]
+    norm: RMSNorm
+    head: Linear
+
+    def hidden(self, step: Step) -> Tensor:
+        x = step.embed(self.embedding)
+        delta: Tensor | None = None
+        for layer in self.layers:
+            first, second = layer.mixer_norm, layer.mlp_norm
+            normed = first(x, step) if delta is None else first.after_add(x, delta, step)
+            normed = second.after_add(x, layer.mixer(normed, step), step)
+            delta = layer.mlp(normed, step)
+        return x if delta is None else x.add_(delta)
+
+    def normalized(self, hidden: Tensor, step: Step) -> Tensor:
+        return self.norm(hidden, step)
+
+    def logits(self, normalized: Tensor, step: Step) -> Tensor:
+        return self.head(normalized, step)

@@ -1,0 +1,60 @@
+"""The dense decoder's layers, built from its configuration and parameters."""
+
+from __future__ import annotations
+
+import torch
+
+from pie_plugins.models.layers.attention import Attention
+from pie_plugins.models.layers.decoder import Decoder, PreNormLayer
+from pie_plugins.models.layers.dense import DenseConfig
+from pie_plugins.models.layers.mlp import GatedMLP
+from pie_plugins.models.layers.norm import RMSNorm
+from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.layers.rope import Rope, build_rope
+from pie_plugins.models.layers.step import CacheRef
+
+
+def build_dense(config: DenseConfig, parameters: Parameters) -> Decoder:
+    rope = build_rope(config.head_dim, config.rope)
+    embedding = parameters.tensor("embedding")
+    tied = config.tie_word_embeddings
+    return Decoder(
+        embedding=embedding,
+        layers=tuple(_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)),
+        norm=RMSNorm(parameters.tensor("norm"), config.rms_norm_eps),
+        head=parameters.tied_linear(embedding) if tied else parameters.linear("head"),
+    )
+
+
+def _layer(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> PreNormLayer:
+    name, eps = f"layers.{layer}", config.rms_norm_eps
+    return PreNormLayer(
+        mixer_norm=RMSNorm(parameters.tensor(f"{name}.input_norm"), eps),
+        mixer=_attention(config, parameters, rope, layer),
+        mlp_norm=RMSNorm(parameters.tensor(f"{name}.mlp_norm"), eps),
+        mlp=GatedMLP(
+            parameters.linear(f"{name}.gate_up", config.mlp_bias),
+            parameters.linear(f"{name}.down", config.mlp_bias),
+        ),
+    )
+
+
+def _attention(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> Attention:
+    name = f"layers.{layer}"
+    return Attention(
+        qkv=parameters.linear(f"{name}.qkv", config.qkv_bias),
+        output=parameters.linear(f"{name}.output", config.output_bias),
+        qk_norm=_qk_norm(config, parameters, name) if config.qk_norm else None,
+        rope=rope,
+        cache=CacheRef(0, layer),
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+    )
+
+
+def _qk_norm(config: DenseConfig, parameters: Parameters, name: str) -> RMSNorm:
+    """One norm over all query and key heads: its weight has a row for each."""
+    q = parameters.tensor(f"{name}.q_norm").expand(config.num_attention_heads, -1)
+    k = parameters.tensor(f"{name}.k_norm").expand(config.num_key_value_heads, -1)
+    return RMSNorm(torch.cat((q, k)), config.rms_norm_eps)

@@ -1,0 +1,149 @@
+"""Applies a weight table to a checkpoint: every tensor once, converted, joined, and none missing or left over."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pie_core.contracts.driver import Progress, ProgressCallback
+from pie_core.errors import LoadError
+from pie_plugins.models.layers.checkpoint import Checkpoint
+from pie_plugins.models.layers.gguf_checkpoint import GgufCheckpoint
+from pie_plugins.models.layers.safetensors_checkpoint import SafetensorsCheckpoint
+from pie_plugins.models.weight_table import Entry, Source, WeightTable
+
+NAMED = 8  # how many tensors an error message names
+SAMPLED = 4096  # values of each tensor that the revision looks at
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    tensors: dict[str, Tensor]
+    revision: str  # digest of names, shapes and a sample of the values
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """A Hugging Face directory or a GGUF file. Raises LoadError where there is nothing usable."""
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if path.is_file():
+        return GgufCheckpoint(path)
+    raise LoadError(f"{path}: no such checkpoint; expected a Hugging Face directory or a GGUF file")
+
+
+def load_weights(
+    checkpoint: Checkpoint, table: WeightTable, dtype: torch.dtype, device: str, progress: ProgressCallback
+) -> LoadedWeights:
+    """Raises LoadError that names the tensors which are missing, left over or misshaped."""
+    _check_names(checkpoint, table)
+    _check_shapes(checkpoint, table)
+    loader = _Loader(checkpoint, dtype, device, progress, sum(_sizes(checkpoint, table)))
+    for entry in table.entries:
+        loader.apply(entry)
+    return LoadedWeights(loader.tensors, loader.digest.hexdigest())
+
+
+class _Loader:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: str,
+        progress: ProgressCallback,
+        total: int,
+    ) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.digest = hashlib.sha256(str(sorted(checkpoint.config.items(), key=str)).encode())
+        self._checkpoint = checkpoint
+        self._dtype, self._device = dtype, device
+        self._progress = progress
+        self._done, self._total = 0, total
+
+    def apply(self, entry: Entry) -> None:
+        parts = [self._read(source) for source in entry.sources]
+        joined = _JOINS[entry.join](parts)
+        if len(entry.targets) == 1:
+            self.tensors[entry.targets[0]] = joined
+        else:
+            pieces = joined.split(list(entry.rows))
+            self.tensors |= {
+                target: piece.clone() for target, piece in zip(entry.targets, pieces, strict=True)
+            }
+
+    def _read(self, source: Source) -> Tensor:
+        name = source.name(self._checkpoint.form)
+        tensor = self._checkpoint.read(name)
+        self._hash(name, tensor)
+        self._done += self._checkpoint.tensors[name].num_bytes
+        self._progress(Progress("loading weights", self._done, self._total))
+        tensor = tensor.to(self._device, self._dtype)
+        if self._checkpoint.form == "hf" and source.hf_transposed:
+            return tensor.transpose(-1, -2)
+        if self._checkpoint.form == "gguf" and source.gguf_heads:
+            return _halves_from_pairs(tensor, source.gguf_heads)
+        return tensor
+
+    def _hash(self, name: str, tensor: Tensor) -> None:
+        flat = tensor.reshape(-1)
+        sample = flat[:: max(1, flat.numel() // SAMPLED)].contiguous()
+        self.digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        self.digest.update(sample.view(torch.uint8).numpy().tobytes())
+
+
+def _first(parts: list[Tensor]) -> Tensor:
+    return parts[0].contiguous()
+
+
+_JOINS: Mapping[str, Callable[[list[Tensor]], Tensor]] = {
+    "take": _first,
+    "fuse": torch.cat,
+    "stack": torch.stack,
+}
+
+
+def _halves_from_pairs(tensor: Tensor, heads: int) -> Tensor:
+    """Rows (head, pair, 2) of GGUF to rows (head, 2, pair) of Hugging Face; a bias is permuted alike."""
+    rows = tensor.shape[0]
+    paired = tensor.reshape(heads, rows // heads // 2, 2, *tensor.shape[1:])
+    return paired.transpose(1, 2).reshape(tensor.shape)
+
+
+def _sizes(checkpoint: Checkpoint, table: WeightTable) -> list[int]:
+    return [checkpoint.tensors[source.name(checkpoint.form)].num_bytes for source in table.sources()]
+
+
+def _check_names(checkpoint: Checkpoint, table: WeightTable) -> None:
+    wanted = {source.name(checkpoint.form) for source in table.sources()}
+    missing = sorted(wanted - checkpoint.tensors.keys())
+    extra = sorted(name for name in checkpoint.tensors.keys() - wanted if not table.is_left(name))
+    complaints = [
+        f"{len(names)} {what}: {_listed(names)}"
+        for what, names in (("missing", missing), ("left over", extra))
+        if names
+    ]
+    if complaints:
+        raise LoadError(
+            f"{checkpoint.origin}: the tensors do not fit {checkpoint.kind!r} as its configuration describes it:"
+            f" {'; '.join(complaints)}"
+        )
+
+
+def _check_shapes(checkpoint: Checkpoint, table: WeightTable) -> None:
+    wrong = []
+    for source in table.sources():
+        name = source.name(checkpoint.form)
+        seen, expected = checkpoint.tensors[name].shape, source.stored_shape(checkpoint.form)
+        if seen != expected:
+            wrong.append(f"{name} is {list(seen)}, expected {list(expected)}")
+    if wrong:
+        raise LoadError(f"{checkpoint.origin}: {len(wrong)} misshaped tensors: {_listed(wrong)}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

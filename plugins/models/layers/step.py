@@ -1,0 +1,60 @@
+"""The operations that layers are written in. A driver implements them: `portable` in plain torch, others in kernels.
+
+A `Step` is one forward pass over the token rows of a batch. It knows tokens, positions, pages and masks, so layers
+never ask for them, nor for the device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from pie_plugins.models.layers.rope import Rope
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRef:
+    """Where one attention layer keeps its rows."""
+
+    group: int  # index into Architecture.cache_layouts
+    layer: int  # within the group
+
+
+class Step(Protocol):
+    """Shapes: T token rows, H and K query and key-value heads of D values."""
+
+    def embed(self, table: Tensor) -> Tensor:
+        """[T, hidden]: a fresh tensor that layers may write into."""
+        ...
+
+    def linear(self, x: Tensor, weight: Any) -> Tensor:
+        """`weight` is what LinearKernels.prepare made of the checkpoint's matrix."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Over the last axis; `weight` broadcasts over the others."""
+        ...
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """Adds `delta` to `x` in place and returns the norm of the sum."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """silu of the first half of the columns, times the second half."""
+        ...
+
+    def rotate(self, heads: Tensor, rope: Rope) -> None:
+        """Rotates [T, heads, D] in place to the positions of the rows."""
+        ...
+
+    def attention(self, cache: CacheRef, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Writes k and v [T, K, D] to the pages, then [T, H * D]: q [T, H, D] over all rows that each may see."""
+        ...
+
+
+class LinearKernels(Protocol):
+    """How a driver keeps the matrices of linear layers: packed, sharded, quantized."""
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Any: ...

@@ -1,0 +1,78 @@
+"""A weight table: which tensors of a checkpoint become which parameters of a model, in five verbs.
+
+    take    one tensor as it is              stack   equal tensors along a new first axis (experts)
+    fuse    tensors joined along their rows  split   one tensor cut along its rows
+    leave   tensors that the model has no use for, said aloud
+
+Tensors that a format stores transposed, or with their rows in another order, say so at their `Source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Literal
+
+Format = Literal["hf", "gguf"]
+Join = Literal["take", "fuse", "stack"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One tensor of a checkpoint: its name in each format and its shape in memory."""
+
+    hf: str
+    gguf: str
+    shape: tuple[int, ...]
+    hf_transposed: bool = False
+    gguf_heads: int = 0  # > 0: GGUF keeps rotary pairs side by side inside each of so many heads
+
+    def name(self, form: Format) -> str:
+        return self.hf if form == "hf" else self.gguf
+
+    def stored_shape(self, form: Format) -> tuple[int, ...]:
+        turned = form == "hf" and self.hf_transposed
+        return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if turned else self.shape
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Sources in, parameters out. More than one target only for split."""
+
+    join: Join
+    sources: tuple[Source, ...]
+    targets: tuple[str, ...]
+    rows: tuple[int, ...] = ()  # of each target, where there are several
+
+
+@dataclass(slots=True)
+class WeightTable:
+    """The whole table of one model; every parameter and every tensor occurs once."""
+
+    entries: list[Entry] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+    def take(self, target: str, source: Source) -> None:
+        self.entries.append(Entry("take", (source,), (target,)))
+
+    def fuse(self, target: str, sources: Sequence[Source]) -> None:
+        self.entries.append(Entry("fuse", tuple(sources), (target,)))
+
+    def stack(self, target: str, sources: Sequence[Source]) -> None:
+        self.entries.append(Entry("stack", tuple(sources), (target,)))
+
+    def split(self, rows: Mapping[str, int], source: Source) -> None:
+        assert sum(rows.values()) == source.shape[0]
+        self.entries.append(Entry("take", (source,), tuple(rows), tuple(rows.values())))
+
+    def leave(self, *patterns: str) -> None:
+        """Tensors with names like these (`*` and `?` as in file names) are not read."""
+        self.left.extend(patterns)
+
+    def sources(self) -> Iterator[Source]:
+        for entry in self.entries:
+            yield from entry.sources
+
+    def is_left(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.left)
