@@ -293,7 +293,8 @@ class Fiber:
             _delete(future)
         self._free_arguments()
         self._keep = None
-        _raise_for(self._error.value)
+        error, self._error.value = self._error.value, None  # taken once
+        _raise_for(error)
 
     def clear_result(self) -> None:
         """Frees what the last call returned."""

@@ -8,7 +8,8 @@ from pie_core.errors import LimitExceeded
 from pie_core.host_api.poll import Pollable
 from pie_core.sandbox.hosting import Pending
 
-CHUNK = 64 * 1024  # the most that one read gives or one check-write allows
+CHUNK = 1 << 20  # the most that one write takes; a write of more is told how much was taken
+READ_CHUNK = 64 * 1024  # the most that one read gives
 
 
 class ByteSource:
@@ -48,7 +49,7 @@ class ByteSource:
 
     def read(self, count: int) -> bytes:
         """Up to `count` bytes that are there now."""
-        taken = bytes(self._bytes[: min(count, CHUNK)])
+        taken = bytes(self._bytes[: min(count, READ_CHUNK)])
         del self._bytes[: len(taken)]
         return taken
 

@@ -1,0 +1,331 @@
+"""What crossing the boundary between a guest and its host costs.
+
+    python -m benchmarks.host_calls [--json FILE] [--python COMPONENT]
+
+Scalar calls, suspending steps of many guests, strings of three sizes, launches, and memory per suspended guest.
+Times are the best of several rounds; the ratios compare with wasmtime-py's public call path, timed in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import wasmtime
+from wasmtime.component import Component, Linker
+
+from pie_core.host_api import poll
+from pie_core.sandbox.guest import Guest
+from pie_core.sandbox.hosting import Interface, Pending
+from pie_core.sandbox.limits import Limits
+from pie_core.sandbox.program import Program
+from pie_core.sandbox.runtime import Runtime
+from pie_core.sandbox.signatures import our_interfaces
+from tests.core.sandbox.wat_guests import RETURN_NONE, run, wat_guest
+
+PYTHON_GUEST = Path(__file__).parent.parent / "pie_core" / "guests" / "python.wasm"
+ROUNDS = 3
+LONG = Limits(cpu_seconds_per_resume=300.0)
+MIB = 1 << 20
+
+PUBLIC_PATH = """(component
+  (import "ping" (func $ping (param "x" u32) (result u32)))
+  (core func $ping (canon lower (func $ping)))
+  (core module $m (import "h" "ping" (func $f (param i32) (result i32)))
+    (func (export "run") (param i32) (result i32) (local i32)
+      (loop $l (local.set 1 (call $f (local.get 1)))
+       (br_if $l (local.tee 0 (i32.sub (local.get 0) (i32.const 1)))))
+      (local.get 1)))
+  (core instance $i (instantiate $m (with "h" (instance (export "ping" (func $ping))))))
+  (func (export "run") (param "n" u32) (result u32) (canon lift (core func $i "run"))))"""
+
+
+class State:
+    """The least that a guest needs."""
+
+    name = "benchmark"
+
+    def write_stdout(self, data: bytes) -> None: ...
+
+    def write_stderr(self, data: bytes) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Thing:
+    """Stands for a model, a context or a sampler."""
+
+
+class Engine:
+    """Resolves all steps that are waiting in one callback of the loop, as a finished batch would."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[Pending[int], int]] = []
+
+    def step(self, guest: State, context: Thing, token: int, sampler: Thing) -> Pending[int]:
+        pending: Pending[int] = Pending()
+        if not self.waiting:
+            asyncio.get_running_loop().call_soon(self.finish)
+        self.waiting.append((pending, token))
+        return pending
+
+    def finish(self) -> None:
+        batch, self.waiting = self.waiting, []
+        for pending, token in batch:
+            pending.resolve(token + 1)
+
+
+def stand_ins(engine: Engine, text: str) -> list[Interface]:
+    """Just enough of the host API to be called."""
+    model, context, forward, session = (
+        Interface(name) for name in ("model", "context", "forward", "session")
+    )
+    for interface, resource in ((model, "model"), (context, "context"), (forward, "sampler")):
+        interface.resource(resource, Thing)
+    model.function("model.load")(lambda guest, name: Thing())
+    model.function("model.describe")(lambda guest, model: text)
+    context.function("context.create")(lambda guest, model: Thing())
+    forward.function("[constructor]sampler")(lambda guest: Thing())
+    forward.function("step", suspends=True)(engine.step)
+    session.function("send")(lambda guest, message: None)
+    return [poll.interface, model, context, forward, session, *_absent()]
+
+
+def _absent() -> list[Interface]:
+    """The rest of the host API, so that the generic Python guest links."""
+    here = {"poll", "model", "context", "forward", "session"}
+    names = [path.partition("/")[2] for path in our_interfaces()]
+    return [_absent_interface(name) for name in names if name not in here]
+
+
+def _absent_interface(name: str) -> Interface:
+    interface = Interface(name)
+    for function in our_interfaces()[f"inferlet:api/{name}"].functions.values():
+        interface.function(function.name)(lambda guest, *arguments: None)
+    return interface
+
+
+def loop(count: int, instructions: str) -> str:
+    return f"""(local.set $n (i32.const {count}))
+      (loop $again {instructions}
+        (br_if $again (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))"""
+
+
+HANDLES = """(call $load (i32.const 0) (i32.const 0) (i32.const 100))
+  (local.set $model (i32.load (i32.const 104)))
+  (call $create (local.get $model) (i32.const 100))
+  (local.set $context (i32.load (i32.const 104)))
+  (local.set $sampler (call $sampler))"""
+LOCALS = "(local $n i32) (local $model i32) (local $context i32) (local $sampler i32) (local $token i32)"
+HANDLE_CALLS = ["model/[static]model.load", "context/[static]context.create", "forward/[constructor]sampler"]
+HANDLE_IMPORTS = """(import "host" "[static]model.load" (func $load (param i32 i32 i32)))
+  (import "host" "[static]context.create" (func $create (param i32 i32)))
+  (import "host" "[constructor]sampler" (func $sampler (result i32)))"""
+
+
+def scalar_guest(count: int) -> bytes:
+    return wat_guest(
+        run(loop(count, "(drop (call $now))"), locals_=LOCALS),
+        ["poll/now-ns"],
+        '(import "host" "now-ns" (func $now (result i64)))',
+    )
+
+
+def step_guest(count: int) -> bytes:
+    step = """(call $step (local.get $context) (local.get $token) (local.get $sampler) (i32.const 120))
+      (local.set $token (i32.load (i32.const 124)))"""
+    return wat_guest(
+        run(HANDLES + loop(count, step), locals_=LOCALS),
+        [*HANDLE_CALLS, "forward/step"],
+        HANDLE_IMPORTS + '(import "host" "step" (func $step (param i32 i32 i32 i32)))',
+    )
+
+
+def send_guest(count: int, size: int) -> bytes:
+    grow = f"(drop (memory.grow (i32.const {size // 65536 + 1})))"
+    send = f"(call $send (i32.const 131072) (i32.const {size}) (i32.const 100))"
+    return wat_guest(
+        run(grow + loop(count, send), locals_=LOCALS),
+        ["session/send"],
+        '(import "host" "send" (func $send (param i32 i32 i32)))',
+    )
+
+
+def describe_guest(count: int) -> bytes:
+    describe = "(call $describe (local.get $model) (i32.const 100))"
+    return wat_guest(
+        run(HANDLES + loop(count, describe), locals_=LOCALS),
+        [*HANDLE_CALLS, "model/[method]model.describe"],
+        HANDLE_IMPORTS + '(import "host" "[method]model.describe" (func $describe (param i32 i32)))',
+    )
+
+
+def sleeping_guest() -> bytes:
+    sleep = "(call $wait (i32.const 0) (i32.const 0) (i32.const 1) (i64.const 3600000000000) (i32.const 100))"
+    return wat_guest(
+        run(sleep), ["poll/wait"], '(import "host" "wait" (func $wait (param i32 i32 i32 i64 i32)))'
+    )
+
+
+def empty_guest() -> bytes:
+    return wat_guest(run("", RETURN_NONE))
+
+
+class Bench:
+    def __init__(self, cache: Path) -> None:
+        self.engine = Engine()
+        self.cache = cache
+        self.rows: dict[str, float] = {}
+
+    def runtime(self, text: str = "") -> Runtime:
+        return Runtime(stand_ins(self.engine, text), self.cache)
+
+    async def per_call(self, wasm: bytes, count: int, guests: int = 1, text: str = "") -> float:
+        """Microseconds for each of `count` calls of each guest."""
+        runtime = self.runtime(text)
+        program = await Program.load(runtime, wasm)
+        best = min([await self._round(program, guests) for _ in range(ROUNDS)])
+        runtime.close()
+        return best / (count * guests) * 1e6
+
+    async def _round(self, program: Program, guests: int) -> float:
+        started = [program.start(State(), LONG) for _ in range(guests)]
+        gc.collect()
+        begin = time.perf_counter()
+        await asyncio.gather(*(guest.call("run", "") for guest in started))
+        took = time.perf_counter() - begin
+        for guest in started:
+            guest.close()
+        return took
+
+    async def calls(self) -> None:
+        self.rows["scalar call, public wasmtime-py path, us"] = public_path(20_000)
+        self.rows["scalar call, us"] = await self.per_call(scalar_guest(50_000), 50_000)
+        for guests in (1, 32, 256):
+            count = 20_000 // guests
+            self.rows[f"suspending step, {guests} guests, us"] = await self.per_call(
+                step_guest(count), count, guests
+            )
+        public = self.rows["scalar call, public wasmtime-py path, us"]
+        self.rows["ratio scalar call / public path"] = self.rows["scalar call, us"] / public
+
+    async def strings(self) -> None:
+        for label, size in (("1 kB", 1_000), ("100 kB", 100_000), ("1 MB", 1_000_000)):
+            count = max(5, min(2_000, 10_000_000 // size))
+            sent = await self.per_call(send_guest(count, size), count)
+            received = await self.per_call(describe_guest(count), count, text="x" * size)
+            self.rows[f"string of {label} guest to host, us"] = sent
+            self.rows[f"string of {label} host to guest, us"] = received
+
+    async def launches(self, label: str, wasm: bytes, prepare: Callable[[Guest], Awaitable[Any]]) -> None:
+        runtime = self.runtime()
+        await Program.load(runtime, wasm)
+        begin = time.perf_counter()
+        program = await Program.load(runtime, wasm)
+        self.rows[f"{label}: load from the cache, ms"] = (time.perf_counter() - begin) * 1e3
+        times = sorted([await _launch(program, prepare) for _ in range(60)])
+        self.rows[f"{label}: launch and run to the end, p50, ms"] = times[len(times) // 2] * 1e3
+        self.rows[f"{label}: launch and run to the end, p95, ms"] = times[int(len(times) * 0.95)] * 1e3
+        runtime.close()
+
+    async def memory(self, label: str, wasm: bytes, prepare: Callable[[Guest], Awaitable[Any]]) -> None:
+        for count in (100, 1000):
+            runtime = self.runtime()
+            program = await Program.load(runtime, wasm)
+            before = resident()
+            tasks = [asyncio.ensure_future(_sleep(program.start(State()), prepare)) for _ in range(count)]
+            await asyncio.sleep(1.0 + count / 200)  # until all of them wait
+            self.rows[f"{label}: memory of each of {count} suspended guests, kB"] = (
+                (resident() - before) / count / 1e3
+            )
+            runtime.close()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _launch(program: Program, prepare: Callable[[Guest], Awaitable[Any]]) -> float:
+    begin = time.perf_counter()
+    async with program.start(State()) as guest:
+        await prepare(guest)
+        await guest.call("run", "{}")
+    return time.perf_counter() - begin
+
+
+async def _sleep(guest: Guest, prepare: Callable[[Guest], Awaitable[Any]]) -> None:
+    await prepare(guest)
+    await guest.call("run", "{}")
+
+
+async def nothing(guest: Guest) -> None:
+    """A component of its own needs no preparation."""
+
+
+def source(text: str) -> Callable[[Guest], Awaitable[Any]]:
+    return lambda guest: guest.call("load", [("main.py", text)], "main.py")
+
+
+def public_path(count: int) -> float:
+    """Microseconds per call through wasmtime-py's documented host functions."""
+    engine = wasmtime.Engine()
+    linker = Linker(engine)
+    with linker.root() as root:
+        root.add_func("ping", lambda store, x: x)
+    store = wasmtime.Store(engine)
+    function = linker.instantiate(store, Component(engine, PUBLIC_PATH)).get_func(store, "run")
+    assert function is not None
+    times = []
+    for _ in range(ROUNDS):
+        begin = time.perf_counter()
+        function(store, count)
+        times.append(time.perf_counter() - begin)
+    return min(times) / count * 1e6
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * 4096
+
+
+async def measure(python_guest: bytes | None, cache: Path) -> dict[str, float]:
+    bench = Bench(cache)
+    await bench.calls()
+    await bench.strings()
+    await bench.launches("WAT guest", empty_guest(), nothing)
+    await bench.memory("WAT guest", sleeping_guest(), nothing)
+    if python_guest is not None:
+        await bench.launches(
+            "Python guest", python_guest, source("async def main(input):\n    return None\n")
+        )
+        await bench.memory(
+            "Python guest",
+            python_guest,
+            source("import time\nasync def main(input):\n    time.sleep(3600)\n"),
+        )
+    return bench.rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.host_calls", description=__doc__)
+    parser.add_argument("--json", type=Path, help="write the numbers here too")
+    parser.add_argument("--python", type=Path, default=PYTHON_GUEST, help="the generic Python guest")
+    arguments = parser.parse_args()
+    logging.basicConfig()
+    with tempfile.TemporaryDirectory() as cache:
+        python_guest = arguments.python.read_bytes() if arguments.python.exists() else None
+        rows = asyncio.run(measure(python_guest, Path(cache)))
+    for label, value in rows.items():
+        print(f"{label:<64} {value:>12.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
