@@ -33,24 +33,19 @@ MAX_SECONDS = 5.0
 _TURNS_PER_CLOCK = 64
 _MAX_INTEGER_BITS = 4096
 
-_FILTERS = re.findall(
-    r"\S+",
-    """
-    abs capitalize count d default dictsort e escape first float groupby int items last length list lower map
-    max min reject rejectattr reverse safe select selectattr sort sum title trim truncate unique upper urlencode
-    wordcount indent join replace string striptags
-    """,
-)
-_STRING_METHODS = frozenset(
-    re.findall(
-        r"\S+",
-        """
-    capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal isdigit islower isnumeric
-    isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition
-    rsplit rstrip split splitlines startswith strip swapcase title upper
-        """,
-    )
-)
+_FILTERS = [
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "groupby",
+    "int", "items", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr",
+    "reverse", "safe", "select", "selectattr", "sort", "sum", "title", "trim", "truncate", "unique",
+    "upper", "urlencode", "wordcount", "indent", "join", "replace", "string", "striptags",
+]  # fmt: skip
+_STRING_METHODS = frozenset([
+    "capitalize", "casefold", "count", "endswith", "find", "format", "index", "isalnum", "isalpha",
+    "isascii", "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join",
+    "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
+    "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
+    "upper",
+])  # fmt: skip
 # A width of four digits or more, or one taken from an argument: in str.format, and after a percent sign.
 _WIDE_FORMAT = re.compile(r"\{[^{}]*(?:\d{4,}|\{)|%[^a-zA-Z%]*(?:\d{4,}|\*)")
 

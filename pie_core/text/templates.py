@@ -55,7 +55,7 @@ class ChatTemplate:
 
     def __init__(self, source: TemplateSource, named_tokens: dict[str, str] | None = None) -> None:
         if len(source.text) > MAX_SOURCE:
-            raise LoadError(f"{source.origin}: the chat template is longer than {MAX_SOURCE} characters")
+            raise LoadError(f"chat template of {source.origin} is longer than {MAX_SOURCE} characters")
         self.source = source
         self.named_tokens = dict(named_tokens or {})
         self._environment = BoundedEnvironment()

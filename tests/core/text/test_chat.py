@@ -1,3 +1,5 @@
+"""Transcripts: fed piece by piece, rendered as a whole; forks, truncation, and templates that rewrite the past."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Events from streamed tokens, however these are cut."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence

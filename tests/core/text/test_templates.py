@@ -1,3 +1,5 @@
+"""Rendering against transformers, errors with their line, and templates that mean harm."""
+
 from __future__ import annotations
 
 import json
@@ -79,7 +81,19 @@ def test_what_the_template_refuses_names_origin_and_line() -> None:
         template("{{ 1 + 'a' }}").render(turns("Hi"))
 
 
-@pytest.mark.parametrize("text", ["{% if %}", "{{ 1 ", "{{ x | no_such_filter }}", "{% include 'x' "])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% if %}",
+        "{{ 1 ",
+        "{{ x | no_such_filter }}",
+        "{% include 'x' ",
+        "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+        "{{ " + "(" * 5000 + ")" * 5000 + " }}",
+        " " * (2**20 + 1),
+    ],
+    ids=lambda text: text[:24],
+)
 def test_a_broken_template_is_a_load_error_with_its_origin(text: str) -> None:
     with pytest.raises(LoadError, match=r"chat template of test\.jinja"):
         template(text)

@@ -1,3 +1,5 @@
+"""A checkpoint's text from a directory or a GGUF file."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Encoding against the reference, streamed decoding, and vocabularies that cannot be read."""
+
 from __future__ import annotations
 
 from pathlib import Path
