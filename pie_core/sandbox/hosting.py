@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
+V = TypeVar("V")
 Host = TypeVar("Host", bound=Callable[..., Any])
 
 
@@ -86,6 +87,19 @@ class Pending(Generic[T]):
         if self.error is not None:
             raise self.error
         return self.value  # type: ignore[return-value]  # None only where T allows it
+
+    def map(self, convert: Callable[[T], V]) -> Pending[V]:
+        """A pending of the converted value; abandoning it leaves this one as it is."""
+        mapped: Pending[V] = Pending()
+
+        def forward() -> None:
+            try:
+                mapped.resolve(convert(self.result()))
+            except Exception as error:  # whatever failed is the waiter's answer
+                mapped.fail(error)
+
+        self.on_done(forward)
+        return mapped
 
     def on_done(self, callback: Callable[[], None]) -> None:
         """Calls back once when done; at once if it is done already."""

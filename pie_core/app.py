@@ -1,0 +1,198 @@
+"""Puts the parts together: plugins, models with their engines, and the sandbox in which programs run beside them.
+
+client ── ProgramState ── sandbox ── host_api ── EngineClient ── EnginePort ── Engine ── Driver
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+from pie_core.config import Config, ModelConfig, RuntimeConfig, parse_options
+from pie_core.contracts.driver import Driver, DriverDeclaration, DriverRequest, Progress, ProgressCallback
+from pie_core.engine.engine import Engine
+from pie_core.engine.local_port import LocalPort
+from pie_core.engine.options import EngineOptions
+from pie_core.errors import LoadError
+from pie_core.guests import python_guest
+from pie_core.host_api.engine_client import EngineClient
+from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel
+from pie_core.host_api.interfaces import INTERFACES
+from pie_core.ids import ModelName, ProcessId, Tenant
+from pie_core.paths import programs_cache_dir
+from pie_core.plugins import PluginRegistry, load_plugins
+from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram, find_program
+from pie_core.sandbox.compilation import CompileLimits
+from pie_core.sandbox.limits import MIB, Limits
+from pie_core.sandbox.program import Program
+from pie_core.sandbox.runtime import Runtime
+from pie_core.text.text_model import load_text
+
+T = TypeVar("T")
+
+
+class ProgramClient(ClientLink, Protocol):
+    """A client that also has lines to say."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    async def next_line(self) -> str | None:
+        """The next message for the program; None when there will be no more."""
+        ...
+
+
+class Application:
+    """Models loaded and the sandbox ready. `async with Application(config, …) as app: await app.run(…)`."""
+
+    def __init__(
+        self, config: Config, progress: ProgressCallback, registry: PluginRegistry | None = None
+    ) -> None:
+        self._config = config
+        self._progress = progress
+        self._registry = registry or load_plugins()
+        self._stack = AsyncExitStack()
+        self._programs: dict[Path, Program] = {}
+        self._limits = _guest_limits(config.runtime)
+        self.models: dict[ModelName, ServedModel] = {}
+        self.runtime: Runtime
+
+    async def __aenter__(self) -> Application:
+        async with self._stack:
+            self.runtime = _new_runtime(self._config.runtime)
+            self._stack.callback(self.runtime.close)
+            for model in self._config.models:
+                served = await self._serve(model)
+                self.models[served.name] = served
+            self._stack = self._stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def new_process(self, username: str, client: ClientLink) -> ProgramState:
+        """The state of a program that is about to run."""
+        tenant = Tenant(self._config.auth.tenant or username)
+        return ProgramState(ProcessId(secrets.token_hex(8)), username, tenant, self.models, client)
+
+    async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
+        """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""
+        program = await self._program(source)
+        async with program.start(state, self._limits) as guest:
+            if isinstance(source, PythonProgram):
+                await guest.call("load", list(source.files), source.entry)
+            returned = await guest.call("run", json.dumps(arguments))
+        return None if returned is None else json.loads(returned)
+
+    async def _program(self, source: ProgramSource) -> Program:
+        path = source.path if isinstance(source, ComponentProgram) else python_guest()
+        if path not in self._programs:
+            label = source.name if isinstance(source, ComponentProgram) else "the Python guest"
+
+            def report(what: str, seconds: float) -> None:
+                self._progress(Progress(f"{label}: {what}", int(seconds), 0, "s"))
+
+            self._programs[path] = await Program.load(self.runtime, path, label, report)
+        return self._programs[path]
+
+    async def _serve(self, model: ModelConfig) -> ServedModel:
+        declaration = self._registry.driver(model.driver.type)
+        driver = await _in_thread(lambda: self._load_driver(declaration, model))
+        options = _engine_options(model)
+        port = LocalPort(Engine(driver, options, model.name))
+        self._stack.push_async_callback(port.close)
+        source = model.path or declaration.default_checkpoint
+        if source is None:
+            raise LoadError(f"model {model.name!r} has no checkpoint: set its `path` or `repo`")
+        text = await _in_thread(lambda: load_text(source, driver.capabilities.vocab_size))
+        return ServedModel(ModelName(model.name), EngineClient(port), text)
+
+    def _load_driver(self, declaration: DriverDeclaration, model: ModelConfig) -> Driver:
+        return declaration.load(
+            DriverRequest(
+                model_path=model.path,
+                device=",".join(model.driver.device),
+                options=parse_options(declaration.options, model.driver.options),
+                architectures=self._registry.architectures,
+                media=self._registry.media,
+                progress=self._progress,
+            )
+        )
+
+
+async def run_program(
+    config: Config, program: str, arguments: Mapping[str, Any], client: ProgramClient
+) -> Any:
+    """What `pie run` does: starts everything, runs one program with `client` as its client, ends everything."""
+    source = find_program(program)
+    async with Application(config, client.progress) as app:
+        state = app.new_process(config.auth.user or getpass.getuser(), client)
+        reader = asyncio.create_task(_deliver_lines(client, state))
+        try:
+            return await app.run(source, arguments, state)
+        finally:
+            reader.cancel()
+
+
+async def _deliver_lines(client: ProgramClient, state: ProgramState) -> None:
+    while (line := await client.next_line()) is not None:
+        await state.messages.room()
+        state.messages.put(line)
+    state.close_input()
+
+
+def _new_runtime(config: RuntimeConfig) -> Runtime:
+    limits = CompileLimits(
+        wasm_bytes=config.max_program_bytes,
+        memory_bytes=config.compile_memory_mb * MIB,
+        seconds=config.compile_s,
+    )
+    return Runtime(INTERFACES, config.program_cache or programs_cache_dir(), compile_limits=limits)
+
+
+def _guest_limits(config: RuntimeConfig) -> Limits:
+    return Limits(
+        memory_bytes=config.memory_mb * MIB,
+        cpu_seconds_per_resume=config.cpu_s,
+        wall_seconds=config.wall_s,
+        output_bytes=config.output_bytes,
+    )
+
+
+def _engine_options(model: ModelConfig) -> EngineOptions:
+    chosen = {
+        "max_batch_tokens": model.scheduler.max_batch_tokens,
+        "max_batch_requests": model.scheduler.max_batch_requests,
+    }
+    return replace(EngineOptions(), **{name: value for name, value in chosen.items() if value is not None})
+
+
+async def _in_thread(call: Callable[[], T]) -> T:
+    """Like asyncio.to_thread, with a daemon thread: Ctrl-C while a model loads does not wait for it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_result: Callable[[Any], None], value: Any) -> None:
+        if not future.done():
+            set_result(value)
+
+    def work() -> None:
+        try:
+            value = call()
+        except BaseException as error:  # carried to the loop, which raises it where it is awaited
+            loop.call_soon_threadsafe(settle, future.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(settle, future.set_result, value)
+
+    threading.Thread(target=work, name="pie-load", daemon=True).start()
+    return await future

@@ -1,0 +1,319 @@
+"""A token history on KV pages, and the turns and tokens that wait to be appended to it (the buffer).
+
+The engine owns the history and the pages. The worker's side here keeps the transcript, which is the buffer, and a
+mirror of the rows' positions, so that asking for lengths costs no message.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from pie_core.engine.messages import (
+    CreateContext,
+    DeleteSnapshot,
+    DropContext,
+    Event,
+    ForkContext,
+    Forward,
+    ForwardDone,
+    OpenSnapshot,
+    ReadTokens,
+    SaveSnapshot,
+    SnapshotOpened,
+    Tokens,
+    TruncateContext,
+)
+from pie_core.engine.positions import PositionRuns
+from pie_core.errors import InvalidRequest, NotFound
+from pie_core.host_api.guest_state import ProgramState, ServedModel
+from pie_core.host_api.poll import Pollable
+from pie_core.ids import ContextId, RequestId
+from pie_core.sandbox.hosting import Interface, Pending
+from pie_core.text.chat import Transcript
+
+interface = Interface("context")
+
+
+class Attachment(msgspec.Struct, frozen=True):
+    """What the worker adds to a snapshot."""
+
+    transcript: bytes
+    runs: list[tuple[int, int]]
+
+
+class HostContext:
+    """One context of one program.
+
+    `rows` counts what was submitted; the engine's answers set it right once no pass is open.
+    """
+
+    __slots__ = ("_confirmed", "_open_passes", "_released", "guest", "id", "model", "rows", "transcript")
+
+    def __init__(
+        self, guest: ProgramState, model: ServedModel, transcript: Transcript, rows: PositionRuns
+    ) -> None:
+        self.guest = guest
+        self.model = model
+        self.id: ContextId = model.engine.new_context_id()
+        self.transcript = transcript
+        self.rows = rows
+        self._confirmed = rows.length
+        self._open_passes = 0
+        self._released = False
+
+    def check_usable(self) -> None:
+        if self._released:
+            raise NotFound("this context was released; create, fork or open another")
+
+    def submitted(self, count: int, positions: Sequence[int] | None = None) -> None:
+        """A pass is on its way that writes `count` rows, at the next positions or at these."""
+        self._open_passes += 1
+        if positions is None:
+            self.rows.extend(count)
+        else:
+            self.rows.extend_at(positions)
+
+    def settled(self, length: int) -> None:
+        """A pass ended, and the context has this many rows."""
+        self._confirmed = length
+        self._end_pass()
+
+    def failed(self) -> None:
+        """A pass ended without a trace."""
+        self._end_pass()
+
+    def fork(self) -> HostContext:
+        self.check_usable()
+        twin = HostContext(self.guest, self.model, self.transcript.fork(), self.rows.copy())
+        self.model.engine.send(ForkContext(context=twin.id, source=self.id))
+        return twin
+
+    def truncate(self, length: int) -> None:
+        """Keeps the first `length` rows and empties the buffer."""
+        self.rows.truncate(length)
+        self._confirmed = min(self._confirmed, length)
+        self.transcript.truncate(length)
+        self.model.engine.send(TruncateContext(context=self.id, length=length))
+
+    def attachment(self) -> bytes:
+        return msgspec.msgpack.encode(Attachment(self.transcript.to_bytes(), self.rows.runs()))
+
+    def restore(self, opened: SnapshotOpened) -> None:
+        attachment = msgspec.msgpack.decode(opened.attachment, type=Attachment)
+        self.transcript.restore(attachment.transcript)
+        self.rows = PositionRuns.of(opened.length, attachment.runs)
+        self._confirmed = opened.length
+
+    def close(self) -> None:
+        if not self._released:
+            self._released = True
+            self.model.engine.send(DropContext(context=self.id))
+
+    def _end_pass(self) -> None:
+        self._open_passes -= 1
+        if self._open_passes == 0:
+            self.rows.truncate(self._confirmed)
+
+
+class PendingFlush:
+    """The write of a context's buffer."""
+
+    def __init__(self, written: Pending[None]) -> None:
+        self.written = written
+
+    def close(self) -> None:
+        """The rows are written all the same."""
+
+
+interface.resource("context", HostContext)
+interface.resource("pending-flush", PendingFlush)
+
+
+@interface.function("context.create")
+def create(guest: ProgramState, model: ServedModel) -> HostContext:
+    context = HostContext(guest, model, model.text.transcript(), PositionRuns())
+    seed = secrets.randbits(64)
+    model.engine.send(
+        CreateContext(context=context.id, process=guest.process, tenant=guest.tenant, seed=seed)
+    )
+    return context
+
+
+@interface.function("context.open", suspends=True)
+def open_(guest: ProgramState, model: ServedModel, name: str) -> Pending[HostContext]:
+    return _open(guest, model, name, take=False)
+
+
+@interface.function("context.take", suspends=True)
+def take(guest: ProgramState, model: ServedModel, name: str) -> Pending[HostContext]:
+    return _open(guest, model, name, take=True)
+
+
+def _open(guest: ProgramState, model: ServedModel, name: str, *, take: bool) -> Pending[HostContext]:
+    context = HostContext(guest, model, model.text.transcript(), PositionRuns())
+
+    def build(request: RequestId) -> OpenSnapshot:
+        return OpenSnapshot(
+            request=request,
+            context=context.id,
+            process=guest.process,
+            tenant=guest.tenant,
+            name=name,
+            take=take,
+        )
+
+    def finish(event: Event) -> HostContext:
+        assert isinstance(event, SnapshotOpened)
+        context.restore(event)
+        return context
+
+    return model.engine.request(build, finish)
+
+
+@interface.function("context.delete", suspends=True)
+def delete(guest: ProgramState, model: ServedModel, name: str) -> Pending[None]:
+    return model.engine.request(
+        lambda request: DeleteSnapshot(request=request, tenant=guest.tenant, name=name), lambda _: None
+    )
+
+
+@interface.function("context.fork")
+def fork(guest: ProgramState, context: HostContext) -> HostContext:
+    return context.fork()
+
+
+@interface.function("context.save", suspends=True)
+def save(guest: ProgramState, context: HostContext, name: str) -> Pending[None]:
+    if not name:
+        raise InvalidRequest("a snapshot needs a name that is not empty")
+    return _save(context, name).map(lambda _: None)
+
+
+@interface.function("context.snapshot", suspends=True)
+def snapshot(guest: ProgramState, context: HostContext) -> Pending[str]:
+    return _save(context, f"snapshot-{secrets.token_hex(8)}")
+
+
+def _save(context: HostContext, name: str) -> Pending[str]:
+    context.check_usable()
+    attachment = context.attachment()
+    return context.model.engine.request(
+        lambda request: SaveSnapshot(request=request, context=context.id, name=name, attachment=attachment),
+        lambda _: name,
+    )
+
+
+@interface.function("context.release")
+def release(guest: ProgramState, context: HostContext) -> None:
+    context.close()
+
+
+@interface.function("context.add-text")
+def add_text(guest: ProgramState, context: HostContext, role: str, text: str) -> None:
+    context.check_usable()
+    context.transcript.add_text(role, text)
+
+
+@interface.function("context.cue")
+def cue(guest: ProgramState, context: HostContext) -> None:
+    context.check_usable()
+    context.transcript.cue()
+
+
+@interface.function("context.seal")
+def seal(guest: ProgramState, context: HostContext) -> None:
+    context.check_usable()
+    context.transcript.seal()
+
+
+@interface.function("context.append")
+def append(guest: ProgramState, context: HostContext, tokens: list[int]) -> None:
+    context.check_usable()
+    context.transcript.append(tokens)
+
+
+@interface.function("context.buffer")
+def buffer(guest: ProgramState, context: HostContext) -> list[int]:
+    context.check_usable()
+    return context.transcript.pending_tokens()
+
+
+@interface.function("context.drain")
+def drain(guest: ProgramState, context: HostContext) -> list[int]:
+    context.check_usable()
+    return context.transcript.drain()
+
+
+@interface.function("context.flush")
+def flush(guest: ProgramState, context: HostContext) -> PendingFlush:
+    context.check_usable()
+    before = context.transcript.fork()
+    tokens = tuple(context.transcript.drain())
+    if not tokens:
+        return PendingFlush(Pending.of(None))
+    after = context.transcript
+
+    def finish(event: Event) -> None:
+        assert isinstance(event, ForwardDone)
+        context.settled(event.length)
+
+    def restore() -> None:
+        context.failed()
+        if context.transcript is after:
+            context.transcript = before
+
+    context.submitted(len(tokens))
+    return PendingFlush(
+        context.model.engine.request(
+            lambda request: Forward(request=request, context=context.id, tokens=tokens), finish, restore
+        )
+    )
+
+
+@interface.function("pending-flush.pollable")
+def pollable(guest: ProgramState, flush: PendingFlush) -> Pollable:
+    return Pollable.of(flush.written)
+
+
+@interface.function("pending-flush.finish", suspends=True)
+def finish(guest: ProgramState, flush: PendingFlush) -> Pending[None]:
+    return flush.written
+
+
+@interface.function("context.length")
+def length(guest: ProgramState, context: HostContext) -> int:
+    return context.rows.length
+
+
+@interface.function("context.position")
+def position(guest: ProgramState, context: HostContext) -> int:
+    return context.rows.next
+
+
+@interface.function("context.page-size")
+def page_size(guest: ProgramState, context: HostContext) -> int:
+    return context.model.engine.info.page_size
+
+
+@interface.function("context.tokens", suspends=True)
+def tokens(guest: ProgramState, context: HostContext) -> Pending[list[int]]:
+    context.check_usable()
+
+    def finish(event: Event) -> list[int]:
+        assert isinstance(event, Tokens)
+        return event.tokens
+
+    return context.model.engine.request(
+        lambda request: ReadTokens(request=request, context=context.id), finish
+    )
+
+
+@interface.function("context.truncate")
+def truncate(guest: ProgramState, context: HostContext, count: int) -> None:
+    context.check_usable()
+    if count > context.rows.length:
+        raise InvalidRequest(f"cannot truncate {count} rows: the context has {context.rows.length}")
+    context.truncate(context.rows.length - count)

@@ -1,0 +1,308 @@
+"""One forward pass: described by calls, submitted as one message, answered through a pending pass."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Sequence
+
+import msgspec
+
+from pie_core.contracts.forward import ProbeKind
+from pie_core.engine.messages import Event, Forward, ForwardDone, Probe, Sample, SamplerSpec
+from pie_core.errors import InvalidRequest
+from pie_core.host_api.context import HostContext
+from pie_core.host_api.guest_state import ProgramState
+from pie_core.host_api.poll import Pollable
+from pie_core.ids import RequestId
+from pie_core.sandbox.hosting import Interface, Pending
+
+interface = Interface("forward")
+
+
+class HostSampler:
+    """A sampler that the guest sets up once and uses for many passes."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self) -> None:
+        self.spec = SamplerSpec()
+
+    def change(self, **values: object) -> None:
+        for name, value in values.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InvalidRequest(f"sampler {name} is {value}: expected a finite number")
+        self.spec = msgspec.structs.replace(self.spec, **values)
+
+
+class HostPass:
+    """A pass under construction."""
+
+    __slots__ = (
+        "allow_speculation",
+        "context",
+        "logit_mask",
+        "masks",
+        "num_drafts",
+        "positions",
+        "probes",
+        "samples",
+        "submitted",
+        "tokens",
+    )
+
+    def __init__(self, context: HostContext) -> None:
+        self.context = context
+        self.tokens: list[int] = []
+        self.positions: list[int] | None = None
+        self.masks: tuple[tuple[int, ...], ...] = ()
+        self.logit_mask: tuple[int, ...] | None = None
+        self.samples: list[Sample] = []
+        self.probes: list[Probe] = []
+        self.num_drafts = 0
+        self.allow_speculation = True
+        self.submitted = False
+
+    def check_open(self) -> None:
+        if self.submitted:
+            raise InvalidRequest("this pass was executed already; make a new one")
+
+    def add(self, tokens: Sequence[int], positions: Sequence[int] | None) -> None:
+        """Positions are written down only once a pass has explicit ones: the engine knows the others."""
+        if self.num_drafts:
+            raise InvalidRequest("drafts come last: add the input tokens before input-drafts")
+        if positions is not None and self.positions is None:
+            start = self.context.rows.next
+            self.positions = list(range(start, start + len(self.tokens)))
+        if self.positions is not None:
+            start = self.positions[-1] + 1 if self.positions else self.context.rows.next
+            self.positions.extend(range(start, start + len(tokens)) if positions is None else positions)
+        self.tokens.extend(tokens)
+
+    def message(self, request: RequestId) -> Forward:
+        return Forward(
+            request=request,
+            context=self.context.id,
+            tokens=tuple(self.tokens),
+            positions=None if self.positions is None else tuple(self.positions),
+            masks=self.masks,
+            logit_mask=self.logit_mask,
+            samples=tuple(self.samples),
+            probes=tuple(self.probes),
+            num_drafts=self.num_drafts,
+            pass_speculation=self.allow_speculation,
+        )
+
+
+class PendingPass:
+    """A submitted pass, and what it gave."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: Pending[ForwardDone]) -> None:
+        self.done = done
+
+    def close(self) -> None:
+        """The guest dropped the handle: a pass that is under way still writes its rows."""
+
+    def probe_values(self, index: int) -> tuple[list[int], bytes]:
+        if not self.done.done:
+            raise InvalidRequest("the pass has not finished: call tokens() before its probes")
+        probes = self.done.result().probes
+        if index >= len(probes):
+            raise InvalidRequest(f"there is no probe {index}: the pass has {len(probes)}")
+        return probes[index].token_ids, probes[index].values
+
+
+interface.resource("sampler", HostSampler)
+interface.resource("forward-pass", HostPass)
+interface.resource("pending-pass", PendingPass)
+
+
+@interface.function("[constructor]sampler")
+def new_sampler(guest: ProgramState) -> HostSampler:
+    return HostSampler()
+
+
+@interface.function("sampler.temperature")
+def temperature(guest: ProgramState, sampler: HostSampler, value: float) -> None:
+    sampler.change(temperature=value)
+
+
+@interface.function("sampler.top-k")
+def top_k(guest: ProgramState, sampler: HostSampler, value: int) -> None:
+    sampler.change(top_k=value)
+
+
+@interface.function("sampler.top-p")
+def top_p(guest: ProgramState, sampler: HostSampler, value: float) -> None:
+    sampler.change(top_p=value)
+
+
+@interface.function("sampler.min-p")
+def min_p(guest: ProgramState, sampler: HostSampler, value: float) -> None:
+    sampler.change(min_p=value)
+
+
+@interface.function("sampler.penalties")
+def penalties(
+    guest: ProgramState, sampler: HostSampler, repetition: float, presence: float, frequency: float
+) -> None:
+    sampler.change(repetition=repetition, presence=presence, frequency=frequency)
+
+
+@interface.function("sampler.logit-bias")
+def logit_bias(guest: ProgramState, sampler: HostSampler, tokens: list[int], values: list[float]) -> None:
+    if len(tokens) != len(values):
+        raise InvalidRequest(
+            f"logit bias names {len(tokens)} tokens and {len(values)} values: expected one each"
+        )
+    if not all(map(math.isfinite, values)):
+        raise InvalidRequest("logit bias has a value that is not finite; to forbid a token use a logit mask")
+    sampler.change(bias_tokens=tuple(tokens), bias_values=tuple(values))
+
+
+@interface.function("sampler.seed")
+def seed(guest: ProgramState, sampler: HostSampler, value: int) -> None:
+    sampler.change(seed=value)
+
+
+@interface.function("[constructor]forward-pass")
+def new_pass(guest: ProgramState, context: HostContext) -> HostPass:
+    return HostPass(context)
+
+
+@interface.function("forward-pass.input")
+def input_(guest: ProgramState, forward: HostPass, tokens: list[int]) -> None:
+    forward.check_open()
+    forward.add(tokens, None)
+
+
+@interface.function("forward-pass.input-at")
+def input_at(guest: ProgramState, forward: HostPass, tokens: list[int], positions: list[int]) -> None:
+    forward.check_open()
+    if len(tokens) != len(positions):
+        raise InvalidRequest(
+            f"input-at got {len(tokens)} tokens and {len(positions)} positions: expected one each"
+        )
+    forward.add(tokens, positions)
+
+
+@interface.function("forward-pass.input-drafts")
+def input_drafts(guest: ProgramState, forward: HostPass, tokens: list[int]) -> None:
+    forward.check_open()
+    forward.add(tokens, None)
+    forward.num_drafts = len(tokens)
+
+
+@interface.function("forward-pass.attention-mask")
+def attention_mask(guest: ProgramState, forward: HostPass, rows: list[list[int]]) -> None:
+    forward.check_open()
+    forward.masks = tuple(tuple(row) for row in rows)
+
+
+@interface.function("forward-pass.logit-mask")
+def logit_mask(guest: ProgramState, forward: HostPass, runs: list[int]) -> None:
+    forward.check_open()
+    forward.logit_mask = tuple(runs)
+
+
+@interface.function("forward-pass.sample")
+def sample(guest: ProgramState, forward: HostPass, rows: list[int], sampler: HostSampler) -> None:
+    forward.check_open()
+    forward.samples.extend(Sample(row, sampler.spec) for row in rows)
+
+
+def _probe(forward: HostPass, probe: Probe) -> None:
+    forward.check_open()
+    forward.probes.append(probe)
+
+
+@interface.function("forward-pass.probe-logits")
+def probe_logits(guest: ProgramState, forward: HostPass, row: int) -> None:
+    _probe(forward, Probe(row, ProbeKind.LOGITS))
+
+
+@interface.function("forward-pass.probe-distribution")
+def probe_distribution(guest: ProgramState, forward: HostPass, row: int, temperature: float, k: int) -> None:
+    _probe(forward, Probe(row, ProbeKind.DISTRIBUTION, temperature, k))
+
+
+@interface.function("forward-pass.probe-logprobs")
+def probe_logprobs(guest: ProgramState, forward: HostPass, row: int, tokens: list[int]) -> None:
+    _probe(forward, Probe(row, ProbeKind.LOGPROBS, tokens=tuple(tokens)))
+
+
+@interface.function("forward-pass.probe-entropy")
+def probe_entropy(guest: ProgramState, forward: HostPass, row: int) -> None:
+    _probe(forward, Probe(row, ProbeKind.ENTROPY))
+
+
+@interface.function("forward-pass.probe-hidden")
+def probe_hidden(guest: ProgramState, forward: HostPass, row: int) -> None:
+    _probe(forward, Probe(row, ProbeKind.HIDDEN))
+
+
+@interface.function("forward-pass.pass-speculation")
+def pass_speculation(guest: ProgramState, forward: HostPass, allowed: bool) -> None:
+    forward.allow_speculation = allowed
+
+
+@interface.function("forward-pass.execute")
+def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
+    forward.check_open()
+    forward.submitted = True
+    context = forward.context
+    context.check_usable()
+    given = forward.tokens[: len(forward.tokens) - forward.num_drafts]
+
+    def finish(event: Event) -> ForwardDone:
+        assert isinstance(event, ForwardDone)
+        context.settled(event.length)
+        context.transcript.note_generated(given + (event.tokens[:-1] if forward.num_drafts else []))
+        return event
+
+    context.submitted(len(forward.tokens), forward.positions)
+    return PendingPass(context.model.engine.request(forward.message, finish, context.failed))
+
+
+@interface.function("pending-pass.pollable")
+def pollable(guest: ProgramState, pending: PendingPass) -> Pollable:
+    return Pollable.of(pending.done)
+
+
+@interface.function("pending-pass.tokens", suspends=True)
+def tokens(guest: ProgramState, pending: PendingPass) -> Pending[list[int]]:
+    return pending.done.map(lambda done: done.tokens)
+
+
+@interface.function("pending-pass.probe")
+def probe(guest: ProgramState, pending: PendingPass, index: int) -> tuple[list[int], list[float]]:
+    token_ids, values = pending.probe_values(index)
+    return token_ids, list(struct.unpack(f"<{len(values) // 4}f", values))
+
+
+@interface.function("pending-pass.probe-bytes")
+def probe_bytes(guest: ProgramState, pending: PendingPass, index: int) -> str:
+    _, values = pending.probe_values(index)
+    return base64.b64encode(values).decode("ascii")
+
+
+@interface.function("step", suspends=True)
+def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSampler) -> Pending[int]:
+    context.check_usable()
+
+    def build(request: RequestId) -> Forward:
+        return Forward(
+            request=request, context=context.id, tokens=(token,), samples=(Sample(0, sampler.spec),)
+        )
+
+    def finish(event: Event) -> int:
+        assert isinstance(event, ForwardDone)
+        context.settled(event.length)
+        context.transcript.note_generated([token])
+        return event.tokens[0]
+
+    context.submitted(1)
+    return context.model.engine.request(build, finish, context.failed)

@@ -1,0 +1,203 @@
+"""The decoding loop inside the engine, seen from the program: it starts, is read in chunks, and ends or is broken off.
+
+    new ── start ──► running ── next … ──► ended ── the end was read, or break-off ──► settled
+
+Once settled, the tokens that the program took are part of its context: written ones in its history, the last one,
+which no pass has fed yet, in its buffer.
+"""
+
+from __future__ import annotations
+
+from pie_core.engine.messages import BreakOff, Event, Failed, Generate, Generated
+from pie_core.errors import InvalidRequest, PieError, error_from_code
+from pie_core.host_api.context import HostContext
+from pie_core.host_api.forward import HostSampler
+from pie_core.host_api.guest_state import ProgramState
+from pie_core.host_api.poll import Pollable
+from pie_core.ids import RequestId
+from pie_core.sandbox.hosting import Interface, Pending
+
+interface = Interface("generate")
+
+
+class HostGeneration:
+    """One generation of one context."""
+
+    def __init__(self, context: HostContext, sampler: HostSampler) -> None:
+        self.context = context
+        self.sampler = sampler
+        self.max_tokens = 0
+        self.stop_tokens: tuple[int, ...] = ()
+        self.finish_reason = ""
+        self._request: RequestId | None = None
+        self._tokens: list[int] = []  # all generated so far
+        self._taken = 0  # how many of them the program has
+        self._base = 0  # rows of the context before the first generated token
+        self._rows = 0  # rows of the context at the last event
+        self._arrival: Pending[None] = Pending()
+        self._error: PieError | None = None
+        self._settled = False
+
+    def check_new(self) -> None:
+        if self._request is not None:
+            raise InvalidRequest("this generation was started already; make a new one")
+
+    def start(self) -> None:
+        """Feeds the buffer and generates. Raises InvalidRequest when there is nothing to continue from."""
+        self.check_new()
+        self.context.check_usable()
+        tokens = tuple(self.context.transcript.pending_tokens())
+        if not tokens:
+            raise InvalidRequest(
+                "empty input: the context's buffer holds no tokens to continue from; add a turn, tokens or a cue"
+            )
+        self.context.transcript.drain()
+        self.context.submitted(len(tokens))
+        self._base = self._rows = self.context.rows.length
+
+        def build(request: RequestId) -> Generate:
+            return Generate(
+                request=request,
+                context=self.context.id,
+                tokens=tokens,
+                sampler=self.sampler.spec,
+                stop_tokens=self.stop_tokens,
+                max_tokens=self.max_tokens,
+            )
+
+        self._request = self.context.model.engine.stream(build, self._receive)
+
+    def arrival(self) -> Pending[None]:
+        """Done while there is something to take: tokens, the end, or an error."""
+        self._check_started()
+        return self._arrival
+
+    def take(self) -> list[int] | None:
+        """All tokens that have arrived; None at the end. Raises what ended the generation."""
+        if self._taken < len(self._tokens):
+            new = self._tokens[self._taken :]
+            self._taken = len(self._tokens)
+            if not self._is_over:
+                self._arrival = Pending()
+            return new
+        if self._error is not None:
+            raise self._error
+        self._settle()
+        return None
+
+    def break_off(self, consumed: int) -> Pending[None]:
+        """Keeps `consumed` generated tokens."""
+        self._check_started()
+        if consumed > self._taken:
+            raise InvalidRequest(
+                f"cannot keep {consumed} generated tokens: the program has taken {self._taken}"
+            )
+        if self._settled or self._error is not None:
+            return Pending.of(None)
+        del self._tokens[consumed:]
+        self._taken = consumed
+        if self._is_over:
+            self._cut()
+            return Pending.of(None)
+        self._settled = True
+        generation = self._request
+        assert generation is not None
+        return self.context.model.engine.request(
+            lambda request: BreakOff(request=request, generation=generation, consumed=consumed),
+            lambda _: None,
+        )
+
+    def close(self) -> None:
+        """The program dropped its handle: what it has not taken never happened."""
+        if self._request is not None:
+            self.break_off(self._taken)
+
+    @property
+    def _is_over(self) -> bool:
+        return bool(self.finish_reason) or self._error is not None
+
+    def _check_started(self) -> None:
+        if self._request is None:
+            raise InvalidRequest("this generation was not started: call start first")
+
+    def _receive(self, event: Event) -> None:
+        if isinstance(event, Failed):
+            self._error = error_from_code(event.code, event.message)
+            self.context.failed()
+        elif isinstance(event, Generated):
+            self._progress(event)
+        if not self._arrival.done:
+            self._arrival.resolve(None)
+
+    def _progress(self, event: Generated) -> None:
+        if not self._settled:  # after a break-off, tokens that were under way do not count
+            self._tokens.extend(event.tokens)
+        self._rows = event.length
+        if event.finish is not None:
+            self.finish_reason = event.finish
+            self.context.settled(event.length)
+            if self._settled:
+                self._hand_over()
+
+    def _settle(self) -> None:
+        if not self._settled:
+            self._settled = True
+            self._hand_over()
+
+    def _cut(self) -> None:
+        """Breaks off what has already ended: rows past the kept tokens go."""
+        keep = self._base + len(self._tokens)
+        if self._rows > keep:
+            self._rows = keep
+            self.context.truncate(keep)
+        self._settle()
+
+    def _hand_over(self) -> None:
+        written = self._rows - self._base
+        self.context.transcript.note_generated(self._tokens[:written])
+        self.context.transcript.append(self._tokens[written:])
+
+
+interface.resource("generation", HostGeneration)
+
+
+@interface.function("[constructor]generation")
+def new_generation(guest: ProgramState, context: HostContext, sampler: HostSampler) -> HostGeneration:
+    return HostGeneration(context, sampler)
+
+
+@interface.function("generation.max-tokens")
+def max_tokens(guest: ProgramState, generation: HostGeneration, count: int) -> None:
+    generation.check_new()
+    generation.max_tokens = count
+
+
+@interface.function("generation.stop-tokens")
+def stop_tokens(guest: ProgramState, generation: HostGeneration, tokens: list[int]) -> None:
+    generation.check_new()
+    generation.stop_tokens = tuple(tokens)
+
+
+@interface.function("generation.start")
+def start(guest: ProgramState, generation: HostGeneration) -> None:
+    generation.start()
+
+
+@interface.function("generation.pollable")
+def pollable(guest: ProgramState, generation: HostGeneration) -> Pollable:
+    return Pollable.of(generation.arrival())
+
+
+@interface.function("generation.next", suspends=True)
+def next_(guest: ProgramState, generation: HostGeneration) -> Pending[list[int] | None]:
+    return generation.arrival().map(lambda _: generation.take())
+
+
+@interface.function("generation.finish-reason")
+def finish_reason(guest: ProgramState, generation: HostGeneration) -> str:
+    return generation.finish_reason
+
+
+@interface.function("generation.break-off", suspends=True)
+def break_off(guest: ProgramState, generation: HostGeneration, consumed: int) -> Pending[None]:
+    return generation.break_off(consumed)

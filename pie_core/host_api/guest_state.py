@@ -1,0 +1,151 @@
+"""What the host keeps for one running program: who it belongs to, its models, its link to the client and its inbox."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from pie_core.engine.messages import EndProcess
+from pie_core.errors import LimitExceeded, NotFound
+from pie_core.host_api.engine_client import EngineClient
+from pie_core.ids import ModelName, ProcessId, Tenant
+from pie_core.sandbox.hosting import Pending
+from pie_core.text.text_model import TextModel
+
+
+T = TypeVar("T")
+
+
+class ClientLink(Protocol):
+    """Where a program's output goes. A Pending holds the program back until the client has taken it."""
+
+    def on_message(self, message: str) -> Pending[None] | None: ...
+
+    def on_file(self, content: bytes) -> Pending[None] | None: ...
+
+    def on_stdout(self, data: bytes) -> Pending[None] | None: ...
+
+    def on_stderr(self, data: bytes) -> Pending[None] | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as programs see it: its engine, and its tokenizer and chat conventions."""
+
+    name: ModelName
+    engine: EngineClient
+    text: TextModel
+
+
+class Inbox(Generic[T]):
+    """Messages on their way to a program, bounded; those who wait come first come, first served."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._items: deque[T] = deque()
+        self._waiters: deque[Pending[T | None]] = deque()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._closed = False
+
+    def put(self, item: T) -> None:
+        """Raises LimitExceeded when the program has left too many unread."""
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.resolve(item)
+        elif len(self._items) >= self._capacity:
+            raise LimitExceeded(f"the program has {self._capacity} unread messages: wait until it reads some")
+        elif not self._closed:
+            self._items.append(item)
+            if len(self._items) == self._capacity:
+                self._room.clear()
+
+    async def room(self) -> None:
+        """Waits until `put` has room for one more."""
+        await self._room.wait()
+
+    def get(self) -> Pending[T | None]:
+        """The next item; None once the inbox is closed and empty."""
+        if self._items:
+            self._room.set()
+            return Pending.of(self._items.popleft())
+        if self._closed:
+            return Pending.of(None)
+        waiter: Pending[T | None] = Pending()
+        self._waiters.append(waiter)
+        return waiter
+
+    def put_back(self, item: T) -> None:
+        """Returns an item that was handed out and not used; it comes next."""
+        waiter = self._next_waiter()
+        if waiter is not None:
+            waiter.resolve(item)
+        else:
+            self._items.appendleft(item)
+
+    def close(self) -> None:
+        """The sender will send no more."""
+        self._closed = True
+        while (waiter := self._next_waiter()) is not None:
+            waiter.resolve(None)
+
+    def _next_waiter(self) -> Pending[T | None] | None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.abandoned:
+                return waiter
+        return None
+
+
+class ProgramState:
+    """Satisfies `sandbox.hosting.GuestState`; one for each running program."""
+
+    def __init__(
+        self,
+        process: ProcessId,
+        username: str,
+        tenant: Tenant,
+        models: Mapping[ModelName, ServedModel],
+        client: ClientLink,
+        inbox_capacity: int = 1024,
+    ) -> None:
+        self.process = process
+        self.username = username
+        self.tenant = tenant
+        self.models = models
+        self.client = client
+        self.messages: Inbox[str] = Inbox(inbox_capacity)
+        self.files: Inbox[bytes] = Inbox(inbox_capacity)
+
+    @property
+    def name(self) -> str:
+        return self.process
+
+    def model(self, name: str) -> ServedModel:
+        """The empty name is the first model. Raises NotFound that lists what is served."""
+        if not name and self.models:
+            return next(iter(self.models.values()))
+        found = self.models.get(ModelName(name))
+        if found is None:
+            served = ", ".join(self.models) or "none"
+            raise NotFound(f"no model is served under the name {name!r}; served are: {served}")
+        return found
+
+    def write_stdout(self, data: bytes) -> Pending[None] | None:
+        return self.client.on_stdout(data)
+
+    def write_stderr(self, data: bytes) -> Pending[None] | None:
+        return self.client.on_stderr(data)
+
+    def close_input(self) -> None:
+        """The client will send no more messages and files."""
+        self.messages.close()
+        self.files.close()
+
+    def close(self) -> None:
+        self.close_input()
+        for model in self.models.values():
+            model.engine.send(EndProcess(self.process))

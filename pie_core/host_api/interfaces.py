@@ -1,0 +1,9 @@
+"""Every interface that this host offers to guests, as the linker takes them."""
+
+from __future__ import annotations
+
+from pie_core.host_api import chat, context, forward, generate, logging, model, poll, runtime, session
+
+INTERFACES = tuple(
+    module.interface for module in (poll, runtime, logging, model, context, forward, generate, chat, session)
+)
