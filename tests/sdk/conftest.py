@@ -14,8 +14,11 @@ from tests.sdk import fake_host  # noqa: E402 - the paths above come first
 
 fake_host.install()
 
+from inferlet import return_value  # noqa: E402 - it imports the host
+
 
 @pytest.fixture(autouse=True)
-def world() -> fake_host.World:
-    """A fresh fake host."""
+def world(monkeypatch: pytest.MonkeyPatch) -> fake_host.World:
+    """A fresh fake host, and no return value from an earlier test."""
+    monkeypatch.setattr(return_value, "_value", None)
     return fake_host.reset()

@@ -12,14 +12,12 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
-from inferlet import return_value
 from inferlet_guest.program import Program, ProgramFailed
 
 
 @pytest.fixture(autouse=True)
 def _leave_no_modules_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test is a process of its own as far as imports are concerned."""
-    monkeypatch.setattr(return_value, "_value", None)
     monkeypatch.setattr(sys, "meta_path", sys.meta_path.copy())
     before = set(sys.modules)
     yield
@@ -66,10 +64,17 @@ def test_leaving_with_success_is_no_failure(capsys: pytest.CaptureFixture[str]) 
     assert run("import sys, inferlet\ndef main():\n  inferlet.set_return('x')\n  sys.exit(0)") == "x"
 
 
-def test_leaving_with_a_failure_is_one() -> None:
-    failed = failure("import sys\ndef main():\n    sys.exit('no prompt')")
-    assert failed.code == "guest"
-    assert failed.text.endswith("SystemExit: no prompt\n")
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("import sys\ndef main():\n    sys.exit('no prompt')", "no prompt"),
+        ("import sys\nasync def main():\n    sys.exit(3)", "the program left with status 3"),
+        ("raise SystemExit('not today')", "not today"),
+    ],
+)
+def test_leaving_with_a_failure_says_the_last_words_only(source: str, text: str) -> None:
+    failed = failure(source)
+    assert (failed.code, failed.text) == ("guest", text)
 
 
 def test_a_folder_of_files_is_imported_by_name() -> None:
@@ -253,6 +258,7 @@ def test_files_that_hide_existing_modules_are_refused() -> None:
     assert failure("def main(): pass", others={"queue.py": ""}).text == (
         "queue.py: a module named 'queue' exists already; rename the file"
     )
+    assert run("import test\ndef main(): return test.X", others={"test/__init__.py": "X = 1"}) == 1
     assert "inferlet" in failure("def main(): pass", others={"inferlet/__init__.py": ""}).text
     assert run("def main(): return __name__", entry="code.py") == "__inferlet__"
 

@@ -76,6 +76,8 @@ class Program:
         return get_return_value() if value is None else value
 
     def _failure(self, error: BaseException) -> ProgramFailed:
+        if isinstance(error, SystemExit):
+            return ProgramFailed("guest", _last_words(error))
         return ProgramFailed(_code_of(error), describe(error, self._finder.paths))
 
 
@@ -85,6 +87,11 @@ def _code_of(error: BaseException) -> str:
     if isinstance(error, InferletError) and not isinstance(error, Deadlock):
         return error.code
     return "guest"
+
+
+def _last_words(leaving: SystemExit) -> str:
+    """As Python itself shows them: `sys.exit("text")` is an error for people, without a traceback."""
+    return leaving.code if isinstance(leaving.code, str) else f"the program left with status {leaving.code}"
 
 
 def _parsed(text: str) -> Any:

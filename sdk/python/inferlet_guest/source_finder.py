@@ -99,7 +99,7 @@ class SourceFinder(MetaPathFinder, InspectLoader):
 
 
 def _is_taken(name: str) -> bool:
-    return name in sys.stdlib_module_names or name in NAMES_OF_THE_SDK
+    return name in sys.modules and (name in sys.stdlib_module_names or name in NAMES_OF_THE_SDK)
 
 
 def _namespace(name: str, place: str) -> ModuleSpec:
