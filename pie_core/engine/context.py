@@ -1,0 +1,75 @@
+"""A context: a history of rows, of which the first `written` have their KV on pages, and the noise it draws from.
+
+Rows behind `written` wait to be computed: the tokens of a running pass, the last token of a generation (its KV is
+written with the next pass, if there is one), or rows that going back on a recurrent model has to compute again.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from pie_core.contracts.sampling import derive_stream
+from pie_core.engine.history import History
+from pie_core.engine.messages import Command
+from pie_core.errors import PieError
+from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
+from pie_core.kv_pages.context_pages import ContextPages
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationEnd:
+    """The last generation of a context: what breaking it off late goes back to."""
+
+    request: RequestId
+    start: int  # rows of the context when its first token was drawn
+    generated: int
+
+
+@dataclass(slots=True, eq=False)
+class Context:
+    id: ContextId
+    process: ProcessId
+    tenant: Tenant
+    stream: int
+    pages: ContextPages
+    history: History = field(default_factory=History)
+    written: int = 0
+    epoch: int = 0  # how often it was truncated
+    children: int = 0  # streams derived so far
+    waiting: deque[Command] = field(default_factory=deque)
+    busy: bool = False  # a pass of it runs
+    unborn: bool = False  # a fork that its source has not got to yet
+    dropped: bool = False
+    fault: PieError | None = None  # what the next request on it is told ...
+    lost: bool = False  # ... and every later one: there is nothing behind this id
+    last_generation: GenerationEnd | None = None
+
+    @property
+    def length(self) -> int:
+        return self.history.length
+
+    @property
+    def position(self) -> int:
+        return self.history.position
+
+    @property
+    def unwritten(self) -> int:
+        return self.history.length - self.written
+
+    def rewind(self, length: int) -> None:
+        """Back to its first `length` rows, as if the later ones had never been."""
+        self.history.truncate(length)
+        self.written = self.pages.truncate(min(self.written, length))
+
+    def take_over(self, other: Context) -> None:
+        """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""
+        self.pages.release()
+        self.pages = other.pages.fork()
+        self.history, self.written = other.history.copy(), other.written
+        self.stream = other.derive_stream()
+        self.unborn = False
+
+    def derive_stream(self) -> int:
+        self.children += 1
+        return derive_stream(self.stream, self.children - 1)

@@ -1,0 +1,292 @@
+"""The engine of one model: takes commands, runs steps, and answers every request exactly once.
+
+It waits for nothing and owns no thread. Whoever drives it (`engine.local_port`, tests, a simulation) hands it commands,
+starts steps, collects them from the driver, brings back their outcomes, and passes on the events.
+
+What a command may assume: those of one context take effect in the order they were sent, each after the one before has
+ended. When one fails, those already queued behind it on that context fail with it. A snapshot exists once its save is
+acknowledged.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+from pie_core.contracts.driver import Driver
+from pie_core.contracts.forward import ForwardResult
+from pie_core.engine.context import Context
+from pie_core.engine.contexts import Contexts, no_context
+from pie_core.engine.messages import (
+    Ack,
+    BreakOff,
+    Cancel,
+    Command,
+    CreateContext,
+    DeleteSnapshot,
+    DropContext,
+    EndProcess,
+    Event,
+    Failed,
+    ForkContext,
+    Forward,
+    Generate,
+    ListSnapshots,
+    ModelInfo,
+    OpenSnapshot,
+    ReadStatus,
+    ReadTokens,
+    SaveSnapshot,
+    SnapshotNames,
+    Status,
+    TruncateContext,
+)
+from pie_core.engine.options import EngineOptions
+from pie_core.engine.passes import Passes
+from pie_core.engine.snapshots import Snapshots
+from pie_core.errors import Cancelled, NotFound, OutOfPages, PieError
+from pie_core.ids import Ticket
+from pie_core.kv_pages.context_pages import Cache
+from pie_core.scheduler.admission import Admission
+from pie_core.scheduler.intake import Intake, Perform, request_of
+from pie_core.scheduler.loop import Loop
+
+
+class Engine:
+    """Not thread-safe, but for `collect` of its driver, which a second thread may call."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        options: EngineOptions,
+        model_name: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.driver = driver
+        self.options = options
+        self.info = _model_info(driver, model_name)
+        self._clock = clock
+        self._events: list[Event] = []
+        self._cache = Cache.of(driver.capabilities.cache)
+        self._snapshots = Snapshots(self._cache, options)
+        self._contexts = Contexts(self._cache, self._snapshots, self._events.append)
+        admission = Admission(driver.capabilities, options, self._cache)
+        self._passes = Passes(admission, self._events.append, self._pass_ended)
+        self._passes.loop = self._loop = Loop(driver, options, self._passes.settle)
+        self._intake = Intake(self._in_turn(), self._events.append, self._lose_child)
+        self._at_once = self._on_arrival()
+        self._stalled_since: float | None = None
+
+    def handle(self, commands: Iterable[Command]) -> None:
+        """Takes commands in the order they were sent."""
+        for command in commands:
+            try:
+                self._at_once.get(type(command), self._queue)(command)
+            except PieError as error:
+                self._refuse(command, error)
+        self._intake.advance()
+
+    def start_step(self) -> Ticket | None:
+        """Submits a step to the driver: collect the ticket and bring the outcome to `finish_step`."""
+        while True:
+            ticket = self._loop.start()
+            self._intake.advance()
+            if ticket is not None:
+                self._stalled_since = None
+                return ticket
+            if not self._loop.can_start and not (self._is_stalled and self._relieve()):
+                return None
+
+    def finish_step(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
+        """What `driver.collect` of a started ticket gave or raised."""
+        self._loop.finish(ticket, outcome)
+        self._intake.advance()
+
+    def take_events(self) -> list[Event]:
+        """What happened since the last call."""
+        events = self._events.copy()
+        self._events.clear()
+        return events
+
+    @property
+    def patience_s(self) -> float | None:
+        """After how long `start_step` is to be called though nothing has happened; None: never."""
+        if self._stalled_since is None or not self._is_stalled:
+            return None
+        return max(self._stalled_since + self.options.page_wait_s - self._clock(), 0.0)
+
+    # ---- which command does what
+
+    def _on_arrival(self) -> dict[type, Callable[..., None]]:
+        return {
+            CreateContext: self._contexts.create,
+            OpenSnapshot: self._contexts.open,
+            ForkContext: self._announce_fork,
+            DeleteSnapshot: self._delete_snapshot,
+            ListSnapshots: self._list_snapshots,
+            EndProcess: self._end_process,
+            BreakOff: self._break_off,
+            Cancel: self._cancel,
+            ReadStatus: self._read_status,
+        }
+
+    def _in_turn(self) -> dict[type, Perform]:
+        return {
+            ForkContext: self._fork,
+            TruncateContext: self._truncate,
+            DropContext: self._drop,
+            Forward: self._passes.forward,
+            Generate: self._passes.generate,
+            BreakOff: self._passes.break_off_ended,
+            SaveSnapshot: self._contexts.save,
+            ReadTokens: self._contexts.read_tokens,
+        }
+
+    def _queue(
+        self, command: Forward | Generate | TruncateContext | DropContext | SaveSnapshot | ReadTokens
+    ) -> None:
+        context = self._contexts.get(command.context)
+        if context is None:
+            raise no_context(command.context)
+        self._intake.add(context, command)
+
+    def _refuse(self, command: Command, error: PieError) -> None:
+        """A command was refused on arrival; one that cannot fail by itself spoils the next request on its context."""
+        request = request_of(command)
+        context = (
+            self._contexts.get(command.context) if isinstance(command, CreateContext | ForkContext) else None
+        )
+        if request is not None:
+            self._events.append(Failed(request=request, code=error.code, message=str(error)))
+        elif context is not None:
+            context.fault = error
+
+    # ---- on arrival
+
+    def _announce_fork(self, command: ForkContext) -> None:
+        self._intake.add(self._contexts.announce_fork(command), command)
+
+    def _delete_snapshot(self, command: DeleteSnapshot) -> None:
+        self._snapshots.delete(command.tenant, command.name)
+        self._events.append(Ack(request=command.request))
+
+    def _list_snapshots(self, command: ListSnapshots) -> None:
+        names = self._snapshots.names(command.tenant)
+        self._events.append(SnapshotNames(request=command.request, names=names))
+
+    def _end_process(self, command: EndProcess) -> None:
+        error = Cancelled(f"process {command.process} has ended")
+        for context in [each for each in self._contexts if each.process == command.process]:
+            self._intake.fail_all(context, error)
+            self._contexts.forget(context)
+            running = self._passes.of(context)
+            if running is not None:
+                self._passes.end(running, error)
+            self._passes.forget_generation(context)
+
+    def _break_off(self, command: BreakOff) -> None:
+        generation = command.generation
+        ended = self._passes.context_of_generation(generation)
+        if self._passes.get(generation) is not None or generation in self._intake.queued:
+            self._passes.break_off(command)
+        elif ended is not None:
+            self._intake.add(ended, command)
+        else:
+            raise NotFound(f"no generation {generation} to break off: it failed, or its context has moved on")
+
+    def _cancel(self, command: Cancel) -> None:
+        error = Cancelled("the request was cancelled")
+        running = self._passes.get(command.target)
+        if running is not None:
+            self._passes.end(running, error)
+        elif command.target in self._intake.queued:
+            self._intake.cancel(command.target, error)
+
+    def _read_status(self, command: ReadStatus) -> None:
+        status = Status(
+            request=command.request,
+            contexts=len(self._contexts),
+            waiting=len(self._loop.waiting) + len(self._intake.queued),
+            running=sum(map(len, self._loop.in_flight.values())),
+            free_pages=[pool.num_free for pool in self._cache.pools],
+            total_pages=[pool.num_pages for pool in self._cache.pools],
+            steps=self._loop.steps,
+            tokens=self._loop.tokens,
+            busy_s=self._loop.busy_s,
+        )
+        self._events.append(status)
+
+    # ---- in a context's turn
+
+    def _fork(self, source: Context, command: ForkContext) -> None:
+        child = self._contexts.fork(source, command)
+        if child is not None:
+            self._intake.wake(child)
+
+    def _lose_child(self, command: ForkContext, error: PieError) -> None:
+        child = self._contexts.lose_child(command, error)
+        if child is not None:
+            self._intake.wake(child)
+
+    def _truncate(self, context: Context, command: TruncateContext) -> None:
+        self._contexts.truncate(context, command)
+        self._passes.forget_generation(context)
+
+    def _drop(self, context: Context, command: DropContext) -> None:
+        self._intake.fail_all(context, no_context(context.id))
+        self._passes.forget_generation(context)
+        self._contexts.forget(context)
+
+    def _pass_ended(self, context: Context, error: PieError | None) -> None:
+        if context.dropped:
+            if not context.busy:
+                context.pages.release()
+        elif error is not None:
+            self._intake.fail_behind(context, error)
+        else:
+            self._intake.wake(context)
+
+    # ---- when memory is full
+
+    @property
+    def _is_stalled(self) -> bool:
+        return self._loop.stalled and bool(self._loop.waiting)
+
+    def _relieve(self) -> bool:
+        """Frees what can be freed, or fails the youngest pass once waiting helps nobody; False: wait on."""
+        if self._drop_checkpoints():
+            return True
+        idle = any(not each.busy and not each.pages.is_empty for each in self._contexts)
+        now = self._clock()
+        if self._stalled_since is None:
+            self._stalled_since = now
+        if idle and now - self._stalled_since < self.options.page_wait_s:
+            return False
+        free = ", ".join(f"{pool.name} {pool.num_free} of {pool.num_pages}" for pool in self._cache.pools)
+        self._passes.end(
+            self._passes.youngest_waiting(),
+            OutOfPages(
+                f"no KV pages for this request (free: {free}), and nothing runs that would give any back; "
+                "drop contexts or snapshots, run fewer at a time, or give the model more KV memory"
+            ),
+        )
+        self._stalled_since = None
+        return True
+
+    def _drop_checkpoints(self) -> bool:
+        """Recurrent models: states of one context kept for going back are worth less than going on."""
+        return any(each.pages.drop_checkpoints() for each in self._contexts)
+
+
+def _model_info(driver: Driver, model_name: str) -> ModelInfo:
+    can = driver.capabilities
+    paged = (space.page_size for space in can.cache if space.group.kind in ("paged", "latent"))
+    return ModelInfo(
+        name=model_name,
+        driver=can.driver,
+        architecture=can.architecture,
+        vocab_size=can.vocab_size,
+        max_model_len=can.max_model_len,
+        page_size=next(paged, can.cache[0].page_size if can.cache else 1),
+        features=can.features,
+    )

@@ -1,0 +1,217 @@
+"""The EnginePort of one process: the engine runs on the worker's event loop, `collect` on one thread of its own.
+
+    send ─► inbox ─┐                        ┌─► sink (all events of a turn in one call)
+                   ▼                        │
+    event loop:   turn: handle ─► start_step ─► …          collector thread:  driver.collect ─┐
+                   ▲                                                                          │
+                   └───────────── finish_step ◄── call_soon_threadsafe ◄──────────────────────┘
+
+A turn runs after those who were called back by the sink have had their say, so a step holds the next passes of all of
+them. Whatever breaks the engine itself ends every open request with EngineLost, and those sent later too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from pie_core.contracts.forward import ForwardResult
+from pie_core.engine.engine import Engine
+from pie_core.engine.messages import Command, Event, EventSink, Failed, Generated, ModelInfo
+from pie_core.errors import EngineLost
+from pie_core.ids import RequestId, Ticket
+
+_log = logging.getLogger(__name__)
+
+Collected = Callable[[Ticket, ForwardResult | Exception], None]
+
+
+class LocalPort:
+    """Used on one event loop, on which it must have been made."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._collector = Collector(engine, self._loop, self._collected)
+        self._inbox: list[Command] = []
+        self._outbox: list[Event] = []
+        self._sink: EventSink = _nobody
+        self._open: set[RequestId] = set()
+        self._turn_is_due = False
+        self._patience: asyncio.TimerHandle | None = None
+        self._deadlines: dict[Ticket, asyncio.TimerHandle] = {}
+        self._lost: EngineLost | None = None
+
+    @property
+    def info(self) -> ModelInfo:
+        return self._engine.info
+
+    def listen(self, sink: EventSink) -> None:
+        self._sink = sink
+
+    def send(self, command: Command) -> None:
+        request: RequestId | None = getattr(command, "request", None)
+        if request is not None:
+            self._open.add(request)
+        if self._lost is None:
+            self._inbox.append(command)
+        elif request is not None:
+            self._fail_open(self._lost)
+        self._schedule_turn()
+
+    async def close(self) -> None:
+        """Ends every request with EngineLost and frees the model; a second time does nothing."""
+        if self._lost is None:
+            self._lose(EngineLost("the engine was closed"))
+        self._flush()
+        await self._collector.stop()
+
+    def _schedule_turn(self) -> None:
+        if not self._turn_is_due:
+            self._turn_is_due = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Takes what was sent, starts what can be started, tells what happened."""
+        self._turn_is_due = False
+        if self._lost is None:
+            try:
+                self._run_engine()
+            except Exception as error:  # an engine that broke must not be silent
+                _log.exception("engine of model %r broke", self.info.name)
+                self._lose(_lost_by(self.info.name, error))
+        self._flush()
+
+    def _run_engine(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        self._engine.handle(inbox)
+        while (ticket := self._engine.start_step()) is not None:
+            self._watch(ticket)
+            self._collector.collect(ticket)
+        self._outbox += self._engine.take_events()
+        self._renew_patience()
+
+    def _collected(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
+        """On the event loop: a step has ended. Its events go out first, and a turn follows what they bring about."""
+        self._deadlines.pop(ticket).cancel()
+        if self._lost is not None:
+            return
+        try:
+            self._engine.finish_step(ticket, outcome)
+        except Exception as error:  # as in _turn
+            _log.exception("engine of model %r broke", self.info.name)
+            self._lose(_lost_by(self.info.name, error))
+        else:
+            self._outbox += self._engine.take_events()
+        self._flush()
+        self._schedule_turn()
+
+    def _flush(self) -> None:
+        events, self._outbox = self._outbox, []
+        if events:
+            self._open.difference_update(each.request for each in events if _is_final(each))
+            self._sink(events)
+
+    # ---- what time brings
+
+    def _renew_patience(self) -> None:
+        """While passes wait for pages and nothing happens, the engine is asked again after a while."""
+        if self._patience is not None:
+            self._patience.cancel()
+        patience_s = self._engine.patience_s
+        self._patience = (
+            None if patience_s is None else self._loop.call_later(patience_s, self._schedule_turn)
+        )
+
+    def _watch(self, ticket: Ticket) -> None:
+        deadline_s = self._engine.driver.capabilities.step_deadline_s
+        self._deadlines[ticket] = self._loop.call_later(deadline_s, self._hangs, ticket, deadline_s)
+
+    def _hangs(self, ticket: Ticket, deadline_s: float) -> None:
+        driver = self._engine.driver.capabilities.driver
+        self._lose(
+            EngineLost(
+                f"model {self.info.name!r}: driver {driver!r} has not finished step {ticket} in {deadline_s:g} s, "
+                "the deadline it declares"
+            )
+        )
+        self._flush()
+
+    # ---- the end
+
+    def _lose(self, error: EngineLost) -> None:
+        self._lost = error
+        self._outbox += self._engine.take_events()
+        self._inbox.clear()
+        if self._patience is not None:
+            self._patience.cancel()
+        for timer in self._deadlines.values():
+            timer.cancel()
+        self._fail_open(error)
+
+    def _fail_open(self, error: EngineLost) -> None:
+        answered = {each.request for each in self._outbox if _is_final(each)}
+        for request in sorted(self._open - answered):
+            self._outbox.append(Failed(request=request, code=error.code, message=str(error)))
+
+
+class Collector:
+    """One thread that waits for the driver, so that the event loop need not."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        loop: asyncio.AbstractEventLoop,
+        collected: Collected,
+    ) -> None:
+        self._driver = engine.driver
+        self._loop = loop
+        self._collected = collected
+        self._tickets: SimpleQueue[Ticket | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="pie-collect", daemon=True)
+        self._thread.start()
+        self._stopped = False
+
+    def collect(self, ticket: Ticket) -> None:
+        self._tickets.put(ticket)
+
+    async def stop(self, patience_s: float = 10.0) -> None:
+        """Closes the driver once it is idle; one that hangs is left behind."""
+        if self._stopped:
+            return
+        self._stopped = True
+        self._tickets.put(None)
+        await asyncio.to_thread(self._thread.join, patience_s)
+        if self._thread.is_alive():
+            _log.warning("driver %r hangs and is left behind", self._driver.capabilities.driver)
+        else:
+            self._driver.close()
+
+    def _run(self) -> None:
+        while (ticket := self._tickets.get()) is not None:
+            outcome: ForwardResult | Exception
+            try:
+                outcome = self._driver.collect(ticket)
+            except Exception as error:  # handed over: the engine ends the passes of the step with it
+                outcome = error
+            try:
+                self._loop.call_soon_threadsafe(self._collected, ticket, outcome)
+            except RuntimeError:  # the event loop is closed: nobody is left to tell
+                return
+
+
+def _is_final(event: Event) -> bool:
+    return not isinstance(event, Generated) or event.finish is not None
+
+
+def _nobody(events: Sequence[Event]) -> None:
+    _log.warning("%d events of an engine reached nobody: listen was not called", len(events))
+
+
+def _lost_by(model: str, error: Exception) -> EngineLost:
+    return EngineLost(
+        f"model {model!r}: its engine broke and lost all contexts: {type(error).__name__}: {error}"
+    )

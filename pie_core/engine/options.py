@@ -1,0 +1,44 @@
+"""What can be set about an engine: limits of a step, of snapshots, of waiting for memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    max_batch_tokens: int = field(
+        default=2048,
+        metadata={"help": "Most tokens of one step; longer prompts are split. The driver may allow fewer."},
+    )
+    max_batch_requests: int = field(
+        default=256, metadata={"help": "Most contexts of one step. The driver may allow fewer."}
+    )
+    max_in_flight: int = field(
+        default=1,
+        metadata={
+            "help": "Steps queued at the driver at a time. More splits the contexts into smaller batches."
+        },
+    )
+    page_wait_s: float = field(
+        default=2.0,
+        metadata={"help": "How long passes wait for KV pages while nothing runs, before the youngest fails."},
+    )
+    max_snapshots: int = field(default=256, metadata={"help": "Named snapshots of one tenant."})
+    max_snapshot_share: float = field(
+        default=0.5, metadata={"help": "Part of the pages of a cache group that snapshots may hold."}
+    )
+    max_attachment_bytes: int = field(
+        default=1 << 24, metadata={"help": "Largest attachment of a snapshot, in bytes."}
+    )
+    max_pass_outputs: int = field(default=4096, metadata={"help": "Most samples and probes of one pass."})
+    max_pass_values: int = field(
+        default=1 << 24, metadata={"help": "Most numbers that the probes of one pass may return."}
+    )
+    checkpoint_tokens: int = field(
+        default=256,
+        metadata={"help": "Recurrent models: a state is kept each time so many tokens are computed."},
+    )
+    max_checkpoints: int = field(
+        default=4, metadata={"help": "Recurrent models: states that a context keeps for going back."}
+    )

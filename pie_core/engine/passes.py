@@ -1,0 +1,181 @@
+"""The passes that run: begun from commands, moved on by every step, ended by success, failure, cancellation or a break.
+
+A pass that ends otherwise than well leaves its context as it was before it. While the driver still works on a pass that
+was ended, its context stays busy and keeps its pages.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+
+from pie_core.engine.context import Context, GenerationEnd
+from pie_core.engine.messages import Ack, BreakOff, Event, Failed, Forward, Generate
+from pie_core.errors import InvalidRequest, NotFound, PieError
+from pie_core.ids import RequestId
+from pie_core.scheduler.admission import Admission
+from pie_core.scheduler.delivery import continue_generation, forward_done, generated
+from pie_core.scheduler.intake import following
+from pie_core.scheduler.loop import Chunks, Loop
+from pie_core.scheduler.request import Generation, Pass
+
+# The pass of a context is over; the error if it did not end well.
+Ended = Callable[[Context, PieError | None], None]
+
+
+class Passes:
+    """Running passes by request; also remembers which context a generation was of, for breaking it off late."""
+
+    def __init__(self, admission: Admission, emit: Callable[[Event], None], ended: Ended) -> None:
+        self._admission = admission
+        self._emit = emit
+        self._ended = ended
+        self._running: dict[RequestId, Pass] = {}
+        self._generations: dict[RequestId, Context] = {}  # running ones, and the last of each context
+        self._breaks: dict[RequestId, BreakOff] = {}  # by generation: accepted and not yet carried out
+        self._arrivals = itertools.count()
+        self.loop: Loop  # set by the engine: the loop reports back to `settle`
+
+    def forward(self, context: Context, command: Forward) -> None:
+        self._begin(self._admission.forward(command, context, next(self._arrivals)))
+
+    def generate(self, context: Context, command: Generate) -> None:
+        running = self._admission.generate(command, context, next(self._arrivals))
+        self.forget_generation(context)
+        self._generations[command.request] = context
+        self._begin(running)
+        if command.request in self._breaks:
+            self._break_now(running)
+
+    def get(self, request: RequestId) -> Pass | None:
+        return self._running.get(request)
+
+    def of(self, context: Context) -> Pass | None:
+        return next((each for each in self._running.values() if each.context is context), None)
+
+    def youngest_waiting(self) -> Pass:
+        return max(self.loop.waiting, key=lambda each: each.arrival)
+
+    def end(self, running: Pass, error: PieError) -> None:
+        """Answers the request with an error and undoes it, now or when the driver is done with it."""
+        del self._running[running.request]
+        self._emit(Failed(request=running.request, code=error.code, message=str(error)))
+        self._answer_break(running, error)
+        if running.in_flight:
+            running.ended = error
+        else:
+            self.loop.remove(running)
+            self._leave(running)
+        self._ended(running.context, error)
+
+    def settle(self, chunks: Chunks, causes: Mapping[int, PieError]) -> None:
+        """A step is over; `causes` says why some of its chunks failed."""
+        for place, chunk in enumerate(chunks):
+            running = chunk.running
+            running.in_flight = False
+            if running.ended is not None:
+                self._leave(running)
+                self._ended(running.context, None)
+            elif place in causes:
+                self.end(running, causes[place])
+            else:
+                self._move_on(running)
+
+    # ---- breaking off
+
+    def context_of_generation(self, generation: RequestId) -> Context | None:
+        return self._generations.get(generation)
+
+    def break_off(self, command: BreakOff) -> None:
+        """Ends a generation that runs, or one that has yet to begin when it does."""
+        running = self._running.get(command.generation)
+        if command.generation in self._breaks:
+            raise InvalidRequest(f"generation {command.generation} is being broken off already")
+        if running is not None and running.generation is not None:
+            _check_consumed(command, running.generation.generated)
+        self._breaks[command.generation] = command
+        if running is not None and not running.in_flight:
+            self._break_now(running)
+
+    def break_off_ended(self, context: Context, command: BreakOff) -> None:
+        """The generation was over before it was broken off: what came too much goes."""
+        last = context.last_generation
+        if last is None or last.request != command.generation:
+            raise NotFound(f"generation {command.generation} is over, and its context has moved on")
+        _check_consumed(command, last.generated)
+        context.rewind(last.start + command.consumed)
+        context.last_generation = GenerationEnd(last.request, last.start, command.consumed)
+        self._emit(Ack(request=command.request))
+
+    def forget_generation(self, context: Context) -> None:
+        if context.last_generation is not None:
+            self._generations.pop(context.last_generation.request, None)
+            context.last_generation = None
+
+    def _break_now(self, running: Pass) -> None:
+        """The context keeps the prompt and what was consumed; rows not written yet are left to the next pass."""
+        command, generation = self._breaks.pop(running.request), running.generation
+        assert generation is not None
+        generation.generated = command.consumed
+        running.context.rewind(generation.start + command.consumed)
+        self._emit(generated(running, [], "cancelled"))
+        self._emit(Ack(request=command.request))
+        self._finish(running)
+
+    def _answer_break(self, running: Pass, error: PieError) -> None:
+        command = self._breaks.pop(running.request, None)
+        if command is not None:
+            cause = following(error)
+            self._emit(Failed(request=command.request, code=cause.code, message=str(cause)))
+
+    # ---- one pass
+
+    def _begin(self, running: Pass) -> None:
+        running.context.busy = True
+        self._running[running.request] = running
+        self.loop.add(running)
+
+    def _move_on(self, running: Pass) -> None:
+        if running.request in self._breaks:
+            self._break_now(running)
+        elif running.remaining:
+            self.loop.add(running)
+        elif running.generation is not None:
+            self._take_token(running, running.generation)
+        else:
+            self._emit(forward_done(running))
+            self._finish(running)
+
+    def _take_token(self, running: Pass, generation: Generation) -> None:
+        event = continue_generation(running, generation)
+        self._emit(event)
+        if event.finish is None:
+            self.loop.add(running)
+        else:
+            self._finish(running)
+
+    def _finish(self, running: Pass) -> None:
+        """The pass ended well; its context is free for the next."""
+        context = running.context
+        del self._running[running.request]
+        self.loop.remove(running)
+        self.forget_generation(context)
+        if running.generation is not None:
+            start, count = running.generation.start, running.generation.generated
+            context.last_generation = GenerationEnd(running.request, start, count)
+        context.busy = False
+        self._ended(context, None)
+
+    def _leave(self, running: Pass) -> None:
+        context = running.context
+        if running.generation is not None:
+            self._generations.pop(running.request, None)
+        context.rewind(running.base)
+        context.busy = False
+
+
+def _check_consumed(command: BreakOff, generated_tokens: int) -> None:
+    if not 0 <= command.consumed <= generated_tokens:
+        raise InvalidRequest(
+            f"generation {command.generation}: cannot keep {command.consumed} tokens of {generated_tokens} generated"
+        )

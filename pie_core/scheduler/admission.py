@@ -1,0 +1,374 @@
+"""Typed refusals: a request becomes a pass here, or ends here before anything reaches the driver.
+
+Nothing is changed by looking: a refused request leaves its context as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pie_core.contracts.driver import DriverCapabilities, Feature
+from pie_core.contracts.forward import Float32, Int32, ProbeKind, UInt32
+from pie_core.engine.context import Context
+from pie_core.engine.messages import Forward, Generate, Probe, Sample, SamplerSpec
+from pie_core.engine.options import EngineOptions
+from pie_core.errors import InvalidRequest, LimitExceeded, Unsupported
+from pie_core.kv_pages.context_pages import Cache
+from pie_core.scheduler.request import Generation, Pass, ProbeRows, SampleRows
+
+PROBE_FEATURES = {
+    ProbeKind.LOGITS: Feature.PROBE_LOGITS,
+    ProbeKind.DISTRIBUTION: Feature.PROBE_DISTRIBUTION,
+    ProbeKind.LOGPROBS: Feature.PROBE_LOGPROBS,
+    ProbeKind.ENTROPY: Feature.PROBE_ENTROPY,
+    ProbeKind.HIDDEN: Feature.PROBE_HIDDEN,
+}
+
+
+class Admission:
+    """What this model and driver can do, asked once for each request."""
+
+    def __init__(self, capabilities: DriverCapabilities, options: EngineOptions, cache: Cache) -> None:
+        self._can = capabilities
+        self._options = options
+        self._cache = cache
+        windows = [space.group.window for space in capabilities.cache if space.group.kind == "window"]
+        self._window = min((each for each in windows if each is not None), default=None)
+        self._recurrent = [space.group.name for space in capabilities.cache if space.group.kind == "state"]
+
+    def forward(self, command: Forward, context: Context, arrival: int) -> Pass:
+        """The pass that a Forward asks for; its rows are on the context's history afterwards."""
+        self._refuse_request_level()
+        tokens = self._tokens(command.tokens, context)
+        positions = self._positions(command, context)
+        masks = self._masks(command, context)
+        samples = self._verified_samples(command)
+        passed = Pass(
+            request=command.request,
+            context=context,
+            base=context.length,
+            arrival=arrival,
+            samples=self._sample_rows(samples, len(tokens), context),
+            probes=self._probe_rows(command.probes, len(tokens), context.length),
+            logit_mask=self._logit_mask(command.logit_mask),
+            num_drafts=command.num_drafts,
+        )
+        context.history.extend(tokens, positions, masks)
+        return passed
+
+    def generate(self, command: Generate, context: Context, arrival: int) -> Pass:
+        """The pass that a Generate starts with: its prompt, and a sampler on its last row."""
+        self._refuse_request_level()
+        tokens = self._tokens(command.tokens, context)
+        if command.max_tokens < 0:
+            raise InvalidRequest(f"max_tokens is {command.max_tokens}; expected 0 (no limit) or more")
+        start = context.length + len(tokens)
+        positions = self._next_positions(context, len(tokens))
+        space = self._can.max_model_len - max(start, int(positions[-1]) + 1)
+        if space == 0:
+            raise InvalidRequest(
+                f"the prompt fills the model's {self._can.max_model_len} tokens: none can follow"
+            )
+        sample = Sample(row=len(tokens) - 1, sampler=command.sampler)
+        passed = Pass(
+            request=command.request,
+            context=context,
+            base=context.length,
+            arrival=arrival,
+            samples=self._sample_rows([sample], len(tokens), context),
+            generation=Generation(
+                start=start,
+                stop_tokens=frozenset(command.stop_tokens),
+                max_tokens=min(command.max_tokens or space, space),
+            ),
+        )
+        context.history.extend(tokens, positions)
+        return passed
+
+    def _require(self, feature: Feature) -> None:
+        if feature not in self._can.features:
+            offered = ", ".join(sorted(each.value for each in self._can.features)) or "none"
+            raise Unsupported(
+                f"driver {self._can.driver!r} with architecture {self._can.architecture!r} does not do "
+                f"{feature.value}; its features: {offered}"
+            )
+
+    def _refuse_request_level(self) -> None:
+        if self._can.level == "request":
+            raise Unsupported(
+                f"driver {self._can.driver!r} with architecture {self._can.architecture!r} serves whole "
+                "generations only (level 'request'): this engine drives it by steps"
+            )
+
+    # ---- rows
+
+    def _tokens(self, given: Sequence[int], context: Context) -> Int32:
+        if not given:
+            raise InvalidRequest("empty input: a pass needs at least one token")
+        limit = self._can.vocab_size
+        if min(given) < 0 or max(given) >= limit:
+            row, token = next((row, each) for row, each in enumerate(given) if not 0 <= each < limit)
+            raise InvalidRequest(
+                f"input row {row}: token id {token} is not in the vocabulary (0 to {limit - 1})"
+            )
+        length = context.length + len(given)
+        if length > self._can.max_model_len:
+            raise InvalidRequest(
+                f"too many tokens: {context.length} in the context and {len(given)} in the pass exceed the "
+                f"model's length of {self._can.max_model_len}"
+            )
+        self._cache.refuse_what_never_fits(length)
+        return np.array(given, np.int32)
+
+    def _positions(self, command: Forward, context: Context) -> Int32:
+        count, given = len(command.tokens), command.positions
+        if given is None:
+            return self._next_positions(context, count)
+        if len(given) != count:
+            raise InvalidRequest(f"{len(given)} positions for {count} tokens; expected one for each")
+        limit = self._can.max_model_len
+        if min(given) < 0 or max(given) >= limit:
+            row, position = next((row, each) for row, each in enumerate(given) if not 0 <= each < limit)
+            raise InvalidRequest(
+                f"input row {row}: position {position} is outside the model's 0 to {limit - 1}"
+            )
+        return np.array(given, np.int32)
+
+    def _next_positions(self, context: Context, count: int) -> Int32:
+        last = context.position + count - 1
+        if last >= self._can.max_model_len:
+            raise InvalidRequest(
+                f"the next {count} positions end at {last}; the model's last is {self._can.max_model_len - 1}"
+            )
+        return np.arange(context.position, last + 1, dtype=np.int32)
+
+    # ---- attention masks
+
+    def _masks(self, command: Forward, context: Context) -> list[Int32]:
+        if not command.masks:
+            return []
+        self._require(Feature.ATTENTION_MASK)
+        if self._recurrent:
+            raise Unsupported(
+                f"architecture {self._can.architecture!r} on driver {self._can.driver!r} has recurrent layers "
+                f"(cache groups {', '.join(self._recurrent)}): an attention mask has no meaning there"
+            )
+        if len(command.masks) != len(command.tokens):
+            raise InvalidRequest(
+                f"{len(command.masks)} mask rows for {len(command.tokens)} tokens; expected one for each"
+            )
+        return [self._mask(runs, row, context.length + row) for row, runs in enumerate(command.masks)]
+
+    def _mask(self, runs: Sequence[int], row: int, own: int) -> Int32:
+        """The runs of one row, whose own KV index is `own`."""
+        limit = self._can.max_model_len
+        if runs and min(runs) < 0:
+            raise InvalidRequest(f"mask row {row}: run length {min(runs)} is negative")
+        if len(runs) > 2 * limit + 2 or sum(runs) > limit:
+            raise InvalidRequest(
+                f"mask row {row}: {len(runs)} runs over {sum(runs)} KV rows; the model has at most {limit} rows"
+            )
+        lowest = 0 if self._window is None else max(own - self._window + 1, 0)
+        if not _sees(runs, lowest, own):
+            raise InvalidRequest(
+                f"mask row {row} hides every KV row from {lowest} to {own}: nothing is left to attend to; "
+                "run lengths begin with hidden, so (0, n) shows the first n"
+            )
+        return np.array(runs, np.int32)
+
+    # ---- samplers
+
+    def _verified_samples(self, command: Forward) -> Sequence[Sample]:
+        """The samples, and one on each row that verifies a draft: like that of the last input row."""
+        drafts, count = command.num_drafts, len(command.tokens)
+        if drafts == 0:
+            return command.samples
+        self._require(Feature.DRAFTS)
+        if not 0 < drafts < count:
+            raise InvalidRequest(f"{drafts} drafts among {count} tokens; expected at least one other token")
+        if drafts >= min(self._options.max_batch_tokens, self._can.max_batch_tokens):
+            raise LimitExceeded(f"{drafts} drafts do not fit in one step; propose fewer")
+        verifying = range(count - drafts - 1, count)
+        own = {each.row: each for each in command.samples if each.row in verifying}
+        if verifying[0] not in own or len(own) < sum(each.row in verifying for each in command.samples):
+            raise InvalidRequest(
+                f"drafts are verified by one sampler on row {verifying[0]}, the last before them, and at most "
+                "one on each draft"
+            )
+        others = [each for each in command.samples if each.row not in verifying]
+        template = own[verifying[0]].sampler
+        return [*others, *(own.get(row) or Sample(row=row, sampler=template) for row in verifying)]
+
+    def _sample_rows(self, samples: Sequence[Sample], count: int, context: Context) -> SampleRows | None:
+        if not samples:
+            return None
+        self._refuse_too_many_outputs(len(samples))
+        rows = np.array([_row(each.row, count, "sampler") for each in samples], np.int32)
+        order = np.argsort(rows, kind="stable").astype(np.int32)
+        specs = [samples[place].sampler for place in order]
+        settings = [sampler_settings(each) for each in specs]
+        biases = [self._bias(each) for each in specs]
+        penalized = any(each[4] != 1 or each[5] != 0 or each[6] != 0 for each in settings)
+        if penalized:
+            self._require(Feature.PENALTIES)
+        rows = rows[order]
+        return SampleRows(
+            rows=rows + np.int32(context.length),
+            order=order,
+            settings=np.array(settings, np.float64),
+            streams=np.array([_stream(each, context) for each in specs], np.uint64),
+            slots=_counts_within_runs(rows),
+            biases=tuple(biases) if any(len(tokens) for tokens, _ in biases) else (),
+            penalized=penalized,
+        )
+
+    def _bias(self, spec: SamplerSpec) -> tuple[Int32, Float32]:
+        tokens, values = spec.bias_tokens, spec.bias_values
+        if not tokens and not values:
+            return _NO_BIAS
+        self._require(Feature.LOGIT_BIAS)
+        if len(tokens) != len(values):
+            raise InvalidRequest(
+                f"logit bias: {len(tokens)} tokens and {len(values)} values; expected as many"
+            )
+        if min(tokens) < 0 or max(tokens) >= self._can.vocab_size:
+            raise InvalidRequest(
+                f"logit bias: token ids from {min(tokens)} to {max(tokens)}; the vocabulary has "
+                f"0 to {self._can.vocab_size - 1}"
+            )
+        if len(set(tokens)) < len(tokens):
+            raise InvalidRequest("logit bias: a token is named twice")
+        if not all(abs(each) <= _FLOAT32_MAX for each in values):
+            raise InvalidRequest(
+                "logit bias: a value is not a finite number; use a logit mask to forbid a token"
+            )
+        return np.array(tokens, np.int32), np.array(values, np.float32)
+
+    def _logit_mask(self, runs: Sequence[int] | None) -> UInt32 | None:
+        if runs is None:
+            return None
+        self._require(Feature.LOGIT_MASK)
+        if runs and min(runs) < 0:
+            raise InvalidRequest(f"logit mask: run length {min(runs)} is negative")
+        vocab = self._can.vocab_size
+        if sum(runs) > vocab or len(runs) > 2 * vocab + 2:
+            raise InvalidRequest(
+                f"logit mask: {len(runs)} runs over {sum(runs)} tokens; the vocabulary has {vocab}"
+            )
+        if not any(runs[1::2]):
+            raise InvalidRequest("logit mask: every token is forbidden; run lengths begin with forbidden")
+        allowed = np.zeros(-(-vocab // 32) * 32, np.uint8)
+        allowed[: sum(runs)] = np.repeat(np.arange(len(runs)) % 2, runs)
+        return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)
+
+    # ---- probes
+
+    def _probe_rows(self, probes: Sequence[Probe], count: int, base: int) -> ProbeRows | None:
+        if not probes:
+            return None
+        self._refuse_too_many_outputs(len(probes))
+        values = sum(self._probe_size(each) for each in probes)
+        if values > self._options.max_pass_values:
+            raise LimitExceeded(
+                f"the probes of this pass return {values} numbers; the limit is {self._options.max_pass_values}"
+            )
+        rows = np.array([_row(each.row, count, "probe") for each in probes], np.int32)
+        order = np.argsort(rows, kind="stable").astype(np.int32)
+        ordered = [probes[place] for place in order]
+        return ProbeRows(
+            rows=rows[order] + np.int32(base),
+            order=order,
+            kinds=np.array([each.kind for each in ordered], np.uint8),
+            temperatures=np.array([each.temperature for each in ordered], np.float32),
+            counts=np.array([min(each.k, self._can.vocab_size) for each in ordered], np.int32),
+            tokens=tuple(np.array(each.tokens, np.int32) for each in ordered),
+        )
+
+    def _probe_size(self, probe: Probe) -> int:
+        """How many numbers the probe returns; refuses what it cannot return."""
+        vocab = self._can.vocab_size
+        if probe.kind not in set(ProbeKind):
+            raise InvalidRequest(f"probe on row {probe.row}: kind {probe.kind} is unknown")
+        kind = ProbeKind(probe.kind)
+        self._require(PROBE_FEATURES[kind])
+        if kind is ProbeKind.DISTRIBUTION:
+            _in_range("probe temperature", probe.temperature, 0, _FLOAT32_MAX, low_open=True)
+            _in_range("probe k", probe.k, 0, _INT32_MAX)
+            return 2 * min(probe.k or vocab, vocab)
+        if kind is ProbeKind.LOGPROBS:
+            if not probe.tokens or min(probe.tokens) < 0 or max(probe.tokens) >= vocab:
+                raise InvalidRequest(
+                    f"probe on row {probe.row}: expected one or more token ids from 0 to {vocab - 1}"
+                )
+            return len(probe.tokens)
+        return {ProbeKind.LOGITS: vocab, ProbeKind.HIDDEN: self._can.hidden_size}.get(kind, 1)
+
+    def _refuse_too_many_outputs(self, count: int) -> None:
+        if count > self._options.max_pass_outputs:
+            raise LimitExceeded(
+                f"{count} samplers or probes on one pass; the limit is {self._options.max_pass_outputs}: "
+                "split the pass"
+            )
+
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_TINY = float(np.finfo(np.float32).tiny)
+_INT32_MAX = (1 << 31) - 1
+_NO_BIAS = (np.empty(0, np.int32), np.empty(0, np.float32))
+
+Settings = tuple[float, float, float, float, float, float, float]
+
+
+@lru_cache(maxsize=1024)
+def sampler_settings(spec: SamplerSpec) -> Settings:
+    """The numbers of a sampler, in the columns of SampleRows.settings; raises InvalidRequest."""
+    _in_range("temperature", spec.temperature, 0, _FLOAT32_MAX)
+    if 0 < spec.temperature < _FLOAT32_TINY:
+        raise InvalidRequest(f"sampler: temperature {spec.temperature} is too small for float32; 0 is greedy")
+    _in_range("top_k", spec.top_k, 0, _INT32_MAX)
+    _in_range("top_p", spec.top_p, 0, 1, low_open=True)
+    _in_range("min_p", spec.min_p, 0, 1)
+    _in_range("repetition penalty", spec.repetition, 0, _FLOAT32_MAX, low_open=True)
+    _in_range("presence penalty", spec.presence, -_FLOAT32_MAX, _FLOAT32_MAX)
+    _in_range("frequency penalty", spec.frequency, -_FLOAT32_MAX, _FLOAT32_MAX)
+    if spec.seed is not None:
+        _in_range("seed", spec.seed, 0, (1 << 64) - 1)
+    penalties = (spec.repetition, spec.presence, spec.frequency)
+    return (spec.temperature, spec.top_k, spec.top_p, spec.min_p, *penalties)
+
+
+def _in_range(name: str, value: float, low: float, high: float, *, low_open: bool = False) -> None:
+    if not low <= value <= high or (low_open and value == low):
+        expected = f"{'more than' if low_open else 'at least'} {low:g} and at most {high:g}"
+        raise InvalidRequest(f"sampler: {name} is {value}; expected {expected}")
+
+
+def _row(row: int, count: int, what: str) -> int:
+    if not 0 <= row < count:
+        raise InvalidRequest(f"{what} on row {row}; the pass has rows 0 to {count - 1}")
+    return row
+
+
+def _stream(spec: SamplerSpec, context: Context) -> int:
+    return context.stream if spec.seed is None else spec.seed
+
+
+def _sees(runs: Sequence[int], lowest: int, highest: int) -> bool:
+    """Whether a row from `lowest` to `highest` is visible."""
+    start, visible = 0, False
+    for run in runs:
+        stop = start + run
+        if visible and run and start <= highest and stop > lowest:
+            return True
+        start, visible = stop, not visible
+    return False
+
+
+def _counts_within_runs(rows: Int32) -> NDArray[np.uint32]:
+    """For ascending rows: how many equal ones stand before each. [3, 3, 5] -> [0, 1, 0]"""
+    firsts = np.searchsorted(rows, rows, side="left")
+    return (np.arange(len(rows)) - firsts).astype(np.uint32)

@@ -1,0 +1,112 @@
+"""A ForwardResult back to the passes of its step: rows become written, outputs go where they were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pie_core.contracts.forward import ForwardResult
+from pie_core.engine.messages import ForwardDone, Generated, ProbeValues
+from pie_core.scheduler.request import Chunk, Generation, Pass
+
+
+def record_step(
+    chunks: Sequence[Chunk], result: ForwardResult, checkpoint_tokens: int, max_checkpoints: int
+) -> None:
+    """Notes on every pass what the step gave it; chunks of failed requests are left alone."""
+    tokens: list[int] = result.tokens.tolist()
+    drawn = probed = 0
+    for request, chunk in enumerate(chunks):
+        first_sample, first_probe = drawn, probed
+        drawn += chunk.samples.stop - chunk.samples.start
+        probed += chunk.probes.stop - chunk.probes.start
+        if request in result.failed:
+            continue
+        running = chunk.running
+        if running.samples is not None:
+            places = running.samples.order[chunk.samples].tolist()
+            running.tokens.update(zip(places, tokens[first_sample:drawn], strict=True))
+        if running.probes is not None:
+            _record_probes(running, chunk, result, first_probe)
+        _write_rows(chunk, int(result.accepted[request]))
+        _keep_state(chunk, checkpoint_tokens, max_checkpoints)
+
+
+def _record_probes(running: Pass, chunk: Chunk, result: ForwardResult, first: int) -> None:
+    assert running.probes is not None
+    for probe, place in enumerate(running.probes.order[chunk.probes].tolist(), start=first):
+        low, high = result.probe_indptr[probe : probe + 2]
+        low_token, high_token = result.probe_token_indptr[probe : probe + 2]
+        running.probed[place] = ProbeValues(
+            token_ids=result.probe_tokens[low_token:high_token].tolist(),
+            values=np.ascontiguousarray(result.probe_values[low:high], "<f4").tobytes(),
+        )
+
+
+def _write_rows(chunk: Chunk, accepted: int) -> None:
+    """The rows of the chunk have their KV now, but for the drafts that were rejected."""
+    running, context = chunk.running, chunk.running.context
+    stop = chunk.stop
+    if running.num_drafts and chunk.is_last:
+        stop -= running.num_drafts - accepted
+        _forget_samples_behind(running, stop)
+    context.pages.finish(stop)
+    context.written = stop
+    if stop < chunk.stop:
+        context.rewind(stop)
+
+
+def _forget_samples_behind(running: Pass, stop: int) -> None:
+    samples = running.samples
+    assert samples is not None
+    for row, place in zip(samples.rows.tolist(), samples.order.tolist(), strict=True):
+        if row >= stop:
+            running.tokens.pop(place, None)
+
+
+def _keep_state(chunk: Chunk, checkpoint_tokens: int, max_checkpoints: int) -> None:
+    """Recurrent models: the state behind a prompt, and every so many tokens, is worth going back to."""
+    many = chunk.stop - chunk.start > 1
+    if many or chunk.stop // checkpoint_tokens != chunk.start // checkpoint_tokens:
+        chunk.running.context.pages.checkpoint(max_checkpoints)
+
+
+def is_finished(running: Pass) -> bool:
+    """Whether a forward pass has all its rows written."""
+    return running.context.unwritten == 0
+
+
+def forward_done(running: Pass) -> ForwardDone:
+    return ForwardDone(
+        request=running.request,
+        tokens=[running.tokens[place] for place in sorted(running.tokens)],
+        probes=[running.probed[place] for place in sorted(running.probed)],
+        length=running.context.length,
+        position=running.context.position,
+    )
+
+
+def continue_generation(running: Pass, generation: Generation) -> Generated:
+    """Takes the token that was drawn: it is the next row, or the end."""
+    token = running.tokens.pop(0)
+    if token in generation.stop_tokens:
+        return generated(running, [], "stop")
+    generation.generated += 1
+    running.context.history.append(token)
+    if generation.generated == generation.max_tokens:
+        return generated(running, [token], "length")
+    assert running.samples is not None
+    running.samples.rows[0] += 1
+    return generated(running, [token], None)
+
+
+def generated(running: Pass, tokens: list[int], finish: str | None) -> Generated:
+    context = running.context
+    return Generated(
+        request=running.request,
+        tokens=tokens,
+        finish=finish,
+        length=context.length,
+        position=context.position,
+    )
