@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -416,3 +417,50 @@ def test_the_default_models_template_is_rendered_piece_by_piece(default_model: o
         whole
     )
     assert model.stop_tokens == (2,)
+
+
+actions = st.one_of(
+    st.tuples(st.just("add_text"), st.sampled_from(["system", "user", "assistant"]), texts),
+    st.tuples(st.sampled_from(["append", "note_generated"]), st.lists(st.integers(0, 300), max_size=3)),
+    st.tuples(st.sampled_from(["cue", "seal", "drain"])),
+    st.tuples(st.just("truncate"), st.integers(0, 40)),
+)
+
+
+@pytest.mark.parametrize("style", ["chatml", "llama3", "gemma", "mistral", "qwen3", "deepseek"])
+@given(steps=st.lists(actions, max_size=12))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_in_whatever_order_it_is_used_nothing_fed_changes_and_copies_agree(
+    make_model: MakeModel, style: str, steps: list[tuple[Any, ...]]
+) -> None:
+    transcript = Transcript(make_model(style), now=NOON)
+    for name, *arguments in steps:
+        fed, pending = transcript.fed_tokens, _pending(transcript)
+        saved = Transcript(make_model(style))
+        saved.restore(transcript.to_bytes())
+        twin = transcript.fork()
+        if name == "truncate":
+            arguments = [min(arguments[0], len(fed))]
+        outcomes = [_outcome(each, name, arguments) for each in (transcript, saved, twin)]
+        assert outcomes[0] == outcomes[1] == outcomes[2]
+        assert _pending(transcript) == _pending(saved) == _pending(twin)
+        assert transcript.fed_tokens == saved.fed_tokens == twin.fed_tokens
+        kept = arguments[0] if name == "truncate" else len(fed)
+        assert transcript.fed_tokens[:kept] == fed[:kept]
+        if name == "drain" and isinstance(pending, list):
+            assert transcript.fed_tokens == fed + pending
+            assert transcript.pending_tokens() == []
+
+
+def _outcome(transcript: Transcript, name: str, arguments: list[Any]) -> object:
+    try:
+        return getattr(transcript, name)(*arguments)
+    except InvalidRequest as refusal:
+        return str(refusal)
+
+
+def _pending(transcript: Transcript) -> list[int] | str:
+    try:
+        return transcript.pending_tokens()
+    except InvalidRequest as refusal:
+        return str(refusal)
