@@ -322,9 +322,8 @@ def _scores(
     samplers = batch.samplers
     scores = adjusted_logits(logits, samplers, history)
     drawn = samplers.temperature > 0
-    scaled: Float32 = scores / np.where(drawn, samplers.temperature, np.float32(1))[:, None].astype(
-        np.float32
-    )
+    temperature = np.where(drawn, samplers.temperature, 1).astype(np.float32)
+    scaled = (scores / temperature[:, None]).astype(np.float32)
     kept = filtered_logits(scaled, samplers.top_k, samplers.top_p, samplers.min_p)
     counter = (samplers.stream, samplers.index, samplers.slot, samplers.epoch)
     noisy: Float32 = np.where(drawn[:, None], kept + gumbel_noise(*counter, logits.shape[1]), scores)
