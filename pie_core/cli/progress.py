@@ -63,6 +63,6 @@ class ProgressDisplay:
         amount: ProgressColumn = DownloadColumn() if progress.unit == "B" else MofNCompleteColumn()
         columns = (TextColumn("{task.description}"), BarColumn(), amount)
         self._bar = Bar(*columns, console=Console(stderr=True), transient=True, auto_refresh=False)
-        self._bar.add_task(progress.label)
+        self._bar.add_task(progress.label, total=progress.total or None)
         self._bar.start()
         self._label = progress.label
