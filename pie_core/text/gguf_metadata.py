@@ -40,8 +40,21 @@ class GgufMetadata:
     def flag(self, key: str, default: bool | None = None) -> bool:
         return bool(self._typed(key, bool, default))
 
-    def array(self, key: str) -> list[Any]:
+    def strings(self, key: str) -> list[str]:
+        return self._array(key, str)
+
+    def integers(self, key: str) -> list[int]:
+        return self._array(key, int)
+
+    def floats(self, key: str) -> list[float]:
+        return self._array(key, float)
+
+    def _array(self, key: str, kind: type) -> list[Any]:
         found: list[Any] = self._typed(key, list, None)
+        if found and not isinstance(found[0], kind):  # all items of a GGUF array have one type
+            raise LoadError(
+                f"{self.path}: {key!r} holds {type(found[0]).__name__}, expected {kind.__name__} in the GGUF header"
+            )
         return found
 
     def _typed(self, key: str, kind: type, default: Any) -> Any:

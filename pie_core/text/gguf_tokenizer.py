@@ -7,6 +7,7 @@ Two models exist here: "gpt2" (byte-level BPE, whose way of splitting text is na
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -79,12 +80,8 @@ def tokenizer_from_gguf(metadata: GgufMetadata) -> Backend:
 
 def _byte_level(metadata: GgufMetadata) -> Backend:
     splitting = _splitting(metadata)
-    merges = [_merge(metadata, line) for line in metadata.array("tokenizer.ggml.merges")]
-    try:
-        bpe = models.BPE(_vocabulary(metadata), merges, ignore_merges=splitting.whole_words_first)
-    except Exception as exc:  # the library raises bare Exceptions for merges outside the vocabulary
-        raise LoadError(f"{metadata.path}: vocabulary and merges in the GGUF header disagree: {exc}") from exc
-    backend = Backend(bpe)
+    merges = [_merge(metadata, line) for line in metadata.strings("tokenizer.ggml.merges")]
+    backend = _bpe(metadata, _vocabulary(metadata), merges, ignore_merges=splitting.whole_words_first)
     if splitting.nfc:
         backend.normalizer = normalizers.NFC()
     splits = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in splitting.patterns]
@@ -117,11 +114,9 @@ def _merge(metadata: GgufMetadata, line: str) -> tuple[str, str]:
 
 def _sentencepiece(metadata: GgufMetadata) -> Backend:
     vocabulary = _vocabulary(metadata)
-    unknown = metadata.array("tokenizer.ggml.tokens")[
-        metadata.integer("tokenizer.ggml.unknown_token_id", default=0)
-    ]
-    merges = _merges_by_score(vocabulary, metadata.array("tokenizer.ggml.scores"))
-    backend = Backend(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    merges = _merges_by_score(vocabulary, metadata.floats("tokenizer.ggml.scores"))
+    unknown = _unknown_token(metadata)
+    backend = _bpe(metadata, vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     prefix = metadata.flag("tokenizer.ggml.add_space_prefix", default=True)
     spaces = normalizers.Replace(" ", "▁")
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), spaces]) if prefix else spaces
@@ -130,6 +125,25 @@ def _sentencepiece(metadata: GgufMetadata) -> Backend:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
     )
     return backend
+
+
+def _bpe(
+    metadata: GgufMetadata, vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any
+) -> Backend:
+    try:
+        return Backend(models.BPE(vocabulary, merges, **options))
+    except Exception as exc:  # the library raises bare Exceptions for merges outside the vocabulary
+        raise LoadError(f"{metadata.path}: vocabulary and merges in the GGUF header disagree: {exc}") from exc
+
+
+def _unknown_token(metadata: GgufMetadata) -> str:
+    tokens = metadata.strings("tokenizer.ggml.tokens")
+    index = metadata.integer("tokenizer.ggml.unknown_token_id", default=0)
+    if not 0 <= index < len(tokens):
+        raise LoadError(
+            f"{metadata.path}: unknown_token_id is {index}, outside the vocabulary of {len(tokens)} tokens"
+        )
+    return tokens[index]
 
 
 def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
@@ -145,7 +159,7 @@ def _merges_by_score(vocabulary: dict[str, int], scores: list[float]) -> list[tu
 
 
 def _vocabulary(metadata: GgufMetadata) -> dict[str, int]:
-    tokens = metadata.array("tokenizer.ggml.tokens")
+    tokens = metadata.strings("tokenizer.ggml.tokens")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
         raise LoadError(
@@ -153,18 +167,21 @@ def _vocabulary(metadata: GgufMetadata) -> dict[str, int]:
             "each id must have its own text"
         )
     for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
-        if key in metadata.values and len(metadata.array(key)) != len(tokens):
+        items = metadata.values.get(key, tokens)
+        if not isinstance(items, list) or len(items) != len(tokens):
             raise LoadError(
-                f"{metadata.path}: {key} has {len(metadata.array(key))} items for {len(tokens)} tokens"
+                f"{metadata.path}: {key} must be a list of {len(tokens)} items, one for each token"
             )
     return vocabulary
 
 
 def _add_tokens(backend: Backend, metadata: GgufMetadata) -> None:
     """Control and user-defined tokens are found in text before it is split."""
-    tokens = metadata.array("tokenizer.ggml.tokens")
+    tokens = metadata.strings("tokenizer.ggml.tokens")
     types = (
-        metadata.array("tokenizer.ggml.token_type") if "tokenizer.ggml.token_type" in metadata.values else []
+        metadata.integers("tokenizer.ggml.token_type")
+        if "tokenizer.ggml.token_type" in metadata.values
+        else []
     )
     added = [
         AddedToken(token, special=kind == _CONTROL, normalized=False)

@@ -119,7 +119,6 @@ def test_what_is_no_checkpoint_is_refused(
 
 
 def test_the_default_models_text_is_complete(default_model: Path) -> None:
-
     model = load_text(default_model)
     assert model.tokenizer.size == 49152
     assert model.template.render([{"role": "user", "content": "Hi"}]).startswith("<|im_start|>system\n")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from pie_core.errors import InvalidRequest, LoadError
+from pie_core.text.text_model import load_text
 from pie_core.text.tokenizer import Tokenizer, load_tokenizer
 
 TEXTS = [
@@ -173,6 +175,23 @@ def test_a_damaged_gguf_header_is_a_load_error_wherever_it_is_cut(
         load_tokenizer(damaged)
     with pytest.raises(LoadError, match="cannot be read"):
         load_tokenizer(tmp_path / "absent.gguf")
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_corrupted_gguf_header_loads_or_is_a_load_error(
+    tmp_path: Path, any_backend: Backend, write_gguf_file: Any, data: st.DataObject
+) -> None:
+    path = tmp_path / "corrupted.gguf"
+    model = data.draw(st.sampled_from(["gpt2", "llama"]))
+    content = bytearray(
+        write_gguf_file(path, any_backend, model, chat_template="a", eos_token_id=1).read_bytes()
+    )
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    with contextlib.suppress(LoadError):
+        load_text(path)
 
 
 def test_the_default_models_tokenizer_equals_the_reference_conversion(default_model: Path) -> None:
