@@ -11,8 +11,10 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -104,16 +106,22 @@ def _build(wanted: str, progress: Progress) -> None:
 
 
 def _compile(target: Path) -> None:
-    options = ["--quiet", "--wit-path", str(WIT), "--world", WORLD, "componentize"]
-    command = [*COMPILER_COMMAND, *options, "--python-path", str(SDK), APPLICATION, "--output", str(target)]
-    # A byte code cache in the SDK's folders would become part of the component.
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        _copy_packages(Path(folder))
+        options = ["--quiet", "--wit-path", str(WIT), "--world", WORLD, "componentize"]
+        command = [*COMPILER_COMMAND, *options, "--python-path", folder, APPLICATION, "--output", str(target)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ProgramError(
             f"{COMPILER} {_compiler_version()} could not build the Python guest (exit status "
             f"{result.returncode}):\n{result.stdout}{result.stderr}".rstrip()
         )
+
+
+def _copy_packages(target: Path) -> None:
+    """The compiler's own Python would leave byte code in the sources' folders, and trust what it finds there."""
+    for package in PACKAGES:
+        shutil.copytree(SDK / package, target / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 @contextlib.contextmanager
