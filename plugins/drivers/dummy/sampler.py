@@ -21,6 +21,10 @@ from pie_plugins.drivers.dummy.batch_tensors import ResolvedStep
 from pie_plugins.drivers.dummy.hashing import Words, mix, uniform
 
 _PEAK = np.float32(6.0)
+_PER_SAMPLER = (
+    *("rows", "temperature", "top_k", "top_p", "min_p", "repetition", "presence", "frequency"),
+    *("stream", "index", "slot", "epoch", "mask_index"),
+)
 _HIDDEN_SALT = np.uint64(0x1D8E4E27C47D124F)
 
 
@@ -90,11 +94,9 @@ def chosen_samplers(samplers: Samplers, chosen: NDArray[np.intp], history: Int32
     """Some of the samplers, as samplers of their own."""
     history_indptr, history_at = _gathered(samplers.history_indptr, chosen)
     bias_indptr, bias_at = _gathered(samplers.bias_indptr, chosen)
-    per_sampler: tuple[str, ...] = ("rows", "temperature", "top_k", "top_p", "min_p", "repetition", "presence", "frequency")
-    per_sampler += ("stream", "index", "slot", "epoch", "mask_index")
     picked = replace(
         samplers,
-        **{name: getattr(samplers, name)[chosen] for name in per_sampler},
+        **{name: getattr(samplers, name)[chosen] for name in _PER_SAMPLER},
         history_indptr=history_indptr,
         history_counts=samplers.history_counts[history_at],
         bias_indptr=bias_indptr,
