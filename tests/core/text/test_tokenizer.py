@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from pie_core.errors import InvalidRequest, LoadError
 from pie_core.text.text_model import load_text
@@ -150,6 +151,32 @@ def test_unknown_kinds_in_a_gguf_file_are_refused_by_name(
         load_tokenizer(write_gguf_file(tmp_path / "b.gguf", byte_level_backend, "gpt2", pre="martian"))
 
 
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_metaspace_vocabularies_decode_like_the_library(scheme: str) -> None:
+    backend = Backend(models.WordLevel({"▁the": 0, "▁cat": 1, "sat": 2, "▁": 3}, unk_token="▁"))
+    backend.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    ours = Tokenizer(backend, "test")
+    for ids in ([0, 1], [1, 2, 3, 0], [2, 0], []):
+        assert ours.decode(ids) == backend.decode(ids)
+        decoder = ours.incremental_decoder()
+        assert "".join(decoder.feed([index]) for index in ids) + decoder.flush() == backend.decode(ids)
+
+
+def test_words_without_a_decoder_are_joined_by_spaces() -> None:
+    backend = Backend(models.WordLevel({"the": 0, "cat": 1}, unk_token="the"))
+    assert Tokenizer(backend, "test").decode([0, 1, 0]) == backend.decode([0, 1, 0]) == "the cat the"
+
+
+def test_a_decoder_of_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None:
+    backend = Backend(models.WordLevel({"the": 0}, unk_token="the"))
+    backend.decoder = decoders.WordPiece()
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(
+        LoadError, match=r"tokenizer\.json: the tokenizer's decoder 'WordPiece' is not supported"
+    ):
+        load_tokenizer(tmp_path)
+
+
 def test_a_directory_without_a_readable_tokenizer_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"looked for tokenizer\.json"):
         load_tokenizer(tmp_path)
@@ -196,7 +223,7 @@ def test_a_corrupted_gguf_header_loads_or_is_a_load_error(
 
 def test_the_default_models_tokenizer_equals_the_reference_conversion(default_model: Path) -> None:
     from gguf import GGUFReader
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, pre_tokenizers
 
     header = {name: field.contents() for name, field in GGUFReader(str(default_model)).fields.items()}
     tokens = header["tokenizer.ggml.tokens"]
