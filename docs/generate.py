@@ -32,7 +32,7 @@ FLOW = (
     *("drivers", "models", "media"),
 )
 WITHOUT_INIT = {"wit": "The host API as guests see it; each file has its twin in host_api/"}
-LONGEST = 90  # characters of a sentence in the tree; a longer one is cut at its first colon or semicolon
+LONGEST = 110  # characters of a sentence in the tree; a longer one is cut at its first colon or semicolon
 
 
 def tree() -> str:
