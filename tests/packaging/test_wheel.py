@@ -35,6 +35,12 @@ def build_wheel(source: Path, target: Path) -> Path:
     return wheel
 
 
+def plugin_files() -> list[Path]:
+    """Sources and data, such as the checkpoint of the dummy driver."""
+    found = (ROOT / "pie_plugins").rglob("*")
+    return [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+
+
 def names_in(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
@@ -71,7 +77,7 @@ def test_the_wheel_claims_only_its_two_packages(wheel: Path) -> None:
 def test_the_wheel_carries_what_a_checkout_has(wheel: Path) -> None:
     expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / "pie_core").rglob("*.py")}
     expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pie_core/wit").glob("*.wit")}
-    expected |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "pie_plugins").rglob("*.py")}
+    expected |= {path.relative_to(ROOT).as_posix() for path in plugin_files()}
     for folder in ("inferlets", "sdk/python"):
         sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")}
         assert sources, f"{folder} holds no sources"
