@@ -100,7 +100,8 @@ class DriverSubject:
     def same(self, one: Answer, other: Answer) -> bool:
         if self.tolerance == 0:
             return bool(np.array_equal(one, other))
-        return bool(np.abs(one - other).max() <= self.tolerance * max(float(one.std()), 1e-6))
+        scale = max(float(one.std()), float(np.abs(one).mean()), 1e-6)  # a single value has no spread
+        return bool(np.abs(one - other).max() <= self.tolerance * scale)
 
     def needs(self, driver: Driver, *features: Feature) -> None:
         missing = [feature.value for feature in features if not driver.capabilities.has(feature)]
