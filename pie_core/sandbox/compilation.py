@@ -136,9 +136,9 @@ class Compiler:
         if status == INVALID:
             raise ProgramError(f"{name} is not a component that can be compiled: {complaint}")
         limit = f"{self._limits.memory_bytes // MIB} MiB of memory and {self._limits.seconds:.0f} s"
-        last = complaint.splitlines()[-1:] or ["no message"]
+        first = complaint.splitlines()[:1] or ["no message"]
         raise ProgramTooLarge(
-            f"{name} broke the compiler, which may use {limit} (exit status {status}: {last[0]})"
+            f"{name} broke the compiler, which may use {limit} (exit status {status}: {first[0]})"
         )
 
 

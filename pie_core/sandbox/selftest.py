@@ -68,6 +68,7 @@ class _Bench:
     def answer(self, value: int) -> int:
         """Writes the result of the oldest suspended call; returns its argument."""
         assert self.fiber is not None
+        _expect(bool(self.asked), "a guest did not run on when its result was there")
         argument, results = self.asked.pop(0)
         _put(results, value)
         self.fiber.release()

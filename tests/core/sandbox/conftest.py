@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import pie_core
+from tests.core.sandbox.scenarios import IMAGES
 
 PRODUCT_GUEST = Path(pie_core.__file__).parent / "guests" / "python.wasm"
 
@@ -68,7 +69,7 @@ def _build(folder: Path, wit: Path, component: Path) -> None:
     partial.rename(component)
 
 
-@pytest.fixture(scope="session")
-def image_cache(request: pytest.FixtureRequest) -> Path:
+@pytest.fixture(scope="session", autouse=True)
+def images(request: pytest.FixtureRequest) -> None:
     """Compiled images are kept between test runs."""
-    return Path(request.config.cache.mkdir("aot"))
+    IMAGES.append(Path(request.config.cache.mkdir("compiled-guests")))

@@ -15,6 +15,8 @@ from pie_core.sandbox.program import Program
 from pie_core.sandbox.runtime import Runtime
 from pie_core.sandbox.signatures import our_interfaces
 
+IMAGES: list[Path] = []  # the folder that keeps compiled images between test runs; conftest puts it here
+
 Scenario = Callable[[Runtime], Awaitable[Any]]
 
 
@@ -58,9 +60,10 @@ def interfaces(*own: Interface) -> list[Interface]:
 
 def drive(scenario: Scenario, *own: Interface, cache: Path | None = None, **options: Any) -> Any:
     """Runs a scenario in a runtime of its own; nothing may be left of its guests."""
+    kept = cache or next(iter(IMAGES), None)
 
     async def main() -> Any:
-        runtime = Runtime(interfaces(*own), cache, **options)
+        runtime = Runtime(interfaces(*own), kept, **options)
         try:
             result = await scenario(runtime)
             assert runtime.live_guests == 0

@@ -69,6 +69,7 @@ def wat_guest(
     world: str = "inferlet",
     version: str = "1.0.0",
     extra: str = "",
+    extra_lowered: str = "",
     extra_host: str = "",
 ) -> bytes:
     """`calls` and `drops` are "interface/import name" and "interface/resource"; `core_imports` declares them."""
@@ -82,6 +83,7 @@ def wat_guest(
   {extra}
   {LIBC}
   {_lowered(calls, drops)}
+  {extra_lowered}
   (core module $program
     (import "libc" "memory" (memory 2))
     (import "libc" "realloc" (func $realloc (param i32 i32 i32 i32) (result i32)))
