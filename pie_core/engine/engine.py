@@ -67,7 +67,7 @@ class Engine:
         self.info = _model_info(driver, model_name)
         self._clock = clock
         self._events: list[Event] = []
-        self._cache = Cache.of(driver.capabilities.cache)
+        self._cache = Cache(driver.capabilities.cache)
         self._snapshots = Snapshots(self._cache, options)
         self._contexts = Contexts(self._cache, self._snapshots, self._events.append)
         admission = Admission(driver.capabilities, options, self._cache)

@@ -21,6 +21,10 @@ class History:
         self.position = 0  # the next row's, unless it says otherwise: the greatest so far + 1
         self.masks: dict[int, Int32] = {}  # row -> run lengths over rows; rows without are causal
 
+    def rows(self, start: int, stop: int) -> tuple[Int32, Int32]:
+        """Tokens and positions."""
+        return self._tokens[start:stop], self._positions[start:stop]
+
     @property
     def tokens(self) -> Int32:
         return self._tokens[: self.length]
@@ -37,14 +41,22 @@ class History:
         self.length += 1
         self.position += 1
 
-    def extend(self, tokens: Int32, positions: Int32, masks: Sequence[Int32] = ()) -> None:
+    def extend(
+        self, tokens: Sequence[int], positions: Sequence[int] | None = None, masks: Sequence[Int32] = ()
+    ) -> None:
+        """Rows at these positions, or at the next ones; with a mask for each or for none."""
+        if positions is None and len(tokens) == 1 and not masks:
+            self.append(tokens[0])
+            return
         start, stop = self.length, self.length + len(tokens)
+        if positions is None:
+            positions = range(self.position, self.position + len(tokens))
         self._make_room(stop)
         self._tokens[start:stop] = tokens
         self._positions[start:stop] = positions
         self.masks.update(zip(range(start, stop), masks, strict=False))
         self.length = stop
-        self.position = max(self.position, int(positions.max()) + 1)
+        self.position = max(self.position, max(positions) + 1)
 
     def truncate(self, length: int) -> None:
         if length == self.length:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,22 +15,24 @@ from pie_core.kv_pages.pool import PagePool
 from pie_core.kv_pages.state_slots import StateSlots
 
 
-@dataclass(frozen=True, slots=True)
 class Cache:
     """All pages of a model: one pool per cache group."""
 
-    spaces: tuple[CacheSpace, ...]
-    pools: tuple[PagePool, ...]
-
-    @classmethod
-    def of(cls, spaces: Sequence[CacheSpace]) -> Cache:
-        return cls(tuple(spaces), tuple(PagePool(each.group.name, each.num_pages) for each in spaces))
+    def __init__(self, spaces: Sequence[CacheSpace]) -> None:
+        self.spaces = tuple(spaces)
+        self.pools = tuple(PagePool(each.group.name, each.num_pages) for each in spaces)
+        self._longest = min(
+            (each.page_size * each.num_pages for each in spaces if each.group.kind in ("paged", "latent")),
+            default=sys.maxsize,
+        )
 
     def refuse_what_never_fits(self, length: int) -> None:
         """OutOfPages if a context of this length exceeds a group even when it is alone."""
+        if length <= self._longest:
+            return
         for space, pool in zip(self.spaces, self.pools, strict=True):
-            needed = -(-length // space.page_size) if space.group.kind in ("paged", "latent") else 1
-            if needed > pool.num_pages:
+            needed = -(-length // space.page_size)
+            if space.group.kind in ("paged", "latent") and needed > pool.num_pages:
                 raise OutOfPages(
                     f"{length} tokens need {needed} pages of {space.page_size} in cache group {pool.name!r}, "
                     f"which has {pool.num_pages} in all; shorten the context or give the model more KV memory"
@@ -40,11 +42,12 @@ class Cache:
 class ContextPages:
     """Rows are written by `begin` and then `finish` or `abort`; between the two nothing else may happen."""
 
-    __slots__ = ("_paged", "_state", "groups")
+    __slots__ = ("_paged", "_state", "_windowed", "groups")
 
     def __init__(self, groups: tuple[PageList | StateSlots, ...]) -> None:
         self.groups = groups
         self._paged = tuple(each for each in groups if isinstance(each, PageList))
+        self._windowed = tuple(each for each in self._paged if each.window is not None)
         self._state = tuple(each for each in groups if isinstance(each, StateSlots))
 
     @classmethod
@@ -71,6 +74,10 @@ class ContextPages:
         if isinstance(held, PageList):
             return held.pages
         return np.array([held.current][: held.length], np.int32)
+
+    def covers(self, length: int) -> bool:
+        """Whether rows up to `length` can be written on the pages that are here: most steps of most contexts."""
+        return not self._state and all(pages.covers(length) for pages in self._paged)
 
     def fitting_rows(self, written: int, count: int, reserved: int, outcomes: int) -> int:
         """How many of the next `count` rows can be written now; 0 if there are not pages enough.
@@ -104,7 +111,7 @@ class ContextPages:
 
     def finish(self, length: int) -> None:
         """The step went well and `length` rows are valid."""
-        for pages in self._paged:
+        for pages in self._windowed:
             pages.leave_window(length)
         for slots in self._state:
             slots.finish(length)

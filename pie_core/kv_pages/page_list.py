@@ -53,8 +53,13 @@ class PageList:
 
     def table(self, length: int) -> tuple[Int32, Int32]:
         """Pages and logical numbers of the first `length` rows, without pages reserved for later ones."""
-        size = max(self._size - max(self._end - self._pages_for(length), 0), 0)
+        reserved = self._end - self._pages_for(length)
+        size = self._size - reserved if reserved > 0 else self._size
         return self._pages[:size], self._logical[:size]
+
+    def covers(self, length: int) -> bool:
+        """Whether rows up to `length` can be written without a look at the pool."""
+        return not self._may_share and length <= self._end * self.page_size
 
     def missing(self, written: int, length: int) -> int:
         """How many pages writing the rows from `written` to `length` takes from the pool."""
@@ -68,6 +73,7 @@ class PageList:
     def reserve(self, written: int, length: int) -> PageCopy | None:
         """Takes the missing pages; a shared page that would be written is replaced and its copy returned."""
         copy = self._replace_shared(written) if self._writes_shared(written) else None
+        self._may_share = False
         start, stop = self._end, self._pages_for(length)
         if stop > start:
             self._append(self.pool.allocate(stop - start), start, stop)
@@ -134,7 +140,6 @@ class PageList:
         source, (target,) = int(self._pages[place]), self.pool.allocate(1)
         self.pool.release([source])
         self._pages[place] = target
-        self._may_share = False
         return PageCopy(self.group, source, target)
 
     def _append(self, pages: list[int], start: int, stop: int) -> None:

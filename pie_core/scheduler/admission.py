@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pie_core.contracts.driver import DriverCapabilities, Feature
 from pie_core.contracts.forward import Float32, Int32, ProbeKind, UInt32
@@ -18,7 +17,7 @@ from pie_core.engine.messages import Forward, Generate, Probe, Sample, SamplerSp
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import InvalidRequest, LimitExceeded, Unsupported
 from pie_core.kv_pages.context_pages import Cache
-from pie_core.scheduler.request import Generation, Pass, ProbeRows, SampleRows
+from pie_core.scheduler.request import REPETITION, Generation, Pass, ProbeRows, SampleRows, Settings
 
 PROBE_FEATURES = {
     ProbeKind.LOGITS: Feature.PROBE_LOGITS,
@@ -43,8 +42,9 @@ class Admission:
     def forward(self, command: Forward, context: Context, arrival: int) -> Pass:
         """The pass that a Forward asks for; its rows are on the context's history afterwards."""
         self._refuse_request_level()
-        tokens = self._tokens(command.tokens, context)
-        positions = self._positions(command, context)
+        count = len(command.tokens)
+        self._check_tokens(command.tokens, context)
+        self._check_positions(command, context)
         masks = self._masks(command, context)
         samples = self._verified_samples(command)
         passed = Pass(
@@ -52,41 +52,42 @@ class Admission:
             context=context,
             base=context.length,
             arrival=arrival,
-            samples=self._sample_rows(samples, len(tokens), context),
-            probes=self._probe_rows(command.probes, len(tokens), context.length),
+            samples=self._sample_rows(samples, count, context),
+            probes=self._probe_rows(command.probes, count, context.length),
             logit_mask=self._logit_mask(command.logit_mask),
             num_drafts=command.num_drafts,
         )
-        context.history.extend(tokens, positions, masks)
+        context.history.extend(command.tokens, command.positions, masks)
         return passed
 
     def generate(self, command: Generate, context: Context, arrival: int) -> Pass:
         """The pass that a Generate starts with: its prompt, and a sampler on its last row."""
         self._refuse_request_level()
-        tokens = self._tokens(command.tokens, context)
+        count = len(command.tokens)
+        self._check_tokens(command.tokens, context)
+        self._check_next_positions(context, count)
         if command.max_tokens < 0:
             raise InvalidRequest(f"max_tokens is {command.max_tokens}; expected 0 (no limit) or more")
-        start = context.length + len(tokens)
-        positions = self._next_positions(context, len(tokens))
-        space = self._can.max_model_len - max(start, int(positions[-1]) + 1)
+        start = context.length + count
+        space = self._can.max_model_len - max(start, context.position + count)
         if space == 0:
             raise InvalidRequest(
                 f"the prompt fills the model's {self._can.max_model_len} tokens: none can follow"
             )
-        sample = Sample(row=len(tokens) - 1, sampler=command.sampler)
+        sample = Sample(row=count - 1, sampler=command.sampler)
         passed = Pass(
             request=command.request,
             context=context,
             base=context.length,
             arrival=arrival,
-            samples=self._sample_rows([sample], len(tokens), context),
+            samples=self._sample_rows([sample], count, context),
             generation=Generation(
                 start=start,
                 stop_tokens=frozenset(command.stop_tokens),
                 max_tokens=min(command.max_tokens or space, space),
             ),
         )
-        context.history.extend(tokens, positions)
+        context.history.extend(command.tokens)
         return passed
 
     def _require(self, feature: Feature) -> None:
@@ -106,7 +107,7 @@ class Admission:
 
     # ---- rows
 
-    def _tokens(self, given: Sequence[int], context: Context) -> Int32:
+    def _check_tokens(self, given: Sequence[int], context: Context) -> None:
         if not given:
             raise InvalidRequest("empty input: a pass needs at least one token")
         limit = self._can.vocab_size
@@ -122,12 +123,12 @@ class Admission:
                 f"model's length of {self._can.max_model_len}"
             )
         self._cache.refuse_what_never_fits(length)
-        return np.array(given, np.int32)
 
-    def _positions(self, command: Forward, context: Context) -> Int32:
+    def _check_positions(self, command: Forward, context: Context) -> None:
         count, given = len(command.tokens), command.positions
         if given is None:
-            return self._next_positions(context, count)
+            self._check_next_positions(context, count)
+            return
         if len(given) != count:
             raise InvalidRequest(f"{len(given)} positions for {count} tokens; expected one for each")
         limit = self._can.max_model_len
@@ -136,15 +137,13 @@ class Admission:
             raise InvalidRequest(
                 f"input row {row}: position {position} is outside the model's 0 to {limit - 1}"
             )
-        return np.array(given, np.int32)
 
-    def _next_positions(self, context: Context, count: int) -> Int32:
+    def _check_next_positions(self, context: Context, count: int) -> None:
         last = context.position + count - 1
         if last >= self._can.max_model_len:
             raise InvalidRequest(
                 f"the next {count} positions end at {last}; the model's last is {self._can.max_model_len - 1}"
             )
-        return np.arange(context.position, last + 1, dtype=np.int32)
 
     # ---- attention masks
 
@@ -207,24 +206,32 @@ class Admission:
         if not samples:
             return None
         self._refuse_too_many_outputs(len(samples))
-        rows = np.array([_row(each.row, count, "sampler") for each in samples], np.int32)
-        order = np.argsort(rows, kind="stable").astype(np.int32)
+        order = sorted(range(len(samples)), key=lambda place: samples[place].row)
+        rows = [_row(samples[place].row, count, "sampler") for place in order]
         specs = [samples[place].sampler for place in order]
         settings = [sampler_settings(each) for each in specs]
-        biases = [self._bias(each) for each in specs]
-        penalized = any(each[4] != 1 or each[5] != 0 or each[6] != 0 for each in settings)
-        if penalized:
-            self._require(Feature.PENALTIES)
-        rows = rows[order]
         return SampleRows(
-            rows=rows + np.int32(context.length),
+            rows=[row + context.length for row in rows],
             order=order,
-            settings=np.array(settings, np.float64),
-            streams=np.array([_stream(each, context) for each in specs], np.uint64),
-            slots=_counts_within_runs(rows),
-            biases=tuple(biases) if any(len(tokens) for tokens, _ in biases) else (),
-            penalized=penalized,
+            settings=settings,
+            streams=[context.stream if each.seed is None else each.seed for each in specs],
+            slots=_places_within_runs(rows),
+            biases=self._biases(specs),
+            penalized=self._penalizes(settings),
         )
+
+    def _penalizes(self, settings: Sequence[Settings]) -> bool:
+        for each in settings:
+            if each[REPETITION:] != (1, 0, 0):
+                self._require(Feature.PENALTIES)
+                return True
+        return False
+
+    def _biases(self, specs: Sequence[SamplerSpec]) -> tuple[tuple[Int32, Float32], ...]:
+        for each in specs:
+            if each.bias_tokens or each.bias_values:
+                return tuple(map(self._bias, specs))
+        return ()
 
     def _bias(self, spec: SamplerSpec) -> tuple[Int32, Float32]:
         tokens, values = spec.bias_tokens, spec.bias_values
@@ -276,16 +283,15 @@ class Admission:
             raise LimitExceeded(
                 f"the probes of this pass return {values} numbers; the limit is {self._options.max_pass_values}"
             )
-        rows = np.array([_row(each.row, count, "probe") for each in probes], np.int32)
-        order = np.argsort(rows, kind="stable").astype(np.int32)
+        order = sorted(range(len(probes)), key=lambda place: probes[place].row)
         ordered = [probes[place] for place in order]
         return ProbeRows(
-            rows=rows[order] + np.int32(base),
+            rows=[base + _row(each.row, count, "probe") for each in ordered],
             order=order,
-            kinds=np.array([each.kind for each in ordered], np.uint8),
-            temperatures=np.array([each.temperature for each in ordered], np.float32),
-            counts=np.array([min(each.k, self._can.vocab_size) for each in ordered], np.int32),
-            tokens=tuple(np.array(each.tokens, np.int32) for each in ordered),
+            kinds=[each.kind for each in ordered],
+            temperatures=[each.temperature for each in ordered],
+            counts=[min(each.k, self._can.vocab_size) for each in ordered],
+            tokens=[each.tokens for each in ordered],
         )
 
     def _probe_size(self, probe: Probe) -> int:
@@ -320,8 +326,6 @@ _FLOAT32_TINY = float(np.finfo(np.float32).tiny)
 _INT32_MAX = (1 << 31) - 1
 _NO_BIAS = (np.empty(0, np.int32), np.empty(0, np.float32))
 
-Settings = tuple[float, float, float, float, float, float, float]
-
 
 @lru_cache(maxsize=1024)
 def sampler_settings(spec: SamplerSpec) -> Settings:
@@ -353,10 +357,6 @@ def _row(row: int, count: int, what: str) -> int:
     return row
 
 
-def _stream(spec: SamplerSpec, context: Context) -> int:
-    return context.stream if spec.seed is None else spec.seed
-
-
 def _sees(runs: Sequence[int], lowest: int, highest: int) -> bool:
     """Whether a row from `lowest` to `highest` is visible."""
     start, visible = 0, False
@@ -368,7 +368,7 @@ def _sees(runs: Sequence[int], lowest: int, highest: int) -> bool:
     return False
 
 
-def _counts_within_runs(rows: Int32) -> NDArray[np.uint32]:
+def _places_within_runs(rows: Sequence[int]) -> list[int]:
     """For ascending rows: how many equal ones stand before each. [3, 3, 5] -> [0, 1, 0]"""
-    firsts = np.searchsorted(rows, rows, side="left")
-    return (np.arange(len(rows)) - firsts).astype(np.uint32)
+    firsts: dict[int, int] = {}
+    return [place - firsts.setdefault(row, place) for place, row in enumerate(rows)]

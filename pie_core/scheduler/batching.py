@@ -5,6 +5,7 @@ The cost is a + b * requests: what a pass needs lies ready in arrays, and a step
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from pie_core.contracts.forward import (
     TokenRefs,
     UInt32,
 )
-from pie_core.kv_pages.page_list import PageList
+from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.state_slots import StateSlots
 from pie_core.scheduler.request import (
     FREQUENCY,
@@ -38,8 +39,9 @@ from pie_core.scheduler.request import (
     TOP_P,
     Chunk,
     Pass,
-    ProbeRows,
     SampleRows,
+    Settings,
+    rows_within,
 )
 
 _NONE = slice(0, 0)
@@ -47,25 +49,36 @@ _NONE = slice(0, 0)
 
 def take_chunk(running: Pass, rows: int) -> Chunk | None:
     """Takes pages for up to `rows` rows of a pass; None if there are not enough."""
-    context, start = running.context, running.context.written
-    drafts = running.num_drafts
-    reserved = context.length - start
-    rows = context.pages.fitting_rows(start, rows, reserved, 1 + drafts)
-    if rows < reserved:
-        rows = min(rows, reserved - running.indivisible)
-    if rows <= 0:
-        return None
+    context, samples, probes = running.context, running.samples, running.probes
+    start = context.written
+    copies: Sequence[PageCopy] = ()
+    if not context.pages.covers(context.history.length):
+        rows = _fitting_rows(running, rows)
+        if rows == 0:
+            return None
+        copies = _take_pages(running, rows)
     stop = start + rows
-    outcomes = range(stop - drafts, stop + 1) if rows == reserved else (stop,)
-    copies = context.pages.begin(start, rows, reserved, outcomes)
     return Chunk(
         running=running,
         start=start,
         stop=stop,
-        copies=tuple(copies),
-        samples=running.samples.within(start, stop) if running.samples else _NONE,
-        probes=running.probes.within(start, stop) if running.probes else _NONE,
+        copies=copies,
+        samples=rows_within(samples.rows, start, stop) if samples else _NONE,
+        probes=rows_within(probes.rows, start, stop) if probes else _NONE,
     )
+
+
+def _fitting_rows(running: Pass, rows: int) -> int:
+    reserved = running.remaining
+    rows = running.context.pages.fitting_rows(running.context.written, rows, reserved, 1 + running.num_drafts)
+    return rows if rows == reserved else max(min(rows, reserved - running.indivisible), 0)
+
+
+def _take_pages(running: Pass, rows: int) -> Sequence[PageCopy]:
+    context, reserved = running.context, running.remaining
+    stop = context.written + rows
+    outcomes = range(stop - running.num_drafts, stop + 1) if rows == reserved else (stop,)
+    return context.pages.begin(context.written, rows, reserved, outcomes)
 
 
 def build_batch(chunks: Sequence[Chunk], can: DriverCapabilities) -> ForwardBatch:
@@ -76,14 +89,13 @@ def build_batch(chunks: Sequence[Chunk], can: DriverCapabilities) -> ForwardBatc
     indptr = _indptr(stops - starts)
     shifts = indptr[:-1] - starts  # KV index -> token row
     requests = len(chunks)
-    positions = _joined(context.history.positions[each.start : each.stop] for each, context in _pairs(chunks))
+    rows = [each.running.context.history.rows(each.start, each.stop) for each in chunks]
+    positions = np.concatenate([each for _, each in rows])
     no_tickets = np.full(requests, NO_TICKET, np.int64)
     return ForwardBatch(
         context_ids=np.array([context.id for context in contexts], np.int64),
         indptr=indptr,
-        tokens=_literal(
-            _joined(context.history.tokens[each.start : each.stop] for each, context in _pairs(chunks))
-        ),
+        tokens=_literal(np.concatenate([each for each, _ in rows])),
         positions=np.repeat(positions[:, None], 3, axis=1) if can.position_axes == 3 else positions,
         kv_lengths=starts,
         length_tickets=no_tickets,
@@ -98,10 +110,6 @@ def build_batch(chunks: Sequence[Chunk], can: DriverCapabilities) -> ForwardBatc
         adapter_scales=np.ones(requests, np.float32),
         media=_no_media(),
     )
-
-
-def _pairs(chunks: Sequence[Chunk]) -> Iterable[tuple[Chunk, Any]]:
-    return ((each, each.running.context) for each in chunks)
 
 
 # ---- cache
@@ -166,30 +174,36 @@ def _masks(chunks: Sequence[Chunk], shifts: Int32) -> AttentionMasks:
 
 
 def _samplers(chunks: Sequence[Chunk], shifts: Int32, can: DriverCapabilities) -> Samplers:
-    parts: list[tuple[Chunk, SampleRows]] = []
-    counts = []
-    for chunk in chunks:
-        counts.append(chunk.samples.stop - chunk.samples.start)
-        if counts[-1] and chunk.running.samples:
-            parts.append((chunk, chunk.running.samples))
-    rows = _joined(each.rows[chunk.samples] for chunk, each in parts)
-    settings = _joined((each.settings[chunk.samples] for chunk, each in parts), np.float64).reshape(-1, 7)
-    history, history_indptr = _histories(parts)
-    bias_tokens, bias_values, bias_indptr = _biases(parts)
-    mask_index, logit_masks = _logit_masks(parts, can)
+    counts = [each.samples.stop - each.samples.start for each in chunks]
+    parts = [(chunk, chunk.running.samples) for chunk in chunks if chunk.running.samples]
+    rows: list[int] = []
+    streams: list[int] = []
+    slots: list[int] = []
+    settings: list[Settings] = []
+    for chunk, each in parts:
+        rows += each.rows[chunk.samples]
+        streams += each.streams[chunk.samples]
+        slots += each.slots[chunk.samples]
+        settings += each.settings[chunk.samples]
+    columns = _columns(settings)
+    kv_rows = np.array(rows, np.int32)
+    epochs = np.array([each.running.context.epoch for each in chunks], np.uint32)
+    history, history_indptr = _histories(parts, len(rows))
+    bias_tokens, bias_values, bias_indptr = _biases(parts, len(rows))
+    mask_index, logit_masks = _logit_masks(chunks, counts, can)
     return Samplers(
-        rows=rows + np.repeat(shifts, counts),
-        temperature=settings[:, TEMPERATURE].astype(np.float32),
-        top_k=settings[:, TOP_K].astype(np.int32),
-        top_p=settings[:, TOP_P].astype(np.float32),
-        min_p=settings[:, MIN_P].astype(np.float32),
-        repetition=settings[:, REPETITION].astype(np.float32),
-        presence=settings[:, PRESENCE].astype(np.float32),
-        frequency=settings[:, FREQUENCY].astype(np.float32),
-        stream=_joined((each.streams[chunk.samples] for chunk, each in parts), np.uint64),
-        index=(rows + 1).astype(np.uint32),
-        slot=_joined((each.slots[chunk.samples] for chunk, each in parts), np.uint32),
-        epoch=np.repeat(np.array([each.running.context.epoch for each in chunks], np.uint32), counts),
+        rows=kv_rows + np.repeat(shifts, counts),
+        temperature=columns[TEMPERATURE].astype(np.float32),
+        top_k=columns[TOP_K].astype(np.int32),
+        top_p=columns[TOP_P].astype(np.float32),
+        min_p=columns[MIN_P].astype(np.float32),
+        repetition=columns[REPETITION].astype(np.float32),
+        presence=columns[PRESENCE].astype(np.float32),
+        frequency=columns[FREQUENCY].astype(np.float32),
+        stream=np.array(streams, np.uint64),
+        index=(kv_rows + 1).astype(np.uint32),
+        slot=np.array(slots, np.uint32),
+        epoch=np.repeat(epochs, counts),
         history_indptr=history_indptr,
         history=_literal(history),
         history_counts=np.ones(len(history), np.int32),
@@ -201,70 +215,89 @@ def _samplers(chunks: Sequence[Chunk], shifts: Int32, can: DriverCapabilities) -
     )
 
 
-def _histories(parts: Sequence[tuple[Chunk, SampleRows]]) -> tuple[Int32, Int32]:
+def _columns(settings: Sequence[Settings]) -> NDArray[np.float64]:
+    """[7, S]. Equal settings are the same tuple as a rule: few distinct ones become arrays, the rest is an index."""
+    places: dict[int, int] = {}
+    distinct: list[Settings] = []
+    index = []
+    for each in settings:
+        place = places.setdefault(id(each), len(distinct))
+        if place == len(distinct):
+            distinct.append(each)
+        index.append(place)
+    table = np.array(distinct, np.float64).reshape(-1, 7)
+    return table[np.array(index, np.intp)].T
+
+
+def _histories(parts: Sequence[tuple[Chunk, SampleRows]], count: int) -> tuple[Int32, Int32]:
     """For samplers with penalties, every token up to and with their row; and where each sampler's begin."""
     if not any(each.penalized for _, each in parts):
-        return _EMPTY, _no_entries(parts)
+        return _EMPTY, np.zeros(count + 1, np.int32)
     seen: list[Int32] = []
     for chunk, each in parts:
         tokens = chunk.running.context.history.tokens
-        for row in each.rows[chunk.samples]:
-            seen.append(tokens[: row + 1] if each.penalized else _EMPTY)
+        for row, settings in zip(each.rows[chunk.samples], each.settings[chunk.samples], strict=True):
+            seen.append(tokens[: row + 1] if settings[REPETITION:] != (1, 0, 0) else _EMPTY)
     return _joined(seen), _indptr([len(each) for each in seen])
 
 
-def _biases(parts: Sequence[tuple[Chunk, SampleRows]]) -> tuple[Int32, Float32, Int32]:
+def _biases(parts: Sequence[tuple[Chunk, SampleRows]], count: int) -> tuple[Int32, Float32, Int32]:
     if not any(each.biases for _, each in parts):
-        return _EMPTY, np.empty(0, np.float32), _no_entries(parts)
+        return _EMPTY, _NO_VALUES, np.zeros(count + 1, np.int32)
     pairs: list[tuple[Int32, Float32]] = []
     for chunk, each in parts:
-        none = [(_EMPTY, np.empty(0, np.float32))] * (chunk.samples.stop - chunk.samples.start)
+        none = [(_EMPTY, _NO_VALUES)] * (chunk.samples.stop - chunk.samples.start)
         pairs += each.biases[chunk.samples] if each.biases else none
     tokens, values = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return _joined(tokens), _joined(values, np.float32), _indptr([len(each) for each in tokens])
 
 
-def _logit_masks(parts: Sequence[tuple[Chunk, SampleRows]], can: DriverCapabilities) -> tuple[Int32, UInt32]:
+def _logit_masks(
+    chunks: Sequence[Chunk], counts: Sequence[int], can: DriverCapabilities
+) -> tuple[Int32, UInt32]:
     """One row of bits for each pass that has some, and which row each sampler follows."""
-    rows: list[UInt32] = []
-    index: list[int] = []
-    for chunk, _ in parts:
+    masks: list[UInt32] = []
+    places = []
+    for chunk, count in zip(chunks, counts, strict=True):
         mask = chunk.running.logit_mask
-        index += [-1 if mask is None else len(rows)] * (chunk.samples.stop - chunk.samples.start)
-        if mask is not None:
-            rows.append(mask)
+        places.append(-1 if mask is None else len(masks))
+        if mask is not None and count:
+            masks.append(mask)
     words = -(-can.vocab_size // 32)
-    return np.array(index, np.int32), np.array(rows, np.uint32).reshape(-1, words)
-
-
-def _no_entries(parts: Sequence[tuple[Chunk, SampleRows]]) -> Int32:
-    return np.zeros(1 + sum(chunk.samples.stop - chunk.samples.start for chunk, _ in parts), np.int32)
+    return np.repeat(np.array(places, np.int32), counts), np.array(masks, np.uint32).reshape(-1, words)
 
 
 # ---- probes
 
 
 def _probes(chunks: Sequence[Chunk], shifts: Int32) -> Probes:
-    parts: list[tuple[Chunk, ProbeRows]] = []
-    counts = []
-    for chunk in chunks:
-        counts.append(chunk.probes.stop - chunk.probes.start)
-        if counts[-1] and chunk.running.probes:
-            parts.append((chunk, chunk.running.probes))
-    tokens = [tokens for chunk, each in parts for tokens in each.tokens[chunk.probes]]
+    rows: list[int] = []
+    kinds: list[int] = []
+    temperatures: list[float] = []
+    counts: list[int] = []
+    tokens: list[tuple[int, ...]] = []
+    for chunk, shift in zip(chunks, shifts, strict=True):
+        each = chunk.running.probes
+        if each is not None:
+            rows += [row + int(shift) for row in each.rows[chunk.probes]]
+            kinds += each.kinds[chunk.probes]
+            temperatures += each.temperatures[chunk.probes]
+            counts += each.counts[chunk.probes]
+            tokens += each.tokens[chunk.probes]
     return Probes(
-        rows=_joined(each.rows[chunk.probes] for chunk, each in parts) + np.repeat(shifts, counts),
-        kinds=_joined((each.kinds[chunk.probes] for chunk, each in parts), np.uint8),
-        temperature=_joined((each.temperatures[chunk.probes] for chunk, each in parts), np.float32),
-        k=_joined(each.counts[chunk.probes] for chunk, each in parts),
+        rows=np.array(rows, np.int32),
+        kinds=np.array(kinds, np.uint8),
+        temperature=np.array(temperatures, np.float32),
+        k=np.array(counts, np.int32),
         token_indptr=_indptr([len(each) for each in tokens]),
-        tokens=_joined(tokens),
+        tokens=np.array(list(itertools.chain.from_iterable(tokens)), np.int32),
     )
 
 
 # ---- arrays
 
 _EMPTY: Int32 = np.empty(0, np.int32)
+_NO_VALUES: Float32 = np.empty(0, np.float32)
 
 
 def _joined(parts: Iterable[NDArray[Any]], dtype: type[np.generic] = np.int32) -> NDArray[Any]:

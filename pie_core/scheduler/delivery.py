@@ -25,7 +25,7 @@ def record_step(
             continue
         running = chunk.running
         if running.samples is not None:
-            places = running.samples.order[chunk.samples].tolist()
+            places = running.samples.order[chunk.samples]
             running.tokens.update(zip(places, tokens[first_sample:drawn], strict=True))
         if running.probes is not None:
             _record_probes(running, chunk, result, first_probe)
@@ -35,7 +35,7 @@ def record_step(
 
 def _record_probes(running: Pass, chunk: Chunk, result: ForwardResult, first: int) -> None:
     assert running.probes is not None
-    for probe, place in enumerate(running.probes.order[chunk.probes].tolist(), start=first):
+    for probe, place in enumerate(running.probes.order[chunk.probes], start=first):
         low, high = result.probe_indptr[probe : probe + 2]
         low_token, high_token = result.probe_token_indptr[probe : probe + 2]
         running.probed[place] = ProbeValues(
@@ -60,7 +60,7 @@ def _write_rows(chunk: Chunk, accepted: int) -> None:
 def _forget_samples_behind(running: Pass, stop: int) -> None:
     samples = running.samples
     assert samples is not None
-    for row, place in zip(samples.rows.tolist(), samples.order.tolist(), strict=True):
+    for row, place in zip(samples.rows, samples.order, strict=True):
         if row >= stop:
             running.tokens.pop(place, None)
 
@@ -70,11 +70,6 @@ def _keep_state(chunk: Chunk, checkpoint_tokens: int, max_checkpoints: int) -> N
     many = chunk.stop - chunk.start > 1
     if many or chunk.stop // checkpoint_tokens != chunk.start // checkpoint_tokens:
         chunk.running.context.pages.checkpoint(max_checkpoints)
-
-
-def is_finished(running: Pass) -> bool:
-    """Whether a forward pass has all its rows written."""
-    return running.context.unwritten == 0
 
 
 def forward_done(running: Pass) -> ForwardDone:

@@ -9,6 +9,7 @@ from pie_core.scheduler.request import Chunk, Pass
 
 # Takes up to so many rows of a pass into the step; None where it has to wait for pages.
 Take = Callable[[Pass, int], Chunk | None]
+Candidate = tuple[Pass, int]  # a pass and how many rows it has left
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,46 +24,37 @@ class Policy:
     max_requests: int
 
     def choose(self, waiting: Iterable[Pass], take: Take, *, overtake: bool) -> list[Chunk]:
-        """The chunks of the next step. `overtake`: later prompts may start while an earlier one waits for pages."""
-        short: list[Pass] = []
-        long: list[Pass] = []
-        for each in waiting:
-            (short if each.remaining <= each.indivisible else long).append(each)
-        if self.max_requests == 1:
-            return list(self._fill([*long, *short], take, self.max_tokens, 1, stop_early=False))
-        kept_tokens, kept_requests = (self.max_tokens // 4, 1) if long else (0, 0)
-        chosen = list(
-            self._fill(
-                short,
-                take,
-                self.max_tokens - kept_tokens,
-                self.max_requests - kept_requests,
-                stop_early=False,
-            )
-        )
+        """The chunks of the next step. `overtake`: prompts may start while an earlier one waits for pages."""
+        candidates = [(each, each.remaining) for each in waiting]
+        short = [each for each in candidates if each[1] <= each[0].indivisible]
+        if len(short) == len(candidates):
+            return list(_fill(short, take, self.max_tokens, self.max_requests, overtake=True))
+        if self.max_requests == 1 or self.max_tokens < 4:  # nothing to keep for either: strictly in turn
+            return list(_fill(candidates, take, self.max_tokens, 1, overtake=True))
+        long = [each for each in candidates if each[1] > each[0].indivisible]
+        tokens = self.max_tokens - self.max_tokens // 4
+        chosen = list(_fill(short, take, tokens, self.max_requests - 1, overtake=True))
         tokens = self.max_tokens - sum(each.stop - each.start for each in chosen)
-        requests = self.max_requests - len(chosen)
-        chosen += self._fill(long, take, tokens, requests, stop_early=not overtake)
+        chosen += _fill(long, take, tokens, self.max_requests - len(chosen), overtake=overtake)
         return chosen
 
-    def _fill(
-        self, candidates: list[Pass], take: Take, tokens: int, requests: int, *, stop_early: bool
-    ) -> Iterator[Chunk]:
-        for each in candidates:
-            if tokens <= 0 or requests <= 0:
-                return
-            rows = rows_within(each, tokens)
-            chunk = take(each, rows) if rows else None
-            if chunk is not None:
-                tokens -= chunk.stop - chunk.start
-                requests -= 1
-                yield chunk
-            elif rows and stop_early:
-                return
+
+def _fill(
+    candidates: Iterable[Candidate], take: Take, tokens: int, requests: int, *, overtake: bool
+) -> Iterator[Chunk]:
+    for each, remaining in candidates:
+        if tokens <= 0 or requests <= 0:
+            return
+        rows = remaining if remaining <= tokens else splittable_rows(each, remaining, tokens)
+        chunk = take(each, rows) if rows else None
+        if chunk is not None:
+            tokens -= chunk.stop - chunk.start
+            requests -= 1
+            yield chunk
+        elif rows and not overtake:
+            return
 
 
-def rows_within(each: Pass, tokens: int) -> int:
+def splittable_rows(each: Pass, remaining: int, tokens: int) -> int:
     """How many rows of a pass fit into `tokens` without splitting what belongs together; 0 = none."""
-    if each.remaining <= tokens:
-        return each.remaining
-    return max(min(tokens, each.remaining - each.indivisible), 0)
+    return max(min(tokens, remaining - each.indivisible), 0)

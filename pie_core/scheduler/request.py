@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pie_core.contracts.forward import Float32, Int32, UInt8, UInt32, UInt64
+from pie_core.contracts.forward import Float32, Int32, UInt32
 from pie_core.engine.context import Context
 from pie_core.engine.messages import ProbeValues
 from pie_core.errors import PieError
 from pie_core.ids import RequestId
 from pie_core.kv_pages.page_list import PageCopy
 
-# The columns of SampleRows.settings.
+# The numbers of a sampler, by place.
+Settings = tuple[float, float, float, float, float, float, float]
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
 
 
 @dataclass(slots=True, eq=False)
 class SampleRows:
-    """The samplers of a pass in order of their rows. Rows are KV indexes: they do not move when a pass is split."""
+    """The samplers of a pass in order of their rows. Rows are KV indexes: they do not move when a pass is split.
 
-    rows: Int32
-    order: Int32  # place among the samples as they were asked for
-    settings: NDArray[np.float64]  # [n, 7]
-    streams: UInt64
-    slots: UInt32
+    Lists, not arrays: a pass has one sampler as a rule, and the arrays of a step are made at once from all of them.
+    """
+
+    rows: list[int]
+    order: list[int]  # place among the samples as they were asked for
+    settings: list[Settings]
+    streams: list[int]
+    slots: list[int]
     biases: tuple[tuple[Int32, Float32], ...] = ()  # tokens and values for each sampler; () = none at all
     penalized: bool = False
-
-    def within(self, start: int, stop: int) -> slice:
-        return _within(self.rows, start, stop)
 
 
 @dataclass(slots=True, eq=False)
 class ProbeRows:
     """The probes of a pass, likewise."""
 
-    rows: Int32
-    order: Int32
-    kinds: UInt8
-    temperatures: Float32
-    counts: Int32
-    tokens: tuple[Int32, ...]
-
-    def within(self, start: int, stop: int) -> slice:
-        return _within(self.rows, start, stop)
+    rows: list[int]
+    order: list[int]
+    kinds: list[int]
+    temperatures: list[float]
+    counts: list[int]
+    tokens: list[tuple[int, ...]]
 
 
 @dataclass(slots=True, eq=False)
@@ -80,7 +77,8 @@ class Pass:
 
     @property
     def remaining(self) -> int:
-        return self.context.unwritten
+        context = self.context
+        return context.history.length - context.written
 
     @property
     def indivisible(self) -> int:
@@ -95,7 +93,7 @@ class Chunk:
     running: Pass
     start: int  # KV indexes
     stop: int
-    copies: tuple[PageCopy, ...]  # pages to copy before
+    copies: Sequence[PageCopy]  # pages to copy before
     samples: slice
     probes: slice
 
@@ -104,8 +102,8 @@ class Chunk:
         return self.stop == self.running.context.length
 
 
-def _within(rows: Int32, start: int, stop: int) -> slice:
-    if not len(rows) or (rows[0] >= start and rows[-1] < stop):
+def rows_within(rows: list[int], start: int, stop: int) -> slice:
+    """Which of some ascending rows lie from `start` to `stop`."""
+    if rows[0] >= start and rows[-1] < stop:
         return slice(0, len(rows))
-    low, high = np.searchsorted(rows, (start, stop))
-    return slice(int(low), int(high))
+    return slice(bisect_left(rows, start), bisect_left(rows, stop))

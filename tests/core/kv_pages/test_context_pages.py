@@ -54,7 +54,7 @@ def test_a_page_is_freed_when_its_last_holder_lets_go() -> None:
 
 
 def test_a_fork_shares_full_pages_and_copies_the_last_one_on_the_first_write() -> None:
-    cache = Cache.of([paged(4, 8)])
+    cache = Cache([paged(4, 8)])
     parent = ContextPages.empty(cache)
     assert write(parent, 0, 6) == []
     child = parent.fork()
@@ -67,14 +67,14 @@ def test_a_fork_shares_full_pages_and_copies_the_last_one_on_the_first_write() -
 
 
 def test_a_fork_at_a_page_boundary_copies_nothing() -> None:
-    parent = ContextPages.empty(Cache.of([paged(4, 8)]))
+    parent = ContextPages.empty(Cache([paged(4, 8)]))
     write(parent, 0, 4)
     child = parent.fork()
     assert write(child, 4, 1) == write(parent, 4, 1) == []
 
 
 def test_pages_that_left_the_window_are_free_however_long_the_context_gets() -> None:
-    cache = Cache.of([windowed(4, 100, window=8)])
+    cache = Cache([windowed(4, 100, window=8)])
     pages = ContextPages.empty(cache)
     for row in range(1000):
         write(pages, row, 1)
@@ -84,7 +84,7 @@ def test_pages_that_left_the_window_are_free_however_long_the_context_gets() -> 
 
 
 def test_a_window_of_one_row_needs_no_page_between_steps_at_a_page_boundary() -> None:
-    pages = ContextPages.empty(Cache.of([windowed(2, 4, window=1)]))
+    pages = ContextPages.empty(Cache([windowed(2, 4, window=1)]))
     for row in range(10):
         write(pages, row, 1)
     assert pages.num_pages == (0,)
@@ -93,7 +93,7 @@ def test_a_window_of_one_row_needs_no_page_between_steps_at_a_page_boundary() ->
 
 
 def test_going_back_behind_the_window_starts_over() -> None:
-    pages = ContextPages.empty(Cache.of([windowed(2, 16, window=4)]))
+    pages = ContextPages.empty(Cache([windowed(2, 16, window=4)]))
     for row in range(12):
         write(pages, row, 1)
     assert pages.truncate(11) == 11
@@ -101,7 +101,7 @@ def test_going_back_behind_the_window_starts_over() -> None:
 
 
 def test_going_back_on_a_recurrent_group_ends_at_a_checkpoint_or_at_the_start() -> None:
-    cache = Cache.of([state(16)])
+    cache = Cache([state(16)])
     pages = ContextPages.empty(cache)
     write(pages, 0, 5)
     pages.checkpoint(limit=2)
@@ -113,7 +113,7 @@ def test_going_back_on_a_recurrent_group_ends_at_a_checkpoint_or_at_the_start() 
 
 
 def test_beyond_their_limit_the_oldest_checkpoint_goes() -> None:
-    pages = ContextPages.empty(Cache.of([state(16)]))
+    pages = ContextPages.empty(Cache([state(16)]))
     for row in range(4):
         write(pages, row, 1)
         pages.checkpoint(limit=2)
@@ -123,7 +123,7 @@ def test_beyond_their_limit_the_oldest_checkpoint_goes() -> None:
 
 def test_a_context_that_can_never_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(OutOfPages, match=r"33 tokens need 9 pages of 4 in cache group 'full', which has 8"):
-        Cache.of([paged(4, 8)]).refuse_what_never_fits(33)
+        Cache([paged(4, 8)]).refuse_what_never_fits(33)
 
 
 class Owner:
@@ -146,7 +146,7 @@ class ContextPagesMachine(RuleBasedStateMachine):
     def set_up(self, page_size: int, num_pages: int, window: int, slots: int) -> None:
         self.window = window
         spaces = [paged(page_size, num_pages), windowed(page_size, num_pages, window), state(slots)]
-        self.cache = Cache.of(spaces)
+        self.cache = Cache(spaces)
         self.memory: list[dict[tuple[int, int], object]] = [{} for _ in spaces]
         self.owners = [Owner(ContextPages.empty(self.cache), [])]
         self.fresh = 0
