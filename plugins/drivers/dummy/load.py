@@ -22,11 +22,12 @@ def load_dummy(request: DriverRequest) -> DummyDriver:
 def _vocab_size(checkpoint: Path) -> int:
     path = checkpoint / "config.json"
     try:
-        size = json.loads(path.read_text()).get("vocab_size")
+        config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise LoadError(
             f"driver dummy: {path} cannot be read ({error}); set the option vocab_size"
         ) from error
+    size = config.get("vocab_size") if isinstance(config, dict) else None
     if not isinstance(size, int) or size < 2:
         raise LoadError(
             f"driver dummy: vocab_size in {path} is {size!r}; expected a number from 2; set the option"
