@@ -83,7 +83,8 @@ class Application:
     def new_process(self, username: str, client: ClientLink) -> ProgramState:
         """The state of a program that is about to run."""
         tenant = Tenant(self._config.auth.tenant or username)
-        return ProgramState(ProcessId(secrets.token_hex(8)), username, tenant, self.models, client)
+        process = ProcessId(secrets.token_hex(8))
+        return ProgramState(process, username, tenant, self.models, client, self._limits.output_bytes)
 
     async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
         """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""
@@ -100,7 +101,7 @@ class Application:
             label = source.name if isinstance(source, ComponentProgram) else "the Python guest"
 
             def report(what: str, seconds: float) -> None:
-                self._progress(Progress(f"{label}: {what}", int(seconds), 0, "s"))
+                self._progress(Progress(what, int(seconds), 0, "s"))
 
             self._programs[path] = await Program.load(self.runtime, path, label, report)
         return self._programs[path]
@@ -137,18 +138,31 @@ async def run_program(
     source = find_program(program)
     async with Application(config, client.progress) as app:
         state = app.new_process(config.auth.user or getpass.getuser(), client)
+        running = asyncio.create_task(app.run(source, arguments, state))
         reader = asyncio.create_task(_deliver_lines(client, state))
         try:
-            return await app.run(source, arguments, state)
+            await asyncio.wait((running, reader), return_when=asyncio.FIRST_COMPLETED)
+            if reader.done() and not running.done():
+                reader.result()  # a client that cannot be read ends its program
+            return await running
         finally:
             reader.cancel()
+            await _cancelled(running)
 
 
 async def _deliver_lines(client: ProgramClient, state: ProgramState) -> None:
+    """Reads the client only when the program waits for it: lines that nobody asks for stay where they are."""
+    await state.messages.wanted()
     while (line := await client.next_line()) is not None:
-        await state.messages.room()
         state.messages.put(line)
+        await state.messages.wanted()
     state.close_input()
+
+
+async def _cancelled(task: asyncio.Task[Any]) -> None:
+    """Ends a task and waits until it has cleaned up."""
+    task.cancel()
+    await asyncio.wait((task,))
 
 
 def _new_runtime(config: RuntimeConfig) -> Runtime:

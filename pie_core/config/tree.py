@@ -110,7 +110,7 @@ class RuntimeConfig:
         ),
     ] = None
     output_bytes: Annotated[
-        int, Field(ge=1, description="What a program may print and send in all, in bytes; it ends beyond.")
+        int, Field(ge=1, description="What a program may print, and again what it may send, in bytes; it ends beyond.")
     ] = 16 << 20
     program_cache: Annotated[
         Path | None,

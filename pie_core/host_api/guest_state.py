@@ -47,8 +47,7 @@ class Inbox(Generic[T]):
         self._capacity = capacity
         self._items: deque[T] = deque()
         self._waiters: deque[Pending[T | None]] = deque()
-        self._room = asyncio.Event()
-        self._room.set()
+        self._wanted = asyncio.Event()
         self._closed = False
 
     def put(self, item: T) -> None:
@@ -60,22 +59,22 @@ class Inbox(Generic[T]):
             raise LimitExceeded(f"the program has {self._capacity} unread messages: wait until it reads some")
         elif not self._closed:
             self._items.append(item)
-            if len(self._items) == self._capacity:
-                self._room.clear()
 
-    async def room(self) -> None:
-        """Waits until `put` has room for one more."""
-        await self._room.wait()
+    async def wanted(self) -> None:
+        """Returns once somebody waits for an item: the sender need not be read before that."""
+        while not any(not waiter.abandoned for waiter in self._waiters):
+            self._wanted.clear()
+            await self._wanted.wait()
 
     def get(self) -> Pending[T | None]:
         """The next item; None once the inbox is closed and empty."""
         if self._items:
-            self._room.set()
             return Pending.of(self._items.popleft())
         if self._closed:
             return Pending.of(None)
         waiter: Pending[T | None] = Pending()
         self._waiters.append(waiter)
+        self._wanted.set()
         return waiter
 
     def put_back(self, item: T) -> None:
@@ -110,6 +109,7 @@ class ProgramState:
         tenant: Tenant,
         models: Mapping[ModelName, ServedModel],
         client: ClientLink,
+        max_sent_bytes: int = 16 << 20,
         inbox_capacity: int = 1024,
     ) -> None:
         self.process = process
@@ -117,6 +117,8 @@ class ProgramState:
         self.tenant = tenant
         self.models = models
         self.client = client
+        self._max_sent_bytes = max_sent_bytes
+        self._sent_bytes = 0
         self.messages: Inbox[str] = Inbox(inbox_capacity)
         self.files: Inbox[bytes] = Inbox(inbox_capacity)
 
@@ -133,6 +135,15 @@ class ProgramState:
             served = ", ".join(self.models) or "none"
             raise NotFound(f"no model is served under the name {name!r}; served are: {served}")
         return found
+
+    def spend(self, size: int) -> None:
+        """Counts what is about to be sent to the client. Raises LimitExceeded beyond the limit."""
+        if self._sent_bytes + size > self._max_sent_bytes:
+            raise LimitExceeded(
+                f"the program has sent {self._sent_bytes} bytes and {size} more would exceed"
+                f" runtime.output_bytes = {self._max_sent_bytes}"
+            )
+        self._sent_bytes += size
 
     def write_stdout(self, data: bytes) -> Pending[None] | None:
         return self.client.on_stdout(data)

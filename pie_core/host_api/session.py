@@ -39,6 +39,7 @@ interface.resource("pending-message", PendingMessage)
 
 @interface.function("send", suspends=True)
 def send(guest: ProgramState, message: str) -> Pending[None] | None:
+    guest.spend(len(message))
     return guest.client.on_message(message)
 
 
@@ -48,6 +49,7 @@ def send_file(guest: ProgramState, content: str) -> Pending[None] | None:
         data = base64.b64decode(content, validate=True)
     except binascii.Error as error:
         raise InvalidRequest(f"session.send-file takes base64 text: {error}") from None
+    guest.spend(len(data))
     return guest.client.on_file(data)
 
 

@@ -107,9 +107,9 @@ def start_pie(request: pytest.FixtureRequest) -> StartPie:
     folder = Path(request.config.cache.mkdir("aot"))
 
     @asynccontextmanager
-    async def start(text: str = DUMMY) -> AsyncIterator[Pie]:
+    async def start(models: str = DUMMY, runtime: str = "") -> AsyncIterator[Pie]:
         config: Config = parse_config(
-            f"{text}\nruntime: {{program_cache: '{folder}'}}\n", "test.yaml", folder
+            f"{models}\nruntime: {{program_cache: '{folder}'{runtime}}}\n", "test.yaml", folder
         )
         async with Application(config, ignore_progress) as app:
             yield Pie(app)
