@@ -16,7 +16,7 @@ from pie_plugins.models.layers.dense import DenseConfig, DenseDecoder, read_dens
 class Llama(DenseDecoder):
     gguf_swaps_pairs = True
 
-    def config(self, keys: ConfigKeys) -> DenseConfig:
+    def read(self, keys: ConfigKeys) -> DenseConfig:
         keys.only("partial_rotary_factor", 1.0)
         bias = keys.flag("attention_bias", False)
         return read_dense(

@@ -15,7 +15,7 @@ from pie_plugins.models.layers.dense import DenseConfig, DenseDecoder, read_dens
 
 
 class Qwen3(DenseDecoder):
-    def config(self, keys: ConfigKeys) -> DenseConfig:
+    def read(self, keys: ConfigKeys) -> DenseConfig:
         keys.only("use_sliding_window", False)
         keys.ignore("sliding_window")  # only read where use_sliding_window is set
         keys.only_all("layer_types", "full_attention")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ from pie_core.errors import ForwardError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.portable.attention import AttentionPlan, GroupRows, PlanBuilder, visible_runs
 from pie_plugins.drivers.portable.kv_cache import KvCache
+
+V = TypeVar("V", bound=np.generic)
 
 KEPT_TICKETS = 64  # how many steps back a reference may reach
 
@@ -219,7 +222,7 @@ class _Reading:
         broken = np.isin(requests, list(outcome.failed)) & ~outside
         self._fail(owners[broken], f"a token comes from a request of ticket {ticket} that failed")
         ids = np.where(accepted, _take(outcome.last_accepted, places, -1), _take(outcome.tokens, places, -1))
-        live = accepted | _take(outcome.live_samplers, places, False)
+        live = accepted | _take(outcome.live_samplers, places, 0)
         return ids.astype(np.int64), live
 
     def _history(self, samplers: Samplers, requests: NDArray[np.integer]) -> tuple[Int64, Bool]:
@@ -295,7 +298,7 @@ def masks_of_group(masks: AttentionMasks, group: int) -> dict[int, tuple[bool, B
     return found
 
 
-def _take(values: NDArray[np.generic], places: NDArray[np.integer], absent: object) -> NDArray[np.generic]:
+def _take(values: NDArray[V], places: NDArray[np.integer], absent: int) -> NDArray[V]:
     """values[places], `absent` where a place is outside."""
     inside = places < len(values)
     taken = np.full(len(places), absent, dtype=values.dtype)

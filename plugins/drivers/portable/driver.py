@@ -127,7 +127,7 @@ class PortableDriver:
         self._capabilities = _capabilities(loaded, caches, options, dtype)
         limits = ModelLimits(loaded.config.vocab_size, loaded.config.max_position_embeddings)
         reader = BatchReader(caches, limits, torch.empty(0, dtype=dtype, device=device))
-        self._steps = StepRunner(reader, runner, Outcomes())
+        self._steps: StepRunner | None = StepRunner(reader, runner, Outcomes())
         self._tickets = count()
         self._queue: deque[_Step | Callable[[], None]] = deque()
         self._done: dict[Ticket, ForwardResult | ForwardError] = {}
@@ -159,7 +159,7 @@ class PortableDriver:
         return result
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
-        cache = self._caches[group]
+        cache = self._cache(group)
         cache.check_pages([*sources, *targets])
         self._in_order(lambda: cache.copy(sources, targets))
 
@@ -172,13 +172,13 @@ class PortableDriver:
         self._in_order(lambda: cache.swap_in(host_pages, pages))
 
     def export_pages(self, group: int, pages: Sequence[int]) -> NDArray[np.uint8]:
-        cache = self._caches[group]
+        cache = self._cache(group)
         cache.check_pages(pages)
         self._run_all()
         return cache.read(pages)
 
     def import_pages(self, group: int, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
-        cache = self._caches[group]
+        cache = self._cache(group)
         cache.check_pages(pages)
         self._run_all()
         with torch.inference_mode():
@@ -207,18 +207,21 @@ class PortableDriver:
             self._closed = True
             self._queue.clear()
             self._done.clear()
-            self._caches = ()
-            self._steps.close()
+            self._caches, self._steps = (), None  # frees weights and pages, whoever still holds the driver
 
     def _check_open(self) -> None:
         if self._closed:
             raise ForwardError("driver portable: it is closed")
 
+    def _cache(self, group: int) -> KvCache:
+        self._check_open()
+        return self._caches[group]
+
     def _refuse(self, feature: Feature) -> NoReturn:
         raise Unsupported(f"driver portable cannot do {feature.value} (see its capabilities)")
 
     def _swappable(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> KvCache:
-        cache = self._caches[group]
+        cache = self._cache(group)
         if not cache.num_host_pages:
             self._refuse(Feature.SWAP)
         cache.check_pages(pages)
@@ -248,6 +251,7 @@ class PortableDriver:
 
     def _run_step(self, step: _Step) -> ForwardResult | ForwardError:
         started = perf_counter()
+        assert self._steps is not None  # a closed driver has nothing queued
         try:
             return self._steps.run(step.ticket, step.batch, started)
         except PieError as error:

@@ -58,7 +58,7 @@ LinearProduct = PackedLinear | PlainLinear
 
 
 def linear_product(device: str) -> LinearProduct:
-    packed = device == "cpu" and torch.backends.mkldnn.is_available() and _has_packed_operations()
+    packed = device == "cpu" and torch._C._has_mkldnn and _has_packed_operations()
     return PackedLinear() if packed else PlainLinear()
 
 

@@ -80,11 +80,11 @@ def _distribution(
     ordered = weights.gather(1, order)
     first = torch.zeros_like(ordered)
     first[:, 0] = 1.0
-    ordered = torch.where(is_cold, first, ordered).to(torch.float32).cpu().numpy()
+    chances = torch.where(is_cold, first, ordered).to(torch.float32).cpu().numpy()
     ids = order.to(torch.int32).cpu().numpy()
     for row, probe in enumerate(at.tolist()):
         count = int(probes.k[probe]) or ids.shape[1]
-        values[probe], tokens[probe] = ordered[row, :count], ids[row, :count]
+        values[probe], tokens[probe] = chances[row, :count], ids[row, :count]
 
 
 _READERS = {

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pie_core.contracts.forward import Int32, Int64, Samplers, UInt32
+from pie_core.contracts.forward import Float32, Int32, Int64, Samplers, UInt32
 from pie_core.contracts.sampling import philox4x32
 
 NOISE_SPAN = 19.5  # largest minus smallest noise, and some room for rounding
@@ -113,7 +113,7 @@ def _draw_warm(scores: Tensor, inputs: SamplerInputs, warm: NDArray[np.intp]) ->
 
 def _noise(
     rows: NDArray[np.intp], tokens: NDArray[np.intp], inputs: SamplerInputs, warm: NDArray[np.intp]
-) -> NDArray[np.float32]:
+) -> Float32:
     """`contracts.sampling.gumbel_noise` at single (sampler, token) places."""
     samplers, places = inputs.samplers, warm[rows]
     counter = np.empty((len(rows), 4), np.uint64)
@@ -124,7 +124,8 @@ def _noise(
     key = np.stack([stream & np.uint64(0xFFFFFFFF), stream >> np.uint64(32)], axis=-1)
     words = np.take_along_axis(philox4x32(counter, key), (tokens % 4)[:, None], axis=1)[:, 0]
     uniform = ((words >> np.uint64(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-23)
-    return np.negative(np.log(np.negative(np.log(uniform))), dtype=np.float32)
+    noise: Float32 = np.negative(np.log(np.negative(np.log(uniform))), dtype=np.float32)
+    return noise
 
 
 def _filtered(scaled: Tensor, samplers: Samplers, warm: NDArray[np.intp]) -> Tensor:
@@ -141,7 +142,7 @@ def _filtered(scaled: Tensor, samplers: Samplers, warm: NDArray[np.intp]) -> Ten
     return scaled
 
 
-def _most_probable(scaled: Tensor, top_k: Int32, top_p: NDArray[np.float32]) -> Tensor:
+def _most_probable(scaled: Tensor, top_k: Int32, top_p: Float32) -> Tensor:
     vocab = scaled.shape[1]
     limit = np.where(top_k > 0, np.minimum(top_k, vocab), vocab)
     limits = _device(limit.astype(np.int64), scaled)

@@ -44,9 +44,6 @@ class StepRunner:
             busy_s=perf_counter() - started,
         )
 
-    def close(self) -> None:
-        del self._runner  # frees weights and pages even while somebody still holds the driver
-
     def _answers(
         self, batch: ForwardBatch, tensors: BatchTensors, step: PortableStep
     ) -> tuple[Drawn, ProbeValues]:

@@ -46,4 +46,5 @@ def _accepted(sampled: Int64, tokens: Int64, first_draft: Int64, num_drafts: Int
     places = np.arange(longest)
     rows = np.minimum(first_draft[:, None] + places, len(tokens) - 1)
     agrees = (sampled[rows - 1] == tokens[rows]) & (places < num_drafts[:, None])
-    return np.cumprod(agrees, axis=1).sum(axis=1).astype(np.int64)
+    accepted: Int64 = np.cumprod(agrees, axis=1).sum(axis=1).astype(np.int64)
+    return accepted

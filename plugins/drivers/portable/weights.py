@@ -15,7 +15,6 @@ from pie_core.errors import LoadError
 from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig
 from pie_plugins.models.layers.checkpoint import Checkpoint
-from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.loading import load_weights, open_checkpoint
 from pie_plugins.models.layers.parameters import Parameters
 
@@ -42,7 +41,7 @@ def load_model(
     try:
         declaration = _architecture(checkpoint, architectures)
         architecture: Architecture[Any] = declaration.load()
-        config = architecture.config(ConfigKeys(checkpoint.config, _config_origin(checkpoint)))
+        config = architecture.config(checkpoint.config, _config_origin(checkpoint))
         loaded = load_weights(checkpoint, architecture.weights(config), dtype, device, progress)
     finally:
         checkpoint.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.weight_table import WeightTable
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ C = TypeVar("C", bound=ModelConfig)
 class Architecture(Protocol[C]):
     """Reads a configuration, names its weights and caches, and builds its layers."""
 
-    def config(self, keys: ConfigKeys) -> C:
-        """Raises LoadError on keys that are missing, wrong or not implemented."""
+    def config(self, values: Mapping[str, Any], origin: str) -> C:
+        """Reads a config.json, `origin` in messages. LoadError on keys that are missing, wrong or not implemented."""
         ...
 
     def cache_layouts(self, config: C) -> tuple[CacheLayout, ...]: ...

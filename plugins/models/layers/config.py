@@ -11,13 +11,40 @@ V = TypeVar("V", int, float, bool, str)
 
 # Keys that do not change what a forward pass computes: training, generation, bookkeeping.
 IGNORED = frozenset(
-    """
-    architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id
-    finetuning_task hidden_dropout id2label initializer_range is_decoder label2id max_window_layers model_type
-    num_labels output_attentions output_hidden_states pad_token_id pretraining_tp problem_type resid_pdrop
-    return_dict return_dict_in_generate rope_interleaved task_specific_params tokenizer_class torch_dtype
-    transformers_version unsloth_fixed unsloth_version use_cache
-    """.split()
+    {
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "finetuning_task",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "label2id",
+        "max_window_layers",
+        "model_type",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "resid_pdrop",
+        "return_dict",
+        "return_dict_in_generate",
+        "rope_interleaved",
+        "task_specific_params",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
 )
 
 _REQUIRED: Any = object()

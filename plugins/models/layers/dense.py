@@ -1,12 +1,13 @@
 """The dense decoder that the Llama family shares: its configuration, weight table, cache and build.
 
-A variant subclasses `DenseDecoder` and says in `config` which options its checkpoints use.
+A variant subclasses `DenseDecoder` and says in `read` which options its checkpoints use.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.config import ConfigKeys
@@ -67,7 +68,6 @@ def read_dense(
         mlp_bias=mlp_bias,
         qk_norm=qk_norm,
     )
-    keys.finish()
     _check(config, keys)
     return config
 
@@ -126,9 +126,18 @@ class _Matrix:
 
 
 class DenseDecoder:
-    """An `Architecture` but for `config`."""
+    """An `Architecture`; a variant says in `read` which options its checkpoints use."""
 
     gguf_swaps_pairs = False  # llama.cpp keeps the rotary pairs of "llama" files side by side
+
+    def read(self, keys: ConfigKeys) -> DenseConfig:
+        raise NotImplementedError
+
+    def config(self, values: Mapping[str, Any], origin: str) -> DenseConfig:
+        keys = ConfigKeys(values, origin)
+        config = self.read(keys)
+        keys.finish()
+        return config
 
     def cache_layouts(self, config: DenseConfig) -> tuple[PagedLayout, ...]:
         return (PagedLayout("kv", config.num_hidden_layers, config.num_key_value_heads, config.head_dim),)

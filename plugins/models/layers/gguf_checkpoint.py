@@ -100,8 +100,8 @@ class GgufCheckpoint:
 
     def _values(self, raw: NDArray[np.uint8], stored: GgufTensor) -> NDArray[Any]:
         if stored.type_id in PLAIN:
-            values = raw.view(PLAIN[stored.type_id]).reshape(stored.shape)
-            return values.astype(np.float32) if values.dtype == np.float64 else values.copy()
+            plain: NDArray[Any] = raw.view(PLAIN[stored.type_id]).reshape(stored.shape)
+            return plain.astype(np.float32) if plain.dtype == np.float64 else plain.copy()
         rows = raw.reshape(*stored.shape[:-1], -1)
         values = gguf.dequantize(rows, gguf.GGMLQuantizationType(stored.type_id))
         return np.asarray(values, np.float32).reshape(stored.shape)

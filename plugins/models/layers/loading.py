@@ -70,7 +70,7 @@ class _Loader:
         if len(entry.targets) == 1:
             self.tensors[entry.targets[0]] = joined
         else:
-            pieces = joined.split(list(entry.rows))
+            pieces = torch.split_with_sizes(joined, list(entry.rows))
             self.tensors |= {
                 target: piece.clone() for target, piece in zip(entry.targets, pieces, strict=True)
             }
