@@ -41,7 +41,7 @@ async def prefix(model, name, document):
     try:
         return Context.open(model, name), True
     except NotFound:
-        ctx = Context(model).system(f"Answer from this text:\n{document}")
+        ctx = Context(model).user(f"Read this text:\n{document}").assistant("I have read it.")
         await ctx.flush()
         ctx.save(name)
         return ctx, False
