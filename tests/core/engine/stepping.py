@@ -200,7 +200,6 @@ class SteppedEngine:
         self.send(ReadStatus(request=request))
         return self.final(request, Status)
 
-    @property
     def all_pages_are_free(self) -> bool:
         status = self.status()
         return status.free_pages == status.total_pages

@@ -283,7 +283,7 @@ class Machine:
             request = self.engine.new_request()
             self.engine.send(DeleteSnapshot(request, Tenant("t"), name))
             self.engine.final(request, Ack)
-        assert self.engine.all_pages_are_free
+        assert self.engine.all_pages_are_free()
         status = self.engine.status()
         assert (status.contexts, status.waiting, status.running) == (0, 0, 0)
 

@@ -1,0 +1,291 @@
+"""The engine on an event loop: turns, the collector thread, and how everything ends."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pie_core.contracts.driver import DriverCapabilities
+from pie_core.contracts.forward import ForwardBatch, ForwardResult
+from pie_core.engine.engine import Engine
+from pie_core.engine.local_port import LocalPort
+from pie_core.engine.messages import (
+    CreateContext,
+    Event,
+    Failed,
+    Forward,
+    ForwardDone,
+    Generate,
+    Generated,
+    ReadStatus,
+    Sample,
+    SamplerSpec,
+    Status,
+)
+from pie_core.engine.options import EngineOptions
+from pie_core.errors import ForwardError
+from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
+from pie_plugins.drivers.dummy.driver import DummyDriver
+from tests.core.engine.codec_port import CodecPort
+from tests.core.engine.stepping import SteppedEngine, dummy
+
+
+class Listener:
+    """Keeps what arrives, and lets a test wait for the end of a request."""
+
+    def __init__(self) -> None:
+        self.batches: list[Sequence[Event]] = []
+        self.events: dict[int, list[Event]] = defaultdict(list)
+        self._arrived = asyncio.Event()
+
+    def __call__(self, events: Sequence[Event]) -> None:
+        self.batches.append(events)
+        for event in events:
+            self.events[event.request].append(event)
+        self._arrived.set()
+
+    async def arrival(self, request: int, count: int) -> None:
+        """Returns when a request has had so many events."""
+        while len(self.events[request]) < count:
+            self._arrived.clear()
+            await asyncio.wait_for(self._arrived.wait(), 10)
+
+    async def final(self, request: int) -> Event:
+        while True:
+            last = self.events[request][-1] if self.events[request] else None
+            if last is not None and (not isinstance(last, Generated) or last.finish is not None):
+                return last
+            self._arrived.clear()
+            await asyncio.wait_for(self._arrived.wait(), 10)
+
+
+@asynccontextmanager
+async def opened(driver: DummyDriver, **options: Any) -> AsyncIterator[tuple[CodecPort, Listener, Engine]]:
+    engine, listener = Engine(driver, EngineOptions(**options), "m"), Listener()
+    port = CodecPort(LocalPort(engine))
+    port.listen(listener)
+    try:
+        yield port, listener, engine
+    finally:
+        await port.close()
+
+
+def create(port: CodecPort, context: int) -> None:
+    port.send(CreateContext(ContextId(context), ProcessId("p"), Tenant("t"), 7))
+
+
+def forward(port: CodecPort, request: int, context: int, *tokens: int) -> None:
+    samples = (Sample(len(tokens) - 1, SamplerSpec()),)
+    port.send(Forward(RequestId(request), ContextId(context), tokens, samples=samples))
+
+
+def generate(port: CodecPort, request: int, context: int, count: int) -> None:
+    port.send(Generate(RequestId(request), ContextId(context), (context,), SamplerSpec(), (), count))
+
+
+def test_passes_and_generations_answer_as_the_stepped_engine_does() -> None:
+    async def run() -> None:
+        stepped = SteppedEngine()
+        async with opened(dummy()) as (port, listener, _):
+            for context in range(1, 9):
+                create(port, context)
+                stepped.create(context)
+                generate(port, context, context, 12)
+            create(port, 9)
+            stepped.create(9)
+            forward(port, 9, 9, 1, 2, 3)
+            for context in range(1, 9):
+                await listener.final(context)
+                tokens = [
+                    token
+                    for event in listener.events[context]
+                    if isinstance(event, Generated)
+                    for token in event.tokens
+                ]
+                assert tokens == stepped.generate(context, [context], 12)
+            done = await listener.final(9)
+            assert isinstance(done, ForwardDone)
+            assert done.tokens == [stepped.draw(9, [1, 2, 3])]
+
+    asyncio.run(run())
+
+
+def test_events_of_a_step_arrive_in_one_call() -> None:
+    async def run() -> None:
+        async with opened(dummy()) as (port, listener, _):
+            for context in range(1, 5):
+                create(port, context)
+                generate(port, context, context, 3)
+            for context in range(1, 5):
+                await listener.final(context)
+            assert [len(batch) for batch in listener.batches] == [4, 4, 4]
+
+    asyncio.run(run())
+
+
+def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
+    """Guests that the sink resumes send their next passes before the next step is laid out."""
+
+    async def run() -> None:
+        driver = dummy()
+        async with opened(driver) as (port, listener, _):
+            rounds = dict.fromkeys(range(1, 7), 0)
+
+            def resume(events: Sequence[Event]) -> None:
+                listener(events)
+                for event in events:
+                    context = event.request % 10
+                    rounds[context] += 1
+                    if rounds[context] < 5:
+                        forward(port, event.request + 10, context, rounds[context])
+
+            port.listen(resume)
+            for context in rounds:
+                create(port, context)
+                forward(port, context, context, 1)
+            for context in rounds:
+                await listener.final(40 + context)
+            port.send(ReadStatus(RequestId(1000)))
+            rounds[0] = 99
+            status = await listener.final(1000)
+            assert isinstance(status, Status)
+            assert (status.steps, status.tokens) == (5, 30)
+
+    asyncio.run(run())
+
+
+def test_the_event_loop_runs_while_the_driver_works() -> None:
+    async def run() -> None:
+        async with opened(dummy(step_ms=100.0)) as (port, listener, _):
+            create(port, 1)
+            forward(port, 1, 1, 5)
+            ticks = 0
+            while not listener.events[1]:
+                await asyncio.sleep(0.005)
+                ticks += 1
+            assert ticks > 3
+
+    asyncio.run(run())
+
+
+def test_closing_ends_every_request_and_the_driver() -> None:
+    async def run() -> None:
+        driver = dummy(step_ms=30.0)
+        async with opened(driver) as (port, listener, _):
+            create(port, 1)
+            generate(port, 1, 1, 0)
+            forward(port, 2, 1, 5)
+            await listener.arrival(1, 2)
+            await port.close()
+            await port.close()
+            for request in (1, 2):
+                failed = await listener.final(request)
+                assert isinstance(failed, Failed)
+                assert failed.code == "engine-lost"
+            forward(port, 3, 1, 5)
+            late = await listener.final(3)
+            assert isinstance(late, Failed)
+            assert late.code == "engine-lost"
+            with pytest.raises(ForwardError, match="closed"):
+                driver.collect(Ticket(0))
+            assert not [thread for thread in threading.enumerate() if thread.name == "pie-collect"]
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_breaks_ends_every_request_loudly(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with opened(dummy()) as (port, listener, engine):
+            create(port, 1)
+            generate(port, 1, 1, 0)
+            await asyncio.sleep(0.02)
+
+            def break_down(*_: object) -> None:
+                raise ZeroDivisionError("a bug of ours")
+
+            monkeypatch.setattr(engine, "finish_step", break_down)
+            failed = await listener.final(1)
+            assert isinstance(failed, Failed)
+            assert failed.code == "engine-lost"
+            assert "ZeroDivisionError: a bug of ours" in failed.message
+            forward(port, 2, 1, 3)
+            assert isinstance(await listener.final(2), Failed)
+
+    asyncio.run(run())
+    assert "engine of model 'm' broke" in caplog.text
+
+
+class SlowDriver(DummyDriver):
+    """Declares a short deadline and hangs until it is let go."""
+
+    def __init__(self, working: DummyDriver) -> None:
+        self.__dict__ = working.__dict__
+        self.let_go = threading.Event()
+
+    @property
+    def capabilities(self) -> DriverCapabilities:
+        return replace(self._capabilities, step_deadline_s=0.05)
+
+    def collect(self, ticket: Ticket) -> ForwardResult:
+        self.let_go.wait(10)
+        return super().collect(ticket)
+
+
+def test_a_driver_that_hangs_loses_the_engine_at_its_deadline() -> None:
+    async def run() -> None:
+        driver = SlowDriver(dummy())
+        async with opened(driver) as (port, listener, _):
+            create(port, 1)
+            forward(port, 1, 1, 3)
+            failed = await listener.final(1)
+            assert isinstance(failed, Failed)
+            assert failed.code == "engine-lost"
+            assert "has not finished step 0 in 0.05 s" in failed.message
+            driver.let_go.set()
+
+    asyncio.run(run())
+
+
+class RaisingDriver(DummyDriver):
+    def __init__(self, working: DummyDriver) -> None:
+        self.__dict__ = working.__dict__
+
+    def submit(self, batch: ForwardBatch) -> Ticket:
+        raise RuntimeError("no device")
+
+
+def test_a_step_that_fails_ends_its_requests_only() -> None:
+    async def run() -> None:
+        async with opened(RaisingDriver(dummy())) as (port, listener, _):
+            create(port, 1)
+            for request in (1, 2):
+                forward(port, request, 1, 3)
+                failed = await listener.final(request)
+                assert isinstance(failed, Failed)
+                assert (failed.code, failed.message) == ("forward", "RuntimeError: no device")
+
+    asyncio.run(run())
+
+
+def test_a_pass_that_waits_for_pages_fails_after_the_time_set_for_it() -> None:
+    async def run() -> None:
+        async with opened(dummy(num_pages=4), page_wait_s=0.05) as (port, listener, _):
+            create(port, 1)
+            create(port, 2)
+            forward(port, 1, 1, *[1] * 12)
+            assert isinstance(await listener.final(1), ForwardDone)
+            forward(port, 2, 2, *[1] * 12)
+            failed = await listener.final(2)
+            assert isinstance(failed, Failed)
+            assert failed.code == "out-of-pages"
+
+    asyncio.run(run())
