@@ -96,20 +96,19 @@ def stand_ins(engine: Engine, text: str) -> list[Interface]:
     forward.function("[constructor]sampler")(lambda guest: Thing())
     forward.function("step", suspends=True)(engine.step)
     session.function("send")(lambda guest, message: None)
-    return [poll.interface, model, context, forward, session, *_absent()]
+    given = {interface.name: interface for interface in (poll.interface, model, context, forward, session)}
+    return [_completed(given.get(name) or Interface(name), name) for name in _names()]
 
 
-def _absent() -> list[Interface]:
-    """The rest of the host API, so that the generic Python guest links."""
-    here = {"poll", "model", "context", "forward", "session"}
-    names = [path.partition("/")[2] for path in our_interfaces()]
-    return [_absent_interface(name) for name in names if name not in here]
+def _names() -> list[str]:
+    return [path.partition("/")[2] for path in our_interfaces()]
 
 
-def _absent_interface(name: str) -> Interface:
-    interface = Interface(name)
+def _completed(interface: Interface, name: str) -> Interface:
+    """With the functions that nothing here calls, so that the generic Python guest links."""
     for function in our_interfaces()[f"inferlet:api/{name}"].functions.values():
-        interface.function(function.name)(lambda guest, *arguments: None)
+        if function.name not in interface.functions:
+            interface.function(function.name)(lambda guest, *arguments: None)
     return interface
 
 
@@ -289,9 +288,9 @@ def public_path(count: int) -> float:
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
-    fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    return int(fields[1]) * 4096
+    """Bytes of memory that this process takes; pages mapped by several guests count once."""
+    lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 async def measure(python_guest: bytes | None, cache: Path) -> dict[str, float]:
