@@ -13,7 +13,7 @@ from pie_plugins.drivers.portable.kv_cache import KvCache
 from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.models.layers.architecture import Model
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.step import CacheRef
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef
 
 
 class PortableStep:
@@ -38,6 +38,15 @@ class PortableStep:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate).mul_(up)
+
+    def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
+        split = qkv.view(qkv.shape[0], -1, heads.head_dim)  # (tokens, H + 2 K, head_dim)
+        rotated = heads.num_heads + heads.num_kv_heads
+        qk, v = split[:, :rotated], split[:, rotated:]
+        if heads.norm is not None:
+            qk = self.rms_norm(qk, heads.norm, heads.norm_eps)
+        self.rotate(qk, heads.rope)
+        return self.attention(cache, qk[:, : heads.num_heads], qk[:, heads.num_heads :], v, heads.scale)
 
     def rotate(self, heads: Tensor, rope: Rope) -> None:
         cos, sin = self._cos_sin(rope, heads.dtype)

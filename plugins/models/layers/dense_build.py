@@ -11,7 +11,7 @@ from pie_plugins.models.layers.mlp import GatedMLP
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.rope import Rope, build_rope
-from pie_plugins.models.layers.step import CacheRef
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef
 
 
 def build_dense(config: DenseConfig, parameters: Parameters) -> Decoder:
@@ -44,17 +44,21 @@ def _attention(config: DenseConfig, parameters: Parameters, rope: Rope, layer: i
     return Attention(
         qkv=parameters.linear(f"{name}.qkv", config.qkv_bias),
         output=parameters.linear(f"{name}.output", config.output_bias),
-        qk_norm=_qk_norm(config, parameters, name) if config.qk_norm else None,
-        rope=rope,
+        heads=AttentionHeads(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            norm=_head_norm(config, parameters, name) if config.qk_norm else None,
+            norm_eps=config.rms_norm_eps,
+            rope=rope,
+            scale=config.head_dim**-0.5,
+        ),
         cache=CacheRef(0, layer),
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
     )
 
 
-def _qk_norm(config: DenseConfig, parameters: Parameters, name: str) -> RMSNorm:
+def _head_norm(config: DenseConfig, parameters: Parameters, name: str) -> torch.Tensor:
     """One norm over all query and key heads: its weight has a row for each."""
     q = parameters.tensor(f"{name}.q_norm").expand(config.num_attention_heads, -1)
     k = parameters.tensor(f"{name}.k_norm").expand(config.num_key_value_heads, -1)
-    return RMSNorm(torch.cat((q, k)), config.rms_norm_eps)
+    return torch.cat((q, k))

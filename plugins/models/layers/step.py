@@ -22,6 +22,19 @@ class CacheRef:
     layer: int  # within the group
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionHeads:
+    """What the columns of a fused projection are, and what is done to them before they meet."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm: Tensor | None  # [H + K, D]: weight of an RMS norm over each query and key head
+    norm_eps: float
+    rope: Rope
+    scale: float
+
+
 class Step(Protocol):
     """Shapes: T token rows, H and K query and key-value heads of D values."""
 
@@ -45,12 +58,9 @@ class Step(Protocol):
         """silu of the first half of the columns, times the second half."""
         ...
 
-    def rotate(self, heads: Tensor, rope: Rope) -> None:
-        """Rotates [T, heads, D] in place to the positions of the rows."""
-        ...
-
-    def attention(self, cache: CacheRef, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Writes k and v [T, K, D] to the pages, then [T, H * D]: q [T, H, D] over all rows that each may see."""
+    def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
+        """[T, (H + 2 K) * D] to [T, H * D]: norms and rotates query and key heads, writes keys and values to the
+        pages, and attends over all rows that each row may see. One operation, so that kernels can fuse it."""
         ...
 
 
