@@ -86,6 +86,18 @@ class MaskContract(DriverSubject):
         assert self.same(plain, everything)
         assert not self.same(plain, some)
 
+    def test_a_mask_does_not_reach_behind_the_window(self, masking: Stepper) -> None:
+        windows = [
+            masking.book.spaces[group].group.window or 0 for group in self.groups(masking.driver, "window")
+        ]
+        if not windows:
+            pytest.skip("has no window group")
+        rows = max(windows) + 5
+        prompt = self.prompt(masking.driver, rows)
+        plain = self.ask(masking, masking.context(), prompt)
+        everything = [Mask(row, [(0, row + 1)]) for row in range(rows)]
+        assert self.same(self.ask(masking, masking.context(), prompt, masks=everything), plain)
+
     def test_a_mask_is_intersected_with_causality(self, masking: Stepper) -> None:
         prompt = self.prompt(masking.driver, 6)
         plain = self.ask(masking, masking.context(), prompt, rows=range(6))

@@ -10,7 +10,7 @@ import pytest
 
 from pie_core.contracts.driver import Driver, Feature
 from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, ProbeKind
-from pie_core.contracts.sampling import gumbel_noise
+from pie_core.contracts.sampling import column_slots, gumbel_noise
 from pie_core.contracts.sampling_reference import (
     adjusted_logits,
     distribution,
@@ -194,6 +194,21 @@ class SamplingContract(DriverSubject):
 
         assert draws() == draws()
         assert draws() != draws(**change)
+
+    def test_at_an_endless_temperature_the_noise_alone_draws_every_column(self, stepper: Stepper) -> None:
+        streams, vocab_size = stepper.driver.capabilities.streams, stepper.driver.capabilities.vocab_size
+        samples = [Sample(row, temperature=1e5, stream=row) for row in range(24)]
+        request = Request(stepper.context(), self.prompt(stepper.driver, 24), samples=samples)
+        stepper.make_room(request.context, 24)
+        batch = stepper.build([request])
+        tokens = stepper.collect(stepper.submit_batch([request], batch)).tokens.reshape(24, streams)
+        drawn = batch.samplers
+        for column in range(streams):
+            slots = column_slots(drawn.slot, column)
+            noise = gumbel_noise(drawn.stream, drawn.index, slots, drawn.epoch, vocab_size)
+            assert (
+                tokens[:, column] == noise.argmax(axis=1)
+            ).mean() > 0.9  # the logits still decide near ties
 
     def test_samplers_of_several_rows_answer_in_their_order(self, stepper: Stepper) -> None:
         prompt = self.prompt(stepper.driver, 5)
