@@ -235,6 +235,52 @@ def test_asyncio_run_works_in_a_main_that_is_not_async(run: Run) -> None:
     assert run("import asyncio\ndef main(): return asyncio.run(asyncio.sleep(0.01, 'slept'))") == "slept"
 
 
+def test_the_guests_own_asyncio_works_on_the_loop(run: Run, started: State, world: World) -> None:
+    result = run(
+        """
+        import asyncio
+
+        async def numbers(count):
+            try:
+                for number in range(count):
+                    await asyncio.sleep(1)
+                    yield number
+            finally:
+                print("closed", flush=True)
+
+        async def main():
+            seen, queue, event = [], asyncio.Queue(1), asyncio.Event()
+
+            async def produce():
+                async for number in numbers(100):
+                    await queue.put(number)
+                    if number == 3:
+                        break
+                event.set()
+
+            async def consume():
+                while not (event.is_set() and queue.empty()):
+                    seen.append(await asyncio.wait_for(queue.get(), 10))
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(produce())
+                group.create_task(consume())
+            try:
+                async with asyncio.timeout(0.5):
+                    await asyncio.shield(asyncio.sleep(5))
+            except TimeoutError:
+                seen.append("timeout")
+            first, rest = await asyncio.wait(
+                [asyncio.create_task(asyncio.sleep(n, n)) for n in (2, 1)], return_when=asyncio.FIRST_COMPLETED
+            )
+            return [seen, [task.result() for task in first], len(rest)]
+        """
+    )
+    assert result == [[0, 1, 2, 3, "timeout"], [1], 1]
+    assert (started.printed, started.errors) == ("closed\n", "")
+    assert world.now == 5_500_000_000
+
+
 def test_errors_and_partial_lines_are_printed(run: Run, started: State) -> None:
     run("import sys\ndef main():\n  print('no newline', end='')\n  print('careful', file=sys.stderr)")
     assert (started.printed, started.errors) == ("no newline", "careful\n")
