@@ -80,6 +80,11 @@ class Pie:
         await answered.wait()
         return answers[0]
 
+    async def until(self, holds: Callable[[Status], bool]) -> None:
+        """Returns once the engine's status is so."""
+        while not holds(await self.status()):
+            pass  # asking goes by the loop, so everything else goes on
+
     async def check_nothing_is_left(self) -> None:
         """Every page, context, request and guest of the programs that ran is gone."""
         (model,) = self.app.models.values()

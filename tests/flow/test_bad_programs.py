@@ -231,13 +231,11 @@ def test_a_program_cancelled_in_the_middle_of_a_generation_leaves_nothing(start_
     async def main() -> None:
         async with start_pie() as pie:
             running = [asyncio.create_task(pie.run(source)) for _ in range(4)]
-            while (await pie.status()).running == 0:
-                await asyncio.sleep(0.01)
+            await pie.until(lambda status: status.running > 0)
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            while (await pie.status()).running:
-                await asyncio.sleep(0.01)
+            await pie.until(lambda status: status.running == 0)
             await pie.check_nothing_is_left()
 
     asyncio.run(main())
