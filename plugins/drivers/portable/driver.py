@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -66,10 +65,11 @@ def load_portable(request: DriverRequest) -> PortableDriver:
         raise LoadError(
             "driver portable: no model is configured; name a Hugging Face directory or a GGUF file"
         )
-    torch.set_num_threads(options.cpu_threads or os.cpu_count() or 1)
+    if options.cpu_threads:
+        torch.set_num_threads(options.cpu_threads)
     with torch.inference_mode():
         dtype = choose_dtype(options.dtype, request.device)
-        linear = linear_product(request.device)
+        linear = linear_product(request.device, dtype)
         loaded = load_model(
             request.model_path, request.architectures, dtype, request.device, linear, request.progress
         )
@@ -89,16 +89,9 @@ def _lay_out(
             f" takes {page_bytes} bytes; raise it"
         )
     like = torch.empty(0, dtype=dtype, device=device)
-    try:
-        return tuple(
-            KvCache(layout, options.kv_page_size, pages, options.host_pages, like)
-            for layout in loaded.layouts
-        )
-    except RuntimeError as error:  # torch has no narrower class for its CPU allocator
-        raise LoadError(
-            f"driver portable: {pages} KV pages ({pages * page_bytes / 2**20:.0f} MiB) do not fit into memory;"
-            " lower kv_memory_mb or total_pages"
-        ) from error
+    return tuple(
+        KvCache(layout, options.kv_page_size, pages, options.host_pages, like) for layout in loaded.layouts
+    )
 
 
 def _unit_bytes(layout: CacheLayout, dtype: torch.dtype) -> int:
@@ -229,11 +222,15 @@ class PortableDriver:
         return cache
 
     def _in_order(self, operation: Callable[[], None]) -> None:
-        """Behind the steps that are queued already; at once where there are none."""
+        """Behind the steps that are queued or running; at once where there are none."""
         self._check_open()
         self._queue.append(operation)
-        if not any(isinstance(item, _Step) for item in tuple(self._queue)):
-            self._run_all()
+        waits = any(isinstance(item, _Step) for item in tuple(self._queue))
+        if not waits and self._running.acquire(blocking=False):
+            try:
+                self._run_all()
+            finally:
+                self._running.release()
 
     def _run_all(self) -> None:
         self._check_open()

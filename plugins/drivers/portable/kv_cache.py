@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pie_core.errors import InvalidRequest
+from pie_core.errors import InvalidRequest, LoadError
 from pie_plugins.models.layers.architecture import PagedLayout
 
 
@@ -28,10 +29,10 @@ class KvCache:
         self.num_pages = num_pages
         self.num_host_pages = num_host_pages
         row = (2, layout.num_kv_heads, layout.head_dim)
-        self._pages = like.new_zeros((layout.num_layers, num_pages + 1, page_size, *row))
-        self._host = torch.zeros(
-            (layout.num_layers, num_host_pages, page_size, *row), dtype=like.dtype, device="cpu"
+        self._pages = _untouched((layout.num_layers, num_pages + 1, page_size, *row), like.dtype).to(
+            like.device
         )
+        self._host = _untouched((layout.num_layers, num_host_pages, page_size, *row), like.dtype)
         self._rows = self._pages.view(layout.num_layers, (num_pages + 1) * page_size, *row).unbind(0)
 
     @property
@@ -70,6 +71,18 @@ class KvCache:
 
     def check_host_pages(self, pages: Sequence[int]) -> None:
         _check(pages, self.num_host_pages, "host page")
+
+
+def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory yet: numpy leaves clearing to the system, torch writes every page at once."""
+    try:
+        content = np.zeros(shape, f"u{dtype.itemsize}")
+    except (MemoryError, ValueError) as error:
+        raise LoadError(
+            f"driver portable: KV pages of {math.prod(shape) * dtype.itemsize / 2**20:.0f} MiB do not fit into memory;"
+            " lower kv_memory_mb, total_pages or host_pages"
+        ) from error
+    return torch.from_numpy(content).view(dtype)
 
 
 def _indexes(pages: Sequence[int]) -> Tensor:

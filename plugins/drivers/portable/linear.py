@@ -57,16 +57,16 @@ class PlainLinear:
 LinearProduct = PackedLinear | PlainLinear
 
 
-def linear_product(device: str) -> LinearProduct:
-    packed = device == "cpu" and torch._C._has_mkldnn and _has_packed_operations()
+def linear_product(device: str, dtype: torch.dtype) -> LinearProduct:
+    packed = device == "cpu" and torch._C._has_mkldnn and _has_packed_operations(dtype)
     return PackedLinear() if packed else PlainLinear()
 
 
-def _has_packed_operations() -> bool:
+def _has_packed_operations(dtype: torch.dtype) -> bool:
     """Tries them: they are private operations of torch, and not every build and processor has them."""
     try:
         product = PackedLinear()
-        product(torch.zeros(2, 16), product.prepare(torch.zeros(16, 16), None))
+        product(torch.zeros(2, 16, dtype=dtype), product.prepare(torch.zeros(16, 16, dtype=dtype), None))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
     return True

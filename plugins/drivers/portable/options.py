@@ -16,7 +16,11 @@ class PortableOptions:
         },
     )
     cpu_threads: int = field(
-        default=0, metadata={"help": "threads of one matrix product; 0 = every core", "minimum": 0}
+        default=0,
+        metadata={
+            "help": "threads of one matrix product; 0 = torch's own choice: every core, or OMP_NUM_THREADS",
+            "minimum": 0,
+        },
     )
     kv_page_size: int = field(default=16, metadata={"help": "tokens on a KV page", "minimum": 1})
     kv_memory_mb: int = field(

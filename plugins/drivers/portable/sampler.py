@@ -184,4 +184,5 @@ def _keep_top(scaled: Tensor, keep: Tensor) -> Tensor:
 
 
 def _device(values: NDArray[np.generic], like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(values)).to(like.device)
+    """Batches that crossed a process boundary are read-only, which torch warns of: those are copied."""
+    return torch.from_numpy(np.require(values, requirements=["C", "W"])).to(like.device)

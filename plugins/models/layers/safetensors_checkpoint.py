@@ -15,6 +15,7 @@ from pie_core.errors import LoadError
 from pie_plugins.models.layers.checkpoint import StoredTensor, read_json
 from pie_plugins.models.weight_table import Format
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
@@ -63,14 +64,18 @@ class SafetensorsCheckpoint:
             self._owners.update(dict.fromkeys(self._files[file].keys(), file))
 
     def _file_names(self) -> list[str]:
-        """The index decides where there is one: real checkpoints carry stray files beside it."""
+        """The usual names decide where they are there: real checkpoints carry stray files beside them."""
         if (self._directory / INDEX).is_file():
             return self._indexed()
+        if (self._directory / SINGLE).is_file():
+            return [SINGLE]
         found = sorted(path.name for path in self._directory.glob("*.safetensors"))
         if not found:
             raise LoadError(f"{self._directory}: no .safetensors file; convert other formats to safetensors")
         if len(found) > 1:
-            raise LoadError(f"{self._directory}: {len(found)} .safetensors files and no {INDEX}: {found}")
+            raise LoadError(
+                f"{self._directory}: {len(found)} .safetensors files and neither {SINGLE} nor {INDEX}: {found}"
+            )
         return found
 
     def _indexed(self) -> list[str]:

@@ -44,9 +44,9 @@ def shard(folder: Path, parts: int) -> None:
 
 
 def test_shards_give_what_one_file_gives_and_stray_files_are_left_alone(folder: Path) -> None:
+    (folder / "consolidated.safetensors").write_bytes(b"something else")
     expected = logits(Stepper(portable(folder)), [PROMPT])
     shard(folder, 3)
-    (folder / "consolidated.safetensors").write_bytes(b"something else")
     assert np.array_equal(logits(Stepper(portable(folder)), [PROMPT]), expected)
 
 
@@ -113,6 +113,12 @@ def index_outside(folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
 
 
+def unclear(folder: Path) -> None:
+    for name in ("one", "two"):
+        (folder / f"{name}.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (folder / "model.safetensors").unlink()
+
+
 def broken_json(folder: Path) -> None:
     (folder / "config.json").write_text("{")
 
@@ -146,6 +152,7 @@ def unknown_rope(folder: Path) -> None:
         (integers, "model.norm.weight.*I32"),
         (no_weights, "no .safetensors file"),
         (lost_shard, "model-00002-of-00002.safetensors"),
+        (unclear, r"2 .safetensors files and neither.*one\.safetensors"),
         (index_outside, "not a file of this directory"),
         (broken_json, "config.json.*JSON"),
         (json_list, "config.json.*list"),
