@@ -1,4 +1,4 @@
-"""The driver contract over every driver that can be built here."""
+"""The driver contract over the dummy in every shape, and the check that no driver stays without it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from pie_core.contracts.driver import Driver, DriverRequest, Feature
 from pie_core.contracts.media import MediaItem
+from pie_core.plugins import load_plugins
 from pie_core.testing.any_driver import DriverContract
 from pie_plugins.drivers.dummy import pie_drivers
 from pie_plugins.drivers.dummy.options import DummyOptions
@@ -74,3 +75,20 @@ class TestDummyOfNoFeature(DummyContract):
 class TestDummyOfLevelRequest(DummyContract):
     __test__ = True
     options = DummyOptions(level="request", groups=("paged", "state"))
+
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_every_driver_that_is_built_in_stands_under_the_contract() -> None:
+    suites = [path for path in TESTS.rglob("test_*.py") if "(DriverContract)" in path.read_text()]
+    for name in load_plugins().drivers:
+        assert any(
+            f"pie_plugins.drivers.{name}" in path.read_text() or name in path.parts for path in suites
+        ), name
+
+
+def test_every_media_front_end_that_is_built_in_stands_under_the_contract() -> None:
+    suites = [path for path in TESTS.rglob("test_*.py") if "(MediaFrontendContract)" in path.read_text()]
+    for name in load_plugins().media:
+        assert any(f"pie_plugins.media.{name}" in path.read_text() for path in suites), name

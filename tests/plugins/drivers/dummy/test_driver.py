@@ -134,10 +134,10 @@ def test_a_context_stands_in_a_batch_once() -> None:
 
 def test_a_logit_mask_that_allows_nothing_fails_its_request() -> None:
     stepper = stepper_of()
-    requests = [Request(stepper.context(), [1], samples=[Sample(allowed=allowed)]) for allowed in ([], [7])]
+    requests = [Request(stepper.context(), [1], samples=[Sample(allowed=allowed)]) for allowed in ([7], [])]
     result = stepper.run(requests)
-    assert list(result.failed) == [0]
-    assert result.tokens[1] == 7
+    assert list(result.failed) == [1]
+    assert result.tokens[0] == 7
 
 
 @pytest.mark.parametrize(("accuracy", "all_accepted"), [(1.0, True), (0.0, False)])
