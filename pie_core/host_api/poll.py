@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pie_core.errors import InvalidRequest
 from pie_core.sandbox.hosting import GuestState, Interface, Pending
 
 interface = Interface("poll")
@@ -111,7 +112,9 @@ def ready(guest: GuestState, pollable: Pollable) -> bool:
 @interface.function("wait", suspends=True)
 def wait(guest: GuestState, pollables: list[Pollable], timeout_ns: int | None) -> Pending[list[int]]:
     if not pollables and timeout_ns is None:
-        raise ValueError("poll.wait without pollables and without a timeout would never return: pass either")
+        raise InvalidRequest(
+            "poll.wait without pollables and without a timeout would never return: pass either"
+        )
     return wait_for(pollables, timeout_ns)
 
 

@@ -17,6 +17,7 @@ import wasmtime
 from wasmtime.component import Component
 
 from pie_core.errors import ProgramError, ProgramTooLarge
+from pie_core.paths import child_environment
 from pie_core.sandbox.aot_cache import AotCache, image_key
 from pie_core.sandbox.compile import INVALID
 from pie_core.sandbox.fibers import EngineOptions
@@ -123,12 +124,9 @@ class Compiler:
     def _environment(self) -> dict[str, str]:
         """Few threads and few heaps: each reserves address space, which is what the limit counts."""
         threads = str(min(self._limits.threads, os.cpu_count() or 1))
-        return {
-            **os.environ,
-            "RAYON_NUM_THREADS": threads,
-            "MALLOC_ARENA_MAX": "2",
-            "PYTHONPATH": _python_path(),
-        }
+        return child_environment(
+            {"RAYON_NUM_THREADS": threads, "MALLOC_ARENA_MAX": "2", "PYTHONPATH": _python_path()}
+        )
 
     def _judge(self, status: int | None, complaint: str, name: str) -> None:
         if status == 0:
@@ -143,10 +141,8 @@ class Compiler:
 
 
 def _python_path() -> str:
-    """The child finds the same pie_core as this process, installed or not."""
-    here = str(Path(__file__).parent.parent.parent)
-    inherited = os.environ.get("PYTHONPATH")
-    return here if not inherited else here + os.pathsep + inherited
+    """The child finds what this process finds, installed or not."""
+    return os.pathsep.join(path or os.getcwd() for path in sys.path)
 
 
 def _check_header(wasm: bytes, name: str) -> None:

@@ -28,6 +28,12 @@ WASMTIME = "50.0.1"
 VALUE_BYTES = 32  # sizeof(wasmtime_component_val_t)
 MIB = 1 << 20
 
+# What else one guest may have; the memory limit counts for each of its memories, of which a program needs one.
+MEMORIES = 4
+TABLES = 64
+TABLE_ELEMENTS = 1 << 20
+INSTANCES = 1000
+
 Address = ctypes.c_void_p
 SyncCallback = ctypes.CFUNCTYPE(
     Address, Address, Address, Address, Address, ctypes.c_size_t, Address, ctypes.c_size_t
@@ -125,10 +131,14 @@ _NO_VALUE = bytes(VALUE_BYTES)  # kind 0, a bool: what an unwritten result must 
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What is compiled into code: programs are cached by it. Host functions run on the fiber's stack as well."""
+    """What is compiled into code: programs are cached by it.
+
+    Host functions run on the fiber's stack as well, where CPython up to 3.13 assumes what a main thread usually has:
+    with less, a deep recursion of ours would end the process instead of raising RecursionError.
+    """
 
     wasm_stack_bytes: int = MIB
-    fiber_stack_bytes: int = 4 * MIB
+    fiber_stack_bytes: int = 16 * MIB
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -141,6 +151,9 @@ def new_engine(options: EngineOptions) -> wasmtime.Engine:
     pointer = config.ptr()
     # 50.0.1 traps when a host function receives two borrows while concurrency support is on.
     bindings.wasmtime_config_concurrency_support_set(pointer, False)
+    # A guest could wait on shared memory or grow a garbage-collected heap past its limits; none of ours needs either.
+    bindings.wasmtime_config_wasm_threads_set(pointer, False)
+    bindings.wasmtime_config_wasm_gc_set(pointer, False)
     bindings.wasmtime_config_max_wasm_stack_set(pointer, options.wasm_stack_bytes)
     bindings.wasmtime_config_async_stack_size_set(pointer, options.fiber_stack_bytes)
     return wasmtime.Engine(config)
@@ -217,7 +230,7 @@ class Fiber:
 
     def __init__(self, engine: wasmtime.Engine, linker: Linker, memory_bytes: int, ticks: int) -> None:
         self._store: wasmtime.Store | None = wasmtime.Store(engine)
-        self._store.set_limits(memory_size=memory_bytes)
+        self._store.set_limits(memory_bytes, TABLE_ELEMENTS, INSTANCES, TABLES, MEMORIES)
         self._linker = linker
         self.context = address_of(self._store._context())
         self.ticks = ticks

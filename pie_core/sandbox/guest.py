@@ -217,9 +217,8 @@ class Guest:
         assert self._complete is not None
         try:
             self._complete(self._results, pending, self)
-        except Exception as error:
-            self._end(traps.host_failure(error))
-            return False
+        except BaseException as error:  # told to the guest already where it has a way to learn it
+            return self._stopped(self._stop or traps.host_failure(error))
         self._fiber.release()
         return True
 

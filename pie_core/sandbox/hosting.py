@@ -8,6 +8,9 @@
     interface.resource("sampler", HostSampler)
 
 The linker reads `functions` and `resources`; nothing here knows wasmtime.
+
+A host function runs on its guest's stack. CPython 3.14 does not bound C recursion there, so what a guest can nest as
+deeply as it likes (JSON text to parse, say) is taken apart in a callback of the loop, behind a Pending.
 """
 
 from __future__ import annotations

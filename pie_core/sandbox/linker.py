@@ -33,10 +33,18 @@ from pie_core.sandbox.signatures import (
     same_function,
 )
 from pie_core.sandbox.wasi import registry
+from pie_core.sandbox.wasi.cli import ProgramExited
 
 log = logging.getLogger(__name__)
 
 OURS = "inferlet:api"
+
+
+class HostFault(PieError):
+    """A host function failed in a way that it did not mean to; the guest learns no more than that."""
+
+    code = "internal"
+
 
 Refuse = Callable[
     [Any, BaseException], Any
@@ -241,10 +249,10 @@ def _call(host: HostFunction, for_sandbox: bool) -> Callable[[Any, Any], Any]:
 
 def _completer(write: Writer, write_error: Writer, refuse: Refuse) -> Complete:
     def complete(results: int, pending: Pending[Any], guest: Any) -> None:
-        if pending.error is None:
-            write(results, pending.value, guest)
-        else:
-            write_error(results, refuse(guest, pending.error), guest)
+        try:
+            write(results, pending.result(), guest)
+        except BaseException as error:  # see the top
+            write_error(results, refuse(guest, error), guest)
 
     return complete
 
@@ -263,9 +271,11 @@ def _refuser(current: CurrentGuest, function: Function, host: HostFunction) -> R
             return (error.code, str(error))
         if not isinstance(error, Exception):
             current.interrupt = error
-        elif is_error:
+        elif not isinstance(error, (PieError, ProgramExited)):
             log.error("host function %s failed", shown, exc_info=error)
-            return ("internal", f"{type(error).__name__} in {host.name}; the server's log has the details")
+            error = HostFault(f"{type(error).__name__} in {host.name}; the server's log has the details")
+            if is_error:
+                return (error.code, str(error))
         guest.fail(error)
         raise error
 

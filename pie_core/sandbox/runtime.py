@@ -40,6 +40,7 @@ class Runtime:
         self.engine = new_engine(self.options)
         self.current = CurrentGuest()
         self.guests: set[Guest] = set()
+        self._closed = False
         self.linker = HostLinker(interfaces, self.current)
         self.compiler = Compiler(
             self.engine, self.options, AotCache(cache_folder), compile_limits or CompileLimits()
@@ -61,10 +62,13 @@ class Runtime:
         return self.pump.resumes
 
     def new_fiber(self, program: Program, limits: Limits) -> Fiber:
+        if self._closed:
+            raise RuntimeError("a guest was started in a runtime that is closed")
         return Fiber(self.engine, program.linker, limits.memory_bytes, SLICE_TICKS)
 
     def close(self) -> None:
         """Ends every guest and the ticker's thread."""
+        self._closed = True
         for guest in list(self.guests):
             guest.close()
         self.ticker.stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from pie_core.errors import GuestTrap, PieError, ProgramError
+from pie_core.errors import GuestTrap, LimitExceeded, PieError, ProgramError, RequestError
 from pie_core.sandbox.fibers import EngineOptions
 from pie_core.sandbox.limits import Limits
 
@@ -67,7 +67,9 @@ def exited(name: str, status: int) -> PieError | None:
 
 
 def host_failure(error: BaseException) -> PieError:
-    """The error of a host function that had no result to put it in."""
-    if isinstance(error, PieError):
+    """What ends a guest whose host function had no result to put its error in."""
+    if isinstance(error, PieError) and (
+        isinstance(error, LimitExceeded) or not isinstance(error, RequestError)
+    ):
         return error
     return GuestTrap(f"a host function refused the call: {str(error) or type(error).__name__}")

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pie_core.errors import InvalidRequest
 from pie_core.host_api import logging as host_logging
 from pie_core.host_api import poll
 from pie_core.host_api.poll import Pollable, Timer, wait_for
@@ -97,7 +98,7 @@ def test_a_dropped_timer_no_longer_runs() -> None:
 
 
 def test_waiting_for_nothing_without_a_timeout_is_refused() -> None:
-    with pytest.raises(ValueError, match="would never return: pass either"):
+    with pytest.raises(InvalidRequest, match="would never return: pass either"):
         poll.wait(State(), [], None)
 
 

@@ -16,6 +16,7 @@ from pie_core.errors import (
     LimitExceeded,
     NotFound,
     OutOfPages,
+    PieError,
 )
 from pie_core.sandbox.hosting import Interface, Pending
 from pie_core.sandbox.limits import Limits
@@ -360,7 +361,7 @@ def test_objects_that_a_guest_holds_are_closed_with_it() -> None:
     [
         (NotFound("no model nano; there is tiny"), NotFound, "no model nano; there is tiny"),
         (OutOfPages("none left"), OutOfPages, "none left"),
-        (ZeroDivisionError("a bug of ours"), Exception, "internal: ZeroDivisionError in model.load"),
+        (ZeroDivisionError("a bug of ours"), PieError, "^ZeroDivisionError in model.load; the server's log"),
     ],
 )
 def test_an_error_of_the_host_is_the_result_of_the_call(
@@ -378,6 +379,25 @@ def test_an_error_of_the_host_is_the_result_of_the_call(
 
     drive(scenario, models.interface)
     assert ("a bug of ours" in caplog.text) == isinstance(error, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_value_that_is_none_of_the_functions_type_is_a_fault_of_the_host(
+    later: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    models = Models()
+    models.interface.functions.pop("model.describe")
+    models.interface.function("model.describe", suspends=later)(
+        lambda guest, model: Pending.of(3) if later else 3
+    )
+
+    async def scenario(runtime: Runtime) -> None:
+        program = await Program.load(runtime, model_guest())
+        with pytest.raises(PieError, match=r"AttributeError in model\.describe; the server's log"):
+            await call(program, "tiny")
+
+    drive(scenario, models.interface)
+    assert "'int' object has no attribute 'encode'" in caplog.text
 
 
 def test_a_result_for_a_guest_that_is_gone_is_dropped() -> None:
@@ -447,13 +467,14 @@ def test_a_runtime_that_closes_ends_its_guests() -> None:
     async def scenario() -> None:
         runtime = Runtime(interfaces())
         state = State()
-        task = asyncio.ensure_future(
-            (await Program.load(runtime, spinner())).start(state, Limits()).call("run", "")
-        )
+        program = await Program.load(runtime, spinner())
+        task = asyncio.ensure_future(program.start(state, Limits()).call("run", ""))
         await asyncio.sleep(0.02)
         runtime.close()
         with pytest.raises(Cancelled):
             await task
+        with pytest.raises(RuntimeError, match="runtime that is closed"):
+            program.start(State())
         assert state.closed == 1
 
     asyncio.run(scenario())
