@@ -37,6 +37,7 @@ class CompileLimits:
     memory_bytes: int = 6 * GIB
     seconds: float = 180.0
     threads: int = 4
+    at_once: int = 2
 
 
 class Compiler:
@@ -50,6 +51,7 @@ class Compiler:
         self._cache = cache
         self._limits = limits
         self._locks: dict[str, asyncio.Lock] = {}
+        self._turn = asyncio.Semaphore(limits.at_once)
 
     async def load(self, wasm: bytes, name: str, progress: Progress | None = None) -> Component:
         """Raises ProgramError, and ProgramTooLarge where a limit was hit."""
@@ -59,12 +61,14 @@ class Compiler:
                 f"{name} has {len(wasm)} bytes; at most {self._limits.wasm_bytes} are accepted"
             )
         key = await asyncio.to_thread(image_key, wasm, self._options)
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            component = await self._from_cache(key)
-            if component is None:
-                component = await self._compile(wasm, key, name, progress)
-        self._locks.pop(key, None)
-        return component
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                component = await self._from_cache(key)
+                return component or await self._compile(wasm, key, name, progress)
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
 
     async def _from_cache(self, key: str) -> Component | None:
         image = await asyncio.to_thread(self._cache.find, key)
@@ -80,7 +84,8 @@ class Compiler:
         """The image goes through memory, so that neither a full disk nor a read-only one matters."""
         output = os.memfd_create("pie-image")
         try:
-            await self._run(wasm, output, name, progress)
+            async with self._turn:
+                await self._run(wasm, output, name, progress)
             return await asyncio.to_thread(self._take_in, key, output)
         finally:
             os.close(output)
@@ -98,6 +103,7 @@ class Compiler:
             stderr=asyncio.subprocess.PIPE,
             pass_fds=(output,),
             env=self._environment(),
+            process_group=0,  # Ctrl-C in the terminal is ours to answer
         )
         reporter = asyncio.create_task(_report(progress, f"compiling {name}"))
         try:

@@ -162,7 +162,11 @@ def new_engine(options: EngineOptions) -> wasmtime.Engine:
 def epoch_incrementer(engine: wasmtime.Engine) -> Callable[[], None]:
     """Advances the engine's epoch; the only function here that another thread may call."""
     address = address_of(engine.ptr())
-    return lambda: _increment_epoch(address)
+
+    def increment(_kept: wasmtime.Engine = engine) -> None:
+        _increment_epoch(address)
+
+    return increment
 
 
 def new_error(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -33,6 +34,13 @@ def test_a_program_is_compiled_once(tmp_path: Path) -> None:
     assert drive(load_and_call, cache=folder) == ["compiling guest.wasm"]
     assert drive(load_and_call, cache=folder) == []
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_program_asked_for_twice_at_once_is_compiled_once(tmp_path: Path) -> None:
+    async def scenario(runtime: Runtime) -> list[list[str]]:
+        return list(await asyncio.gather(load_and_call(runtime), load_and_call(runtime)))
+
+    assert sorted(drive(scenario, cache=tmp_path)) == [[], ["compiling guest.wasm"]]
 
 
 @pytest.mark.parametrize("damage", ["changed", "truncated", "emptied"])

@@ -107,6 +107,18 @@ def test_a_spinning_guest_ends_at_its_deadline() -> None:
     drive(scenario)
 
 
+def test_a_program_that_spins_while_it_starts_ends_at_its_deadline() -> None:
+    starting = f"(func $start {SPIN}) (start $start)"
+
+    async def scenario(runtime: Runtime) -> None:
+        with pytest.raises(DeadlineExceeded):
+            await call(
+                await Program.load(runtime, wat_guest(run("") + starting)), cpu_seconds_per_resume=0.05
+            )
+
+    drive(scenario)
+
+
 def test_a_guest_that_spins_again_after_a_long_pause_still_ends_at_its_deadline() -> None:
     async def scenario(runtime: Runtime) -> None:
         program = await Program.load(
