@@ -31,6 +31,7 @@ from pie_plugins.drivers.dummy.kv_cache import UNIT_BYTES
 from pie_plugins.drivers.dummy.model import Attachments, DummyModel, check_page_ids
 from pie_plugins.drivers.dummy.options import DummyOptions
 from pie_plugins.drivers.dummy.proposals import Proposer, scratch_pages
+from pie_plugins.drivers.dummy.refusals import used_features
 from pie_plugins.drivers.dummy.sampler import Head, read_probes, verify_drafts
 from pie_plugins.drivers.dummy.timeline import Timeline, wait_until
 
@@ -57,7 +58,7 @@ class DummyDriver:
         self._head = Head(vocab_size, options.hidden_size, options.streams)
         self._proposer = Proposer(self._model, self._head, cache, vocab_size, options.proposal_accuracy)
         self._timeline = Timeline(options.step_ms, options.token_us)
-        self._attachments = Attachments({}, {})
+        self._undeclared = frozenset(Feature) - self._step_level.features
         self._adapters: dict[int, np.uint64] = {}
         self._media: dict[int, Words] = {}
         self._attachments = Attachments(self._adapters, self._media)
@@ -76,6 +77,10 @@ class DummyDriver:
         if self._capabilities.level == "request":
             raise Unsupported("driver 'dummy' is of level 'request': it runs whole generations, not steps")
         self._check_open()
+        if used := used_features(batch, self._undeclared):
+            raise Unsupported(
+                f"driver 'dummy' does not declare {', '.join(sorted(used))}; the batch asks for it"
+            )
         if len(self._open) >= self._options.max_in_flight:
             raise ForwardError(
                 f"driver 'dummy' has {len(self._open)} open steps, as many as max_in_flight allows: collect one first"

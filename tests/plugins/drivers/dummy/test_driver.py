@@ -13,8 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pie_core.contracts.driver import Driver, DriverRequest, Feature, GenerationRequest
+from pie_core.contracts.forward import ProbeKind
 from pie_core.errors import ForwardError, InvalidRequest, LoadError, Unsupported
-from pie_core.testing.batches import Context, FromTicket, Request, Sample, Stepper, proposals
+from pie_core.ids import Ticket
+from pie_core.testing.batches import (
+    Context,
+    FromTicket,
+    Mask,
+    Media,
+    Probe,
+    Request,
+    Sample,
+    Stepper,
+    proposals,
+)
 from pie_plugins.drivers.dummy import CHECKPOINT, pie_drivers
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from pie_plugins.drivers.dummy.options import DummyOptions
@@ -204,6 +216,37 @@ def test_without_host_pages_there_is_no_swap() -> None:
     assert not driver.capabilities.has(Feature.SWAP)
     with pytest.raises(Unsupported, match="swap"):
         driver.swap_out(0, [0], [0])
+
+
+PROBED = {
+    Feature.PROBE_LOGITS: ProbeKind.LOGITS,
+    Feature.PROBE_DISTRIBUTION: ProbeKind.DISTRIBUTION,
+    Feature.PROBE_LOGPROBS: ProbeKind.LOGPROBS,
+    Feature.PROBE_ENTROPY: ProbeKind.ENTROPY,
+    Feature.PROBE_HIDDEN: ProbeKind.HIDDEN,
+}
+USED: dict[Feature, dict[str, Any]] = {
+    Feature.ATTENTION_MASK: {"masks": [Mask(0, [(0, 1)])]},
+    Feature.NONCAUSAL_MASK: {"masks": [Mask(0, [(0, 2)], causal=False)]},
+    Feature.LOGIT_MASK: {"samples": [Sample(allowed=[1])]},
+    Feature.PENALTIES: {"samples": [Sample(presence=1.0)]},
+    Feature.LOGIT_BIAS: {"samples": [Sample(bias=[(1, 1.0)])]},
+    Feature.TICKET_TOKENS: {"tokens": [1, FromTicket(Ticket(0), 0)]},
+    Feature.DRAFTS: {"drafts": 1},
+    Feature.PROPOSALS: {"proposals": 1},
+    Feature.ADAPTERS: {"adapter": 1},
+    Feature.MEDIA: {"media": [Media(0, 1, 0, 1)]},
+    **{feature: {"probes": [Probe(kind)]} for feature, kind in PROBED.items()},
+}
+
+
+@pytest.mark.parametrize("feature", USED)
+def test_a_batch_that_uses_what_is_not_declared_is_refused_by_name(feature: Feature) -> None:
+    stepper = stepper_of(without=(feature,))
+    request = Request(stepper.context(), [1, 2])
+    with pytest.raises(Unsupported, match=f"'dummy' does not declare {feature}"):
+        stepper.submit([replace(request, **USED[feature])])
+    assert stepper.run([request]).failed == {}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
