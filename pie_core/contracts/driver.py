@@ -157,7 +157,7 @@ class Driver(Protocol):
     def release_media(self, handle: int) -> None: ...
 
     def decode_audio(self, stream: int, codes: Int32, final: bool) -> Float32:
-        """Codec frames [n, streams] of one audio stream to PCM in [-1, 1]; state lives until `final` (Feature.AUDIO)."""
+        """Codec frames [n, streams] of an audio stream to PCM in [-1, 1]; state lives until `final` (Feature.AUDIO)."""
         ...
 
     def generate(self, request: GenerationRequest) -> Int32:
