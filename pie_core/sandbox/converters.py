@@ -24,7 +24,7 @@ import numpy as np
 
 from pie_core.sandbox.fibers import VALUE_BYTES, GuestStopped, c_function
 from pie_core.sandbox.handles import Handles
-from pie_core.sandbox.signatures import (
+from pie_core.sandbox.wit_types import (
     Enum,
     Flags,
     Handle,

@@ -21,19 +21,20 @@ from pie_core.sandbox.fibers import AsyncCallback, Destructor, LinkerNames, Sync
 from pie_core.sandbox.guest import Complete, CurrentGuest
 from pie_core.sandbox.hosting import HostFunction, Interface, Pending
 from pie_core.sandbox.reflection import ComponentShape, ImportedInstance
-from pie_core.sandbox.signatures import (
+from pie_core.sandbox.signatures import our_interfaces
+from pie_core.sandbox.wasi import registry
+from pie_core.sandbox.wasi.cli import ProgramExited
+from pie_core.sandbox.wit_types import (
     Enum,
     Function,
     Handle,
     InterfaceSignature,
     ListOf,
+    OptionOf,
     Record,
     ResultOf,
-    our_interfaces,
     same_function,
 )
-from pie_core.sandbox.wasi import registry
-from pie_core.sandbox.wasi.cli import ProgramExited
 
 log = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ class HostLinker:
             key = (wanted.path, name, str(function))
             if key not in self._refusals:
                 self._refusals[key] = self._sync_callback(
-                    function, _refusal(wanted.path, function), for_sandbox=True
+                    function, refusal_of(wanted.path, function), for_sandbox=True
                 )
             names.function(name, self._refusals[key])
 
@@ -331,8 +332,8 @@ class RefusedResource:
     """Stands where a guest insists on a handle before it can be refused anything, such as a network."""
 
 
-def _refusal(path: str, function: Function) -> HostFunction:
-    """Answers every call with the package's own "access denied", an empty list, or a handle that leads nowhere."""
+def refusal_of(path: str, function: Function) -> HostFunction:
+    """Answers every call with the package's own "access denied", with nothing, or with a handle that leads nowhere."""
     result = function.result
 
     def refuse(guest: Any, *arguments: Any) -> Any:
@@ -344,6 +345,8 @@ def _refusal(path: str, function: Function) -> HostFunction:
             )
         if isinstance(result, ListOf):
             return []
+        if isinstance(result, OptionOf):
+            return None
         if isinstance(result, Handle):
             return RefusedResource()
         raise Unsupported(f"{path}.{function.name} is not available to programs on this host")

@@ -20,8 +20,9 @@ from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.linker import OURS
 from pie_core.sandbox.reflection import ComponentShape, shape_of
 from pie_core.sandbox.runtime import Runtime
-from pie_core.sandbox.signatures import Function, Type, our_interfaces, same_function
+from pie_core.sandbox.signatures import our_interfaces
 from pie_core.sandbox.wasi.streams import ByteSource
+from pie_core.sandbox.wit_types import Function, Type, same_function
 
 INFERLET = "inferlet"
 SCRIPT_RUNTIME = "script-runtime"

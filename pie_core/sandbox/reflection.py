@@ -21,7 +21,7 @@ from wasmtime.component import (
 from wasmtime.component import _types as component_types
 
 from pie_core.sandbox.fibers import is_async
-from pie_core.sandbox.signatures import (
+from pie_core.sandbox.wit_types import (
     Enum,
     Flags,
     Function,

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from functools import cache
 
 from pie_core.sandbox.hosting import Interface
-from pie_core.sandbox.signatures import InterfaceSignature, read_wit
+from pie_core.sandbox.signatures import read_wit
 from pie_core.sandbox.wasi import cli, clocks, io, random
+from pie_core.sandbox.wit_types import InterfaceSignature
 
 IMPLEMENTED: tuple[Interface, ...] = (
     io.error,

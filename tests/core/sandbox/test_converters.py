@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pie_core.sandbox.converters import Case, Converters, Refused, record_class
 from pie_core.sandbox.fibers import VALUE_BYTES, c_function
-from pie_core.sandbox.signatures import (
+from pie_core.sandbox.wit_types import (
     Enum,
     Flags,
     ListOf,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pie_core.sandbox.signatures import (
+from pie_core.sandbox.signatures import WitError, our_interfaces, read_wit
+from pie_core.sandbox.wit_types import (
     Enum,
     Flags,
     Function,
@@ -16,9 +17,6 @@ from pie_core.sandbox.signatures import (
     ResultOf,
     TupleOf,
     Variant,
-    WitError,
-    our_interfaces,
-    read_wit,
     same_function,
     same_shape,
 )

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pie_core.errors import LimitExceeded, PieError
+from pie_core.errors import LimitExceeded, PieError, Unsupported
 from pie_core.sandbox.converters import Refused
 from pie_core.sandbox.hosting import Pending
+from pie_core.sandbox.linker import refusal_of
 from pie_core.sandbox.program import Program
 from pie_core.sandbox.runtime import Runtime
+from pie_core.sandbox.signatures import read_wit
 from pie_core.sandbox.wasi import io, registry
 from pie_core.sandbox.wasi.streams import ByteSource, OutputBudget, OutputStream, Readable
 from tests.core.sandbox.scenarios import State, call, drive
@@ -157,3 +159,28 @@ def test_every_function_of_our_wasi_has_an_implementation() -> None:
         assert {function.name for function in signature.functions.values()} == set(
             interfaces[path].functions
         ), path
+
+
+@pytest.mark.parametrize(
+    ("result", "answer"),
+    [
+        ("list<tuple<string, string>>", []),
+        ("option<code>", None),
+        ("result<u64, code>", Refused("access-denied")),
+        ("result<_, other-code>", Refused("not-supported")),
+        ("u64", Unsupported("wasi:files/disk.f is not available to programs on this host")),
+    ],
+)
+def test_refused_interfaces_answer_in_their_own_terms(result: str, answer: object) -> None:
+    wit = f"""package wasi:files@0.2.0; interface disk {{
+      enum code {{ again, access-denied }} enum other-code {{ again, not-supported }}
+      f: func() -> {result};
+    }}"""
+    function = read_wit([wit])["wasi:files/disk"].functions["f"]
+    refusal = refusal_of("wasi:files/disk", function)
+    if not isinstance(answer, Exception):
+        assert refusal.call(None) == answer
+        return
+    with pytest.raises(type(answer)) as raised:
+        refusal.call(None)
+    assert raised.value.args == answer.args

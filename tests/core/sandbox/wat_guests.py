@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import wasmtime
 
-from pie_core.sandbox.signatures import (
+from pie_core.sandbox.signatures import our_interfaces
+from pie_core.sandbox.wit_types import (
     Enum,
     Function,
     Handle,
@@ -22,7 +23,6 @@ from pie_core.sandbox.signatures import (
     ResultOf,
     TupleOf,
     Type,
-    our_interfaces,
 )
 
 PACKAGE = "inferlet:api"
