@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from wasmtime.component import Component, Linker, LinkerInstance, ResourceType
 from pie_core.errors import PieError
 
 WASMTIME = "50.0.1"
+PYTHON = tuple(sys.version_info[:3])
+STACK_BLIND_PYTHON = (3, 14, 0)
 VALUE_BYTES = 32  # sizeof(wasmtime_component_val_t)
 MIB = 1 << 20
 
@@ -67,12 +70,16 @@ def c_function(name: str, result: Any, *arguments: Any) -> Any:
 
 
 def check_version() -> None:
-    """Refuses any other wasmtime: a private binding may have changed its meaning without a trace."""
+    """Refuses what the bindings would break on: another wasmtime, or a CPython that knows no stack but its own."""
     installed = version("wasmtime")
     if installed != WASMTIME:
         raise FiberError(
             f"the sandbox needs wasmtime {WASMTIME}, this environment has {installed}: "
             f"pip install wasmtime=={WASMTIME}"
+        )
+    if PYTHON == STACK_BLIND_PYTHON:  # python/cpython#139653
+        raise FiberError(
+            "CPython 3.14.0 takes every fiber for a stack overflow and ends the process: use 3.14.1 or later"
         )
 
 

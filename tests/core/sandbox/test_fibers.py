@@ -17,6 +17,12 @@ def test_another_version_of_wasmtime_is_refused(monkeypatch: pytest.MonkeyPatch)
         fibers.check_version()
 
 
+def test_the_one_python_that_fibers_would_abort_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fibers, "PYTHON", (3, 14, 0))
+    with pytest.raises(FiberError, match=r"use 3\.14\.1 or later"):
+        fibers.check_version()
+
+
 def test_bindings_that_misbehave_are_found_at_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fibers.Fiber, "release", lambda fiber: None)  # a result never arrives
     with pytest.raises(PieError, match="does not behave as pie needs"):
