@@ -101,6 +101,16 @@ def test_forks_write_on_their_own_while_sharing_what_they_have_in_common(engine:
         assert explicit_loop(engine, 10 + child, [*range(10), child], 5, GREEDY) == tokens
 
 
+def test_a_fork_keeps_its_rows_when_its_parent_goes_back_into_a_shared_page(engine: SteppedEngine) -> None:
+    engine.forward(1, range(10))
+    engine.fork(1, 2)
+    engine.forward(1, [50])
+    engine.send(TruncateContext(ContextId(1), 6))
+    engine.forward(1, [60, 61, 62])
+    assert engine.draw(2, [70]) == draw_alone([*range(10), 70])
+    assert engine.draw(1, [71]) == draw_alone([*range(6), 60, 61, 62, 71])
+
+
 def test_forks_draw_from_noise_of_their_own(engine: SteppedEngine) -> None:
     engine.forward(1, [1, 2, 3])
     engine.fork(1, 2)

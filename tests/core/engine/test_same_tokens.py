@@ -217,6 +217,8 @@ class Machine:
                 setattr(placeholder, name, getattr(made, name))
 
         self.checks.append(copy)
+        for writer in (child, context) if op.b % 2 else (context, child):  # both write to the page they share
+            self.forward(writer, op)
 
     def truncate(self, context: int, op: Op) -> None:
         self.catch_up()
@@ -224,6 +226,7 @@ class Machine:
         length = op.a % (len(plain.tokens) + 1)
         self.engine.send(TruncateContext(ContextId(context), length))
         self.checks.append(lambda: plain.truncate(length))
+        self.forward(context, op)
 
     def save(self, context: int, op: Op) -> None:
         name, request = f"s{op.a % 3}", self.engine.new_request()
@@ -243,6 +246,7 @@ class Machine:
         opened = self.engine.final(request, SnapshotOpened)
         self.plain[child] = self.snapshots[name].child()
         assert (opened.length, opened.position) == (len(self.plain[child].tokens), self.plain[child].position)
+        self.forward(child, op)
         if take:
             del self.snapshots[name]
 
