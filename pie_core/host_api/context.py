@@ -50,7 +50,17 @@ class HostContext:
     `rows` counts what was submitted; the engine's answers set it right once no pass is open.
     """
 
-    __slots__ = ("_confirmed", "_open_passes", "_released", "guest", "id", "model", "rows", "transcript")
+    __slots__ = (
+        "_confirmed",
+        "_handed_out",
+        "_open_passes",
+        "_released",
+        "guest",
+        "id",
+        "model",
+        "rows",
+        "transcript",
+    )
 
     def __init__(
         self, guest: ProgramState, model: ServedModel, transcript: Transcript, rows: PositionRuns
@@ -62,6 +72,7 @@ class HostContext:
         self.rows = rows
         self._confirmed = rows.length
         self._open_passes = 0
+        self._handed_out: list[int] = []  # drained: in the transcript, and not yet written by a pass
         self._released = False
 
     def check_usable(self) -> None:
@@ -96,6 +107,33 @@ class HostContext:
         self.rows.truncate(length)
         self._confirmed = min(self._confirmed, length)
         self.transcript.truncate(length)
+        self._handed_out = []
+        self.model.engine.send(TruncateContext(context=self.id, length=length))
+
+    def drain(self) -> list[int]:
+        """Hands the buffer out for a pass of the program's own."""
+        tokens = self.transcript.drain()
+        self._handed_out += tokens
+        return tokens
+
+    def note_fed(self, tokens: list[int]) -> None:
+        """A pass of the program's own wrote these; the transcript knows those that were drained."""
+        known = len(self._handed_out)
+        if tokens[:known] == self._handed_out:
+            tokens = tokens[known:]
+        self._handed_out = []
+        self.transcript.note_generated(tokens)
+
+    def take_back(self) -> None:
+        """Drops the last row and lets its token wait in the buffer again, to be continued from."""
+        if not self.rows.length:
+            raise InvalidRequest(
+                "empty input: the context holds no tokens to continue from; add a turn, tokens or a cue"
+            )
+        length = self.rows.length - 1
+        self.rows.truncate(length)
+        self._confirmed = min(self._confirmed, length)
+        self.transcript.take_back()
         self.model.engine.send(TruncateContext(context=self.id, length=length))
 
     def attachment(self) -> bytes:
@@ -116,6 +154,9 @@ class HostContext:
         self._open_passes -= 1
         if self._open_passes == 0:
             self.rows.truncate(self._confirmed)
+            self.rows.extend(
+                self._confirmed - self.rows.length
+            )  # what a generation wrote was not known before
 
 
 class PendingFlush:
@@ -244,7 +285,13 @@ def buffer(guest: ProgramState, context: HostContext) -> list[int]:
 @interface.function("context.drain")
 def drain(guest: ProgramState, context: HostContext) -> list[int]:
     context.check_usable()
-    return context.transcript.drain()
+    return context.drain()
+
+
+@interface.function("context.take-back")
+def take_back(guest: ProgramState, context: HostContext) -> None:
+    context.check_usable()
+    context.take_back()
 
 
 @interface.function("context.flush")

@@ -260,7 +260,7 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
     def finish(event: Event) -> ForwardDone:
         assert isinstance(event, ForwardDone)
         context.settled(event.length)
-        context.transcript.note_generated(given + (event.tokens[:-1] if forward.num_drafts else []))
+        context.note_fed(given + (event.tokens[:-1] if forward.num_drafts else []))
         return event
 
     context.submitted(len(forward.tokens), forward.positions)
@@ -301,7 +301,7 @@ def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSam
     def finish(event: Event) -> int:
         assert isinstance(event, ForwardDone)
         context.settled(event.length)
-        context.transcript.note_generated([token])
+        context.note_fed([token])
         return event.tokens[0]
 
     context.submitted(1)

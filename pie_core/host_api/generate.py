@@ -46,11 +46,9 @@ class HostGeneration:
         """Feeds the buffer and generates. Raises InvalidRequest when there is nothing to continue from."""
         self.check_new()
         self.context.check_usable()
+        if not self.context.transcript.pending_tokens():
+            self.context.take_back()  # a flushed context goes on from its last token
         tokens = tuple(self.context.transcript.pending_tokens())
-        if not tokens:
-            raise InvalidRequest(
-                "empty input: the context's buffer holds no tokens to continue from; add a turn, tokens or a cue"
-            )
         self.context.transcript.drain()
         self.context.submitted(len(tokens))
         self._base = self._rows = self.context.rows.length

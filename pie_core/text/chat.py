@@ -162,6 +162,10 @@ class Transcript:
         self._fed += len(tokens)
         self._note_raw()
 
+    def take_back(self) -> None:
+        """The last fed token waits again, because its row was dropped; turns stay as they are."""
+        self._fed -= 1
+
     def truncate(self, length: int) -> None:
         """Keeps the first `length` fed tokens; the buffer is dropped, and turns go back to how they stood then."""
         if not 0 <= length <= self._fed:

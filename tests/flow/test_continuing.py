@@ -68,3 +68,61 @@ def test_an_empty_context_has_nothing_to_go_on_from(on_pie: OnPie) -> None:
         assert code == "empty input"
 
     on_pie(scenario)
+
+
+def test_rows_are_counted_whoever_ran_the_loop(on_pie: OnPie) -> None:
+    source = """
+    from inferlet import Context, Model, Sampler
+
+    async def main(input):
+        ctx = Context(Model.load()).user("Name a river.")
+        generation = ctx.generate(Sampler.argmax(), max_tokens=6, stop=[])
+        if input["stepped"]:
+            async for step in generation:
+                await step.execute()
+        else:
+            await generation.collect_tokens()
+        await ctx.flush()
+        lengths = [ctx.seq_len, ctx.position, len(ctx.tokens())]
+        ctx.truncate(2)
+        before = ctx.tokens()
+        ctx.seal().user("And another?")
+        return [lengths, before, ctx.buffer()]
+    """
+
+    async def scenario(pie: Pie) -> None:
+        lengths, before, buffer = await pie.run(source, stepped=False)
+        assert len(set(lengths)) == 1
+        assert len(before) == lengths[0] - 2
+        assert await pie.run(source, stepped=True) == [lengths, before, buffer]
+
+    on_pie(scenario)
+
+
+def test_what_was_drained_and_fed_is_in_the_transcript_once(on_pie: OnPie) -> None:
+    async def scenario(pie: Pie) -> None:
+        assert await pie.run(
+            """
+            from inferlet import Context, Model, Sampler
+
+            async def main():
+                model = Model.load()
+                drained, flushed = Context(model).user("a"), Context(model).user("a")
+                await drained.forward().input(drained.drain()).execute()
+                await flushed.flush()
+                drained.cue().append([5, 6])
+                flushed.cue().append([5, 6])
+                await drained.flush()
+                await flushed.flush()
+                for ctx in (drained, flushed):
+                    ctx.truncate(1)
+                    ctx.seal().user("b").cue()
+                return [
+                    drained.tokens() == flushed.tokens(),
+                    drained.buffer() == flushed.buffer(),
+                    drained.seq_len == flushed.seq_len,
+                ]
+            """
+        ) == [True, True, True]
+
+    on_pie(scenario)

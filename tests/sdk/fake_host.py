@@ -256,6 +256,11 @@ class Context(Resource):
         held, self.waiting = self.waiting, []
         return held
 
+    def take_back(self) -> None:
+        if not self.history:
+            raise refuse("invalid-request", "empty input: nothing to continue from")
+        self.waiting.insert(0, self.history.pop())
+
     def flush(self) -> PendingFlush:
         self.use("flush")
         end = world.submit()
@@ -469,7 +474,7 @@ class Generation(Resource):
     def start(self) -> None:
         self.context.use("generate")
         if not self.context.waiting:
-            raise refuse("invalid-request", "empty input: nothing to continue from")
+            self.context.take_back()
         self.started = world.now
         world.submit()
         self.base = self.context.history + self.context.drain()

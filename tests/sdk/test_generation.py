@@ -161,17 +161,95 @@ def test_a_stream_left_early_keeps_what_was_consumed(world: World) -> None:
     run(main())
 
 
-def test_using_the_context_ends_its_stream(world: World) -> None:
+def test_using_the_context_meanwhile_shows_what_was_consumed_and_the_stream_goes_on(world: World) -> None:
     async def main() -> None:
         ctx = Context(Model.load()).user("go")
-        stream = ctx.generate(Sampler.argmax(), stop=[]).stream_tokens()
-        first = await anext(stream)
-        ctx.append([1])
-        assert ctx.buffer() == [*first[-1:], 1]
-        assert [chunk async for chunk in stream] == []
+        expected = await stepped(ctx.fork().generate(Sampler.argmax(), max_tokens=8, stop=[]))
+        prompt = [*ctx.buffer(), CUE]
+        generator = ctx.generate(Sampler.argmax(), max_tokens=8, stop=[])
+        seen: list[int] = []
+        async for chunk in generator.stream_tokens():
+            seen += chunk
+            if len(seen) in (2, 5):
+                branch = generator.fork()
+                assert branch.tokens() + branch.buffer() == prompt + seen
+        assert seen == expected
+        assert ctx.tokens() + ctx.buffer() == prompt + expected
+        assert generator.finish_reason == "length"
 
     run(main())
-    assert world.broken_off == [1]
+    assert world.broken_off == [2, 3]
+
+
+def test_another_task_may_use_the_context_while_its_stream_waits(world: World) -> None:
+    async def main() -> None:
+        ctx = Context(Model.load()).user("go")
+        expected = await stepped(ctx.fork().generate(Sampler.argmax(), max_tokens=8, stop=[]))
+
+        async def look() -> int:
+            await asyncio.sleep(0.025)
+            return ctx.seq_len
+
+        tokens, length = await asyncio.gather(
+            ctx.generate(Sampler.argmax(), max_tokens=8, stop=[]).collect_tokens(), look()
+        )
+        assert tokens == expected
+        assert length < ctx.seq_len
+
+    run(main())
+    assert world.broken_off == [2]
+
+
+def test_looking_before_the_first_token_does_not_disturb(world: World) -> None:
+    async def main() -> None:
+        ctx = Context(Model.load()).user("go")
+        expected = await stepped(ctx.fork().generate(Sampler.argmax(), max_tokens=4, stop=[]))
+
+        async def look() -> None:
+            await asyncio.sleep(0.005)
+            assert ctx.buffer() == []
+
+        tokens, _ = await asyncio.gather(
+            ctx.generate(Sampler.argmax(), max_tokens=4, stop=[]).collect_tokens(), look()
+        )
+        assert tokens == expected
+
+    run(main())
+    assert world.broken_off == [0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_flushed_context_goes_on_as_if_it_had_not_been(
+    way: Callable[[Generator], Awaitable[list[int]]],
+) -> None:
+    async def main() -> None:
+        for stop in ([], LETTERS):
+            plain = Context(Model.load()).user("go").cue()
+            flushed = plain.fork()
+            await flushed.flush()
+            first, second = (
+                each.generate(Sampler.argmax(), max_tokens=9, stop=stop, auto_flush=False)
+                for each in (plain, flushed)
+            )
+            assert await way(first) == await way(second)
+            assert plain.tokens() + plain.buffer() == flushed.tokens() + flushed.buffer()
+            assert first.finish_reason == second.finish_reason
+
+    run(main())
+
+
+def test_a_closed_stream_stays_closed() -> None:
+    async def main() -> None:
+        ctx = Context(Model.load()).user("go")
+        generator = ctx.generate(Sampler.argmax(), stop=[])
+        stream = generator.stream_tokens()
+        first = await anext(stream)
+        await stream.aclose()
+        assert [chunk async for chunk in stream] == []
+        assert ctx.buffer() == first[-1:]
+        assert generator.finish_reason == "cancelled"
+
+    run(main())
 
 
 def test_a_cancelled_collection_breaks_off(world: World) -> None:

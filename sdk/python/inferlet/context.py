@@ -75,7 +75,7 @@ class Context:
     def release(self) -> None:
         """Frees the pages now; the context cannot be used afterwards."""
         if self._handle is not None:
-            self._break_off()
+            self._interrupt()
             self._handle.release()
             drop(self._handle)
             self._handle = None
@@ -106,7 +106,7 @@ class Context:
     @property
     def page_size(self) -> int:
         """Tokens of one KV page."""
-        return self.settled().page_size()
+        return self._alive().page_size()
 
     @property
     def seq_len(self) -> int:
@@ -222,7 +222,7 @@ class Context:
 
     def settled(self) -> bindings.Context:
         """The host's context, once it knows everything that this side held back."""
-        self._break_off()
+        self._interrupt()
         handle = self._alive()
         if self._staged:
             call(handle.append, self._staged)
@@ -236,11 +236,14 @@ class Context:
 
     def take_inputs(self) -> tuple[bindings.Context, list[int]]:
         """The host's context, and what the next pass of a generation has to write: buffer and staged tokens."""
-        self._break_off()
+        self._interrupt()
         handle = self._alive()
         inputs = list(call(handle.drain)) + self._staged if self._buffered else self._staged
         self._buffered = False
         self._staged = []
+        if not inputs:
+            call(handle.take_back)  # it was flushed: its last token is fed again
+            inputs = list(call(handle.drain))
         return handle, inputs
 
     def start_engine_loop(self, sampler: Sampler, max_tokens: int, stop: Iterable[int]) -> EngineLoop:
@@ -250,10 +253,10 @@ class Context:
         self._engine_loop = engine_loop
         return engine_loop
 
-    def _break_off(self) -> None:
+    def _interrupt(self) -> None:
         if self._engine_loop is not None:
             engine_loop, self._engine_loop = self._engine_loop, None
-            engine_loop.break_off()
+            engine_loop.interrupt()
 
     def _alive(self) -> bindings.Context:
         if self._handle is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 import sys
 import traceback
 from collections import deque
@@ -121,7 +122,7 @@ class PollLoop(asyncio.AbstractEventLoop):
 
     def _time_to_next_timer(self) -> int | None:
         when = self._next_timer()
-        return None if when is None else max(0, round((when - self.time()) * NANOSECONDS))
+        return None if when is None else max(0, math.ceil((when - self.time()) * NANOSECONDS))
 
     def _start_due_timers(self) -> None:
         if not self._live_timers:

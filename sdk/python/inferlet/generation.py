@@ -7,6 +7,7 @@ pass, run from here. Both draw the same tokens.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -18,7 +19,7 @@ from wit_world.imports import generate as bindings
 from inferlet import chat
 from inferlet.errors import InferletError, InvalidRequest, not_in_this_version
 from inferlet.forward import Output, ProbeHandle, SampleHandle
-from inferlet.host import alone, call, drop, finish
+from inferlet.host import alone, call, drop, finish, running_loop
 from inferlet.sample import Probe, Sampler
 
 if TYPE_CHECKING:
@@ -52,15 +53,20 @@ class EngineLoop:
         call(self._generation.max_tokens, max_tokens)
         call(self._generation.stop_tokens, list(stop))
         call(self._generation.start)
+        self._waiting: asyncio.Future[None] | None = None
         self.consumed = 0
         self.finish_reason: str | None = None
+        self.interrupted = False
 
     async def next(self) -> list[int] | None:
-        """Tokens that are there by now, at least one; None after the end."""
+        """Tokens that are there by now, at least one; None after the end, and when it was broken off meanwhile."""
+        if self._generation is not None and not alone():
+            self._waiting = running_loop().readiness(self._generation.pollable())
+            await self._waiting
         if self._generation is None:
             return None
         try:
-            tokens = await finish(self._generation.pollable, self._generation.next)
+            tokens = call(self._generation.next)
         except InferletError:
             self._close("failed")
             raise
@@ -69,6 +75,11 @@ class EngineLoop:
             return None
         self.consumed += len(tokens)
         return list(tokens)
+
+    def interrupt(self) -> None:
+        """The context is needed as the program knows it: stops here, to be taken up again from there."""
+        self.interrupted = self._generation is not None
+        self.break_off()
 
     def break_off(self) -> None:
         """Ends it early; the context keeps only what was consumed."""
@@ -83,6 +94,8 @@ class EngineLoop:
         if self._generation is not None:
             drop(self._generation)
             self._generation = None
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 class Generator:
@@ -244,13 +257,10 @@ class Generator:
     def _needs_steps(self) -> bool:
         return bool(self._step_probes) or self._logit_mask is not None
 
-    async def _next_chunk(self, engine_loop: EngineLoop | None) -> list[int] | None:
-        if engine_loop is None:
-            return None if self.is_done else (await GenStep(self).execute()).tokens
-        chunk = await engine_loop.next()
-        if chunk is None:
-            self._finish_reason = self._finish_reason or engine_loop.finish_reason
-            return None
+    async def _step_chunk(self) -> list[int] | None:
+        return None if self.is_done else (await GenStep(self).execute()).tokens
+
+    def _took(self, chunk: list[int]) -> list[int]:
         self._generated += len(chunk)
         return chunk
 
@@ -262,33 +272,48 @@ class Generator:
 
 
 class TokenStream:
-    """Tokens of a generation, chunk by chunk; ending it early keeps what was handed out and drops the rest."""
+    """Tokens of a generation, chunk by chunk.
+
+    Ending it early keeps what was handed out and drops the rest. So does using the context meanwhile; the stream then
+    goes on from what the context holds.
+    """
 
     def __init__(self, generator: Generator) -> None:
         self._generator = generator
         self._engine_loop: EngineLoop | None = None
-        self._begun = generator._needs_steps()
 
     def __aiter__(self) -> TokenStream:
         return self
 
     async def __anext__(self) -> list[int]:
-        if self._generator.is_done and self._engine_loop is None:
-            raise StopAsyncIteration
-        if not self._begun:
-            self._begun = True
-            self._engine_loop = self._generator._start_engine_loop()
-        chunk = await self._next_chunk()
+        try:
+            chunk = await (
+                self._generator._step_chunk() if self._generator._needs_steps() else self._next_of_engine()
+            )
+        except BaseException:
+            self.close()
+            raise
         if chunk is None:
             raise StopAsyncIteration
         return chunk
 
-    async def _next_chunk(self) -> list[int] | None:
-        try:
-            return await self._generator._next_chunk(self._engine_loop)
-        except BaseException:
-            self.close()
-            raise
+    async def _next_of_engine(self) -> list[int] | None:
+        while not self._is_over():
+            if self._engine_loop is None or self._engine_loop.interrupted:
+                self._engine_loop = self._generator._start_engine_loop()
+            chunk = await self._engine_loop.next()
+            if chunk is not None:
+                return self._generator._took(chunk)
+        return None
+
+    def _is_over(self) -> bool:
+        """Also notes why: the generator's own reasons come first."""
+        engine_loop, generator = self._engine_loop, self._generator
+        if engine_loop is None or engine_loop.interrupted:
+            return generator.is_done
+        if engine_loop.finish_reason is not None and generator._finish_reason is None:
+            generator._finish_reason = engine_loop.finish_reason
+        return engine_loop.finish_reason is not None
 
     def give_back(self, count: int) -> None:
         """Counts the last `count` tokens as not consumed."""
@@ -395,10 +420,9 @@ class GenStep:
 
     def _described(self, handle: context_bindings.Context, inputs: list[int]) -> forward_bindings.ForwardPass:
         described = forward_bindings.ForwardPass(handle)
-        if inputs:
-            call(described.input, inputs)
+        call(described.input, inputs)
         if self._samples:
-            call(described.sample, [max(0, len(inputs) - 1)], self._generator._sampler.handle())
+            call(described.sample, [len(inputs) - 1], self._generator._sampler.handle())
         for row, probe in self._probes:
             probe.attach(described, row)
         if self._generator._logit_mask is not None:

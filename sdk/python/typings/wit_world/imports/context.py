@@ -136,6 +136,13 @@ class Context:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def take_back(self) -> None:
+        """
+        Drops the last row and lets its token wait in the buffer again: what a flushed context can go on from.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
     def flush(self) -> PendingFlush:
         """
         Writes the buffer's KV; refused passes leave the buffer as it was.

@@ -19,7 +19,7 @@ class Generation:
     
     def __init__(self, context: context.Context, sampler: forward.Sampler) -> None:
         """
-        Flushes the context's buffer first. The same tokens as an explicit loop over `forward`.
+        Flushes the context's buffer first; a flushed context goes on from its last token. The same tokens as an explicit loop over `forward`.
         """
         raise NotImplementedError
 
