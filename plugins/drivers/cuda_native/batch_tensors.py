@@ -1,0 +1,359 @@
+"""ForwardBatch -> one block of words for the device; the only file that knows the layout of the contract's arrays.
+
+What the host can check, it checks here: a request that cannot run (a page that does not exist, a position past the
+limit) is refused and runs on the scratch page. What only the device will know (tokens and lengths of open steps) goes
+down as places in the ring of outcomes.
+
+Pages that a context gave up are holes. Attention works on *columns*: the rows of the listed pages side by side. New
+rows are always the last columns, so causality needs no more than the number of columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pie_core.contracts.forward import (
+    NO_TICKET,
+    AttentionMasks,
+    Bool,
+    ForwardBatch,
+    Int32,
+    Int64,
+    PageTable,
+    StateTable,
+    TokenRefs,
+)
+from pie_core.errors import ForwardError
+from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure, Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLimits:
+    vocab_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refs:
+    """Tokens as the device finds them: `source` and `dependency` are places in the ring, or NOWHERE."""
+
+    literal: Int32
+    source: Int32
+    dependency: Int32  # of the failure that spoils it
+    live: Int32  # of the flag that says whether it counts
+
+
+@dataclass(frozen=True, slots=True)
+class GroupTable:
+    """The pages of one cache group, holes closed."""
+
+    indptr: Int32  # [R + 1]
+    pages: Int32
+    holes: Int32  # [R] KV rows that lie on pages given up
+    masks: RowMasks | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowMasks:
+    """Which columns some rows may read: bit c % 32 of word c // 32."""
+
+    index: Int32  # [T] row of `words`, -1 = causal
+    causal: Int32  # [M] 1: intersected with causality
+    words: Int32  # [M, W]
+
+
+@dataclass(slots=True)
+class HostStep:
+    """One step as the host knows it."""
+
+    batch: ForwardBatch
+    counts: Int64  # [R] token rows
+    row_request: Int64  # [T]
+    tokens: Refs  # [T]
+    positions: Int32  # [T]
+    lengths: Int32  # [R] KV rows before the step, or their upper bound
+    length_source: Int32  # [R]
+    length_dependency: Int32  # [R]
+    groups: tuple[GroupTable, ...]
+    history: Refs  # of samplers
+    sampler_requests: Int64  # [S]
+    failed: dict[int, str]
+    fail: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # [R] Failure
+
+    @property
+    def is_decode(self) -> bool:
+        return len(self.row_request) == len(self.counts) and not any(group.masks for group in self.groups)
+
+    @property
+    def lengths_are_known(self) -> bool:
+        return bool((self.length_source == NOWHERE).all())
+
+
+class BatchReader:
+    """Reads the batches of one model; the caches tell page sizes and limits."""
+
+    def __init__(self, caches: Sequence[KvCache], limits: ModelLimits) -> None:
+        self._caches, self._limits = caches, limits
+
+    def read(self, batch: ForwardBatch, outcomes: Outcomes) -> HostStep:
+        return _Reading(batch, outcomes, self._caches, self._limits).step()
+
+
+class _Reading:
+    """One batch while it is read: collects failures and resolves references to places in the ring."""
+
+    def __init__(
+        self, batch: ForwardBatch, outcomes: Outcomes, caches: Sequence[KvCache], limits: ModelLimits
+    ) -> None:
+        self._batch, self._outcomes, self._caches, self._limits = batch, outcomes, caches, limits
+        self._counts = np.diff(batch.indptr).astype(np.int64)
+        self._row_request = np.repeat(np.arange(batch.num_requests), self._counts)
+        self._failed: dict[int, str] = {}
+
+    def step(self) -> HostStep:
+        batch = self._batch
+        sampler_requests = self._row_request[batch.samplers.rows]
+        lengths, source, dependency = self._lengths()
+        tokens = self._refs(batch.tokens, self._row_request)
+        history = self._history(sampler_requests)
+        self._check_rows(tokens)
+        groups = [
+            self._group(index, cache, table, lengths)
+            for index, (cache, table) in enumerate(zip(self._caches, self._tables(), strict=True))
+        ]
+        step = HostStep(
+            batch=batch,
+            counts=self._counts,
+            row_request=self._row_request,
+            tokens=tokens,
+            positions=batch.positions,
+            lengths=lengths,
+            length_source=source,
+            length_dependency=dependency,
+            groups=tuple(groups),
+            history=history,
+            sampler_requests=sampler_requests,
+            failed=self._failed,
+            fail=np.zeros(batch.num_requests, np.int32),
+        )
+        if self._failed:
+            _bury(step, self._caches)
+        return step
+
+    def _fail(self, requests: NDArray[np.integer], cause: str) -> None:
+        for request in np.unique(requests).tolist():
+            self._failed.setdefault(request, cause)
+
+    def _tables(self) -> list[PageTable]:
+        found = []
+        for cache, table in zip(self._caches, self._batch.cache, strict=True):
+            if isinstance(table, StateTable):
+                name = cache.layout.name
+                raise ForwardError(f"driver cuda_native: group {name!r} is paged, got a table of states")
+            found.append(table)
+        return found
+
+    def _lengths(self) -> tuple[Int32, Int32, Int32]:
+        """Bounds, and where in the ring the true lengths and their failures will stand."""
+        batch, layout = self._batch, self._outcomes.layout
+        source = np.full(batch.num_requests, NOWHERE, np.int32)
+        dependency = source.copy()
+        for request in np.flatnonzero(batch.length_tickets != NO_TICKET).tolist():
+            ticket, other = int(batch.length_tickets[request]), int(batch.length_requests[request])
+            at = np.array([request])
+            kept = self._outcomes.find(ticket)
+            if kept is None:
+                self._fail(at, _unknown(ticket))
+            elif not 0 <= other < kept.num_requests:
+                self._fail(at, f"ticket {ticket} has no request {other}")
+            elif other in kept.failed:
+                self._fail(at, f"ticket {ticket} failed: {kept.failed[other]}")
+            else:
+                source[request], dependency[request] = kept.base + layout.length + other, kept.base + other
+        return batch.kv_lengths, source, dependency
+
+    def _refs(self, refs: TokenRefs, owners: NDArray[np.integer]) -> Refs:
+        if refs.ids.ndim != 1:
+            raise ForwardError(
+                f"driver cuda_native: tokens have {refs.ids.shape[1]} columns, this model has one"
+            )
+        nowhere = np.full(len(refs.ids), NOWHERE, np.int32)
+        found = Refs(refs.ids, nowhere, nowhere.copy(), nowhere.copy())
+        if not len(refs.ids) or (refs.tickets == NO_TICKET).all():
+            return found
+        for ticket in np.unique(refs.tickets[refs.tickets != NO_TICKET]).tolist():
+            at = np.flatnonzero(refs.tickets == ticket)
+            self._refer(ticket, refs.rows[at], owners[at], at, found)
+        return found
+
+    def _refer(
+        self, ticket: int, rows: Int32, owners: NDArray[np.integer], at: NDArray[np.intp], found: Refs
+    ) -> None:
+        kept, layout = self._outcomes.find(ticket), self._outcomes.layout
+        if kept is None:
+            self._fail(owners, _unknown(ticket))
+            return
+        by_request = rows < 0
+        places = np.where(by_request, -1 - rows, rows)
+        outside = places >= np.where(by_request, kept.num_requests, len(kept.sampler_requests))
+        if outside.any():
+            self._fail(owners[outside], f"ticket {ticket} has no such sampler or request")
+            places = np.where(outside, 0, places)
+        requests = np.where(by_request, places, _take(kept.sampler_requests, places))
+        if kept.failed:
+            broken = np.isin(requests, list(kept.failed)) & ~outside
+            self._fail(owners[broken], f"a token comes from a request of ticket {ticket} that failed")
+        part = np.where(by_request, layout.last, layout.tokens)
+        found.source[at] = kept.base + part + places
+        found.dependency[at] = kept.base + requests
+        found.live[at] = np.where(by_request, NOWHERE, kept.base + layout.live + places)
+
+    def _history(self, requests: NDArray[np.integer]) -> Refs:
+        samplers = self._batch.samplers
+        owners = np.repeat(requests, np.diff(samplers.history_indptr))
+        history = self._refs(samplers.history, owners)
+        wrong = self._outside(history)
+        if wrong.any():
+            self._fail(owners[wrong], f"a token of the history is outside 0 … {self._limits.vocab_size - 1}")
+        return history
+
+    def _outside(self, refs: Refs) -> Bool:
+        """Literal tokens that are outside of the vocabulary."""
+        wrong = (refs.literal < 0) | (refs.literal >= self._limits.vocab_size)
+        outside: Bool = wrong & (refs.source == NOWHERE)
+        return outside
+
+    def _check_rows(self, tokens: Refs) -> None:
+        wrong = self._outside(tokens)
+        if wrong.any():
+            cause = f"token id {tokens.literal[wrong][0]} is outside 0 … {self._limits.vocab_size - 1}"
+            self._fail(self._row_request[wrong], cause)
+        positions, longest = self._batch.positions, self._limits.max_model_len
+        if positions.ndim != 1:
+            raise ForwardError("driver cuda_native: positions have three axes, this model has one")
+        wrong = (positions < 0) | (positions >= longest)
+        if wrong.any():
+            cause = f"position {positions[wrong][0]} is outside 0 … {longest - 1}"
+            self._fail(self._row_request[wrong], cause)
+
+    def _group(self, index: int, cache: KvCache, table: PageTable, lengths: Int32) -> GroupTable:
+        wrong = (table.pages < 0) | (table.pages >= cache.num_pages)
+        if wrong.any():
+            owners = np.repeat(np.arange(self._batch.num_requests), np.diff(table.indptr))
+            cause = f"page {table.pages[wrong][0]} does not exist; there are {cache.num_pages}"
+            self._fail(owners[wrong], cause)
+        holes = self._holes(cache, table, lengths)
+        masks = _row_masks(self._batch, index, table, cache.page_size)
+        return GroupTable(table.indptr, table.pages, holes, masks)
+
+    def _holes(self, cache: KvCache, table: PageTable, lengths: Int32) -> Int32:
+        """[R] rows on pages given up. A row without a page to be written to fails its request."""
+        listed = np.diff(table.indptr)
+        last = table.logical[np.maximum(table.indptr[1:] - 1, 0)] if len(table.logical) else listed * 0
+        size = cache.page_size
+        first_new, end = lengths // size, -(-(lengths + self._counts) // size)
+        holes = np.zeros(len(listed), np.int32)
+        is_plain = (last == listed - 1) & (
+            end <= listed
+        )  # ascending from 0 to listed - 1: nothing is missing
+        for request in np.flatnonzero(~is_plain & (self._counts > 0)).tolist():
+            logical = table.logical[table.indptr[request] : table.indptr[request + 1]]
+            used = logical[logical < end[request]]
+            missing = np.setdiff1d(np.arange(first_new[request], end[request]), used)
+            holes[request] = (end[request] - len(used)) * size
+            if len(missing):
+                row = max(int(missing[0]) * size, int(lengths[request]))
+                name = cache.layout.name
+                self._fail(
+                    np.array([request]), f"KV row {row} of group {name!r} has no page to be written to"
+                )
+        return holes
+
+
+def _bury(step: HostStep, caches: Sequence[KvCache]) -> None:
+    """Refused requests run on the scratch page, from length 0."""
+    dead = np.zeros(len(step.counts), np.bool_)
+    dead[list(step.failed)] = True
+    rows = dead[step.row_request]
+    step.fail[dead] = Failure.REFUSED
+    step.tokens = Refs(*(np.where(rows, fill, values) for fill, values in _buried(step.tokens)))
+    owners = np.repeat(step.sampler_requests, np.diff(step.batch.samplers.history_indptr))
+    step.history = Refs(*(np.where(dead[owners], fill, values) for fill, values in _buried(step.history)))
+    step.positions = np.where(rows, 0, step.positions).astype(np.int32)
+    step.lengths = np.where(dead, 0, step.lengths).astype(np.int32)
+    step.length_source = np.where(dead, NOWHERE, step.length_source).astype(np.int32)
+    step.length_dependency = np.where(dead, NOWHERE, step.length_dependency).astype(np.int32)
+    step.groups = tuple(
+        _buried_group(group, cache, dead, step.counts)
+        for group, cache in zip(step.groups, caches, strict=True)
+    )
+
+
+def _buried(refs: Refs) -> tuple[tuple[int, Int32], ...]:
+    return (0, refs.literal), (NOWHERE, refs.source), (NOWHERE, refs.dependency), (NOWHERE, refs.live)
+
+
+def _buried_group(group: GroupTable, cache: KvCache, dead: Bool, counts: Int64) -> GroupTable:
+    lists = [group.pages[start:stop] for start, stop in zip(group.indptr[:-1], group.indptr[1:], strict=True)]
+    for request in np.flatnonzero(dead).tolist():
+        lists[request] = np.full(-(-int(counts[request]) // cache.page_size), cache.scratch_page, np.int32)
+    indptr = np.cumsum([0, *map(len, lists)]).astype(np.int32)
+    return GroupTable(
+        indptr, np.concatenate(lists), np.where(dead, 0, group.holes).astype(np.int32), group.masks
+    )
+
+
+def _row_masks(batch: ForwardBatch, group: int, table: PageTable, page_size: int) -> RowMasks | None:
+    """The masks of one group by column; an entry for the group goes before one for all groups."""
+    masks = batch.masks
+    entries: dict[int, int] = {}
+    for wanted in (-1, group):
+        for entry in np.flatnonzero(masks.groups == wanted).tolist():
+            entries[int(masks.rows[entry])] = entry
+    if not entries:
+        return None
+    requests = np.searchsorted(batch.indptr, list(entries), side="right") - 1
+    visible = [
+        _visible_columns(masks, entry, table, int(request), page_size)
+        for entry, request in zip(entries.values(), requests, strict=True)
+    ]
+    index = np.full(batch.num_tokens, -1, np.int32)
+    index[list(entries)] = np.arange(len(entries))
+    return RowMasks(index, masks.causal[list(entries.values())].astype(np.int32), _packed(visible))
+
+
+def _visible_columns(masks: AttentionMasks, entry: int, table: PageTable, request: int, size: int) -> Bool:
+    """Run lengths over KV indexes to one flag for each column."""
+    runs = masks.runs[masks.indptr[entry] : masks.indptr[entry + 1]]
+    visible = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
+    logical = table.logical[table.indptr[request] : table.indptr[request + 1]].astype(np.int64)
+    kv_indexes = (logical[:, None] * size + np.arange(size)).reshape(-1)
+    found = np.zeros(len(kv_indexes), np.bool_)
+    inside = kv_indexes < len(visible)
+    found[inside] = visible[kv_indexes[inside]]
+    return found
+
+
+def _packed(visible: Sequence[Bool]) -> Int32:
+    width = -(-max(map(len, visible)) // 32) * 32
+    bits = np.zeros((len(visible), max(width, 32)), np.bool_)
+    for row, flags in enumerate(visible):
+        bits[row, : len(flags)] = flags
+    return np.packbits(bits, axis=1, bitorder="little").view("<u4").view(np.int32)
+
+
+def _take(values: Int64, places: NDArray[np.integer]) -> Int64:
+    """values[places], 0 where there is none."""
+    if not len(values):
+        return np.zeros(len(places), np.int64)
+    taken: Int64 = values[np.minimum(places, len(values) - 1)]
+    return taken
+
+
+def _unknown(ticket: int) -> str:
+    return f"ticket {ticket} is not among the last steps of this driver, or failed"

@@ -1,0 +1,159 @@
+"""The driver: queues steps and page operations on the device in the order of the calls, and fetches what they gave."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pie_core.contracts.driver import DriverCapabilities, Feature, GenerationRequest
+from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int32
+from pie_core.contracts.media import MediaItem
+from pie_core.errors import ForwardError, PieError, Unsupported
+from pie_core.ids import Ticket
+from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
+from pie_plugins.drivers.cuda_native.timeline import Timeline
+
+
+class CudaNativeDriver:
+    """One loaded model. `submit` queues a step on the device and returns; `collect` waits for its results to arrive."""
+
+    def __init__(
+        self,
+        capabilities: DriverCapabilities,
+        steps: StepRunner,
+        caches: tuple[KvCache, ...],
+        timeline: Timeline,
+    ) -> None:
+        self._capabilities, self._timeline, self._caches = capabilities, timeline, caches
+        self._steps: StepRunner | None = steps
+        self._tickets = count()
+        self._open: OrderedDict[Ticket, PendingStep | ForwardError] = OrderedDict()
+
+    @property
+    def capabilities(self) -> DriverCapabilities:
+        return self._capabilities
+
+    def submit(self, batch: ForwardBatch) -> Ticket:
+        self._check_open()
+        assert self._steps is not None
+        ticket = Ticket(next(self._tickets))
+        try:
+            with self._queueing():
+                self._open[ticket] = self._steps.enqueue(ticket, batch)
+        except Exception as error:  # whatever a step raises belongs to it, not to the thread that submits
+            self._open[ticket] = self._failure(ticket, error)
+        return ticket
+
+    def collect(self, ticket: Ticket) -> ForwardResult:
+        pending = self._open.pop(ticket, None)
+        if pending is None:
+            self._check_open()
+            raise ForwardError(
+                f"driver cuda_native: ticket {ticket} was never submitted, or is collected already"
+            )
+        if isinstance(pending, ForwardError):
+            raise pending
+        try:
+            return pending.result()
+        except Exception as error:  # a kernel that faults is noticed here
+            raise self._failure(ticket, error) from error
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        cache = self._cache(group)
+        cache.check_pages([*sources, *targets])
+        with self._queueing():
+            cache.copy(sources, targets)
+
+    def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
+        cache = self._swappable(group, pages, host_pages)
+        with self._queueing():
+            cache.swap_out(pages, host_pages)
+
+    def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
+        cache = self._swappable(group, pages, host_pages)
+        with self._queueing():
+            cache.swap_in(host_pages, pages)
+
+    def export_pages(self, group: int, pages: Sequence[int]) -> NDArray[np.uint8]:
+        cache = self._cache(group)
+        cache.check_pages(pages)
+        with self._queueing():
+            return cache.read(pages)
+
+    def import_pages(self, group: int, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
+        cache = self._cache(group)
+        cache.check_pages(pages)
+        with self._queueing():
+            cache.write(pages, content)
+
+    def load_adapter(self, adapter_id: int, path: Path) -> None:
+        self._refuse(Feature.ADAPTERS)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        self._refuse(Feature.ADAPTERS)
+
+    def encode_media(self, item: MediaItem) -> int:
+        self._refuse(Feature.MEDIA)
+
+    def release_media(self, handle: int) -> None:
+        self._refuse(Feature.MEDIA)
+
+    def decode_audio(self, stream: int, codes: Int32, final: bool) -> Float32:
+        self._refuse(Feature.AUDIO)
+
+    def generate(self, request: GenerationRequest) -> Int32:
+        raise Unsupported("driver cuda_native runs single steps; it has no request level")
+
+    def close(self) -> None:
+        if self._steps is not None:
+            self._timeline.synchronize()
+        self._open.clear()
+        self._caches, self._steps = (
+            (),
+            None,
+        )  # frees weights, graphs and pages, whoever still holds the driver
+
+    @contextmanager
+    def _queueing(self) -> Iterator[None]:
+        with torch.inference_mode(), self._timeline.main():
+            yield
+
+    def _check_open(self) -> None:
+        if self._steps is None:
+            raise ForwardError("driver cuda_native: it is closed")
+
+    def _cache(self, group: int) -> KvCache:
+        self._check_open()
+        return self._caches[group]
+
+    def _swappable(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> KvCache:
+        cache = self._cache(group)
+        if not cache.num_host_pages:
+            self._refuse(Feature.SWAP)
+        cache.check_pages(pages)
+        cache.check_host_pages(host_pages)
+        return cache
+
+    def _refuse(self, feature: Feature) -> NoReturn:
+        raise Unsupported(f"driver cuda_native cannot do {feature.value} (see its capabilities)")
+
+    def _failure(self, ticket: Ticket, error: Exception) -> ForwardError:
+        if isinstance(error, ForwardError):
+            return error
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+            return ForwardError(
+                f"driver cuda_native: step {ticket} found no memory on the GPU; lower max_batch_tokens or"
+                f" gpu_mem_utilization: {error}"
+            )
+        kind = "" if isinstance(error, PieError) else f"{type(error).__name__}: "
+        return ForwardError(f"driver cuda_native: step {ticket} failed: {kind}{error}")

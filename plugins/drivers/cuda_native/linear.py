@@ -1,0 +1,33 @@
+"""Matrix products of the linear layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    weight: Tensor  # [out, in]
+    bias: Tensor | None
+
+
+class Linear(Protocol):
+    """How matrices are kept and multiplied; `prepare` is `layers.step.LinearKernels`."""
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Matrix: ...
+
+    def __call__(self, x: Tensor, matrix: Matrix) -> Tensor: ...
+
+
+class PlainLinear:
+    """The library's own products: the fastest, with tiles that depend on the number of rows."""
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Matrix:
+        return Matrix(weight.contiguous(), bias)
+
+    def __call__(self, x: Tensor, matrix: Matrix) -> Tensor:
+        return functional.linear(x, matrix.weight, matrix.bias)

@@ -1,0 +1,252 @@
+"""Puts a driver together: weights, kernels, pages and graphs, in the order in which they take memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+
+from pie_core.contracts.driver import (
+    CacheGroup,
+    CacheSpace,
+    DriverCapabilities,
+    DriverRequest,
+    Feature,
+    Progress,
+    ProgressCallback,
+)
+from pie_core.errors import LoadError
+from pie_plugins.drivers.cuda_native.attention import AttentionPlanner, OwnPlanner
+from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimits
+from pie_plugins.drivers.cuda_native.cuda_graphs import make_buckets
+from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
+from pie_plugins.drivers.cuda_native.kernels import Kernels
+from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.linear import Linear, PlainLinear
+from pie_plugins.drivers.cuda_native.memory import MemoryUse, pages_that_fit
+from pie_plugins.drivers.cuda_native.model_runner import AngleTables, ModelRunner
+from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
+from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
+from pie_plugins.drivers.cuda_native.step_runner import StepRunner
+from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
+from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
+from pie_plugins.drivers.cuda_native.trial import idle_step, prefill_step
+from pie_plugins.drivers.cuda_native.weights import LoadedModel, load_model
+from pie_plugins.models.layers.architecture import CacheLayout
+
+FEATURES = frozenset(
+    {
+        Feature.ATTENTION_MASK,
+        Feature.NONCAUSAL_MASK,
+        Feature.LOGIT_MASK,
+        Feature.PENALTIES,
+        Feature.LOGIT_BIAS,
+        Feature.PROBE_LOGITS,
+        Feature.PROBE_DISTRIBUTION,
+        Feature.PROBE_LOGPROBS,
+        Feature.PROBE_ENTROPY,
+        Feature.PROBE_HIDDEN,
+        Feature.TICKET_TOKENS,
+        Feature.TICKET_LENGTHS,
+        Feature.DRAFTS,
+        Feature.EXPORT,
+    }
+)
+MAX_IN_FLIGHT = 4
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+CPU_PAGES = 1024  # where no GPU says how much memory there is
+
+
+def load_cuda_native(request: DriverRequest) -> CudaNativeDriver:
+    """Raises LoadError."""
+    options = request.options
+    assert isinstance(options, CudaNativeOptions)
+    if request.model_path is None:
+        raise LoadError(
+            "driver cuda_native: no model is configured; name a Hugging Face directory or a GGUF file"
+        )
+    device = _device(request.device)
+    timeline = timeline_of(device)
+    try:
+        with torch.inference_mode(), timeline.main():
+            return _Loading(request, options, timeline).driver()
+    except torch.OutOfMemoryError as error:
+        raise LoadError(
+            f"driver cuda_native: {device} has too little memory for this model with these options: {error};"
+            " lower gpu_mem_utilization, total_pages or max_batch_tokens"
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise LoadError(
+            f"driver cuda_native: device is {name!r}, but torch {torch.__version__} sees no CUDA GPU; install torch"
+            " with CUDA and the NVIDIA driver, or use the driver portable"
+        )
+    if device.type not in ("cuda", "cpu"):
+        raise LoadError(f"driver cuda_native: device is {name!r}, expected cuda, cuda:N, or cpu for tests")
+    return device
+
+
+class _Loading:
+    """What the steps of loading hand on to each other."""
+
+    def __init__(self, request: DriverRequest, options: CudaNativeOptions, timeline: Timeline) -> None:
+        self._request, self._options, self._timeline = request, options, timeline
+        self._dtype, self._device = DTYPES[options.dtype], timeline.device
+        max_samplers = max(options.max_batch_tokens, 4 * options.max_batch_requests)
+        self._outcomes = Outcomes(RingLayout(options.max_batch_requests, max_samplers), self._device)
+        self._kernels = choose_kernels(options, self._device, self._outcomes.layout)
+        self._linear = choose_linear(options, self._kernels)
+
+    def driver(self) -> CudaNativeDriver:
+        request, options = self._request, self._options
+        others = self._taken()
+        assert request.model_path is not None
+        loaded = load_model(
+            request.model_path,
+            request.architectures,
+            self._dtype,
+            self._device,
+            self._linear,
+            request.progress,
+        )
+        angles = AngleTables(loaded.config.max_position_embeddings, self._device)
+        pages = options.total_pages or self._pages_that_fit(loaded, angles, others)
+        caches = self._lay_out(loaded, pages, options.host_pages)
+        runner = self._runner(loaded, caches, angles)
+        steps = self._steps(loaded, runner)
+        if options.cuda_graphs:
+            self._add_graphs(steps, runner, loaded)
+        self._timeline.synchronize()
+        capabilities = _capabilities(loaded, caches, options, self._dtype)
+        return CudaNativeDriver(capabilities, steps, caches, self._timeline)
+
+    def _taken(self) -> int:
+        if self._device.type != "cuda":
+            return 0
+        free, total = torch.cuda.mem_get_info(self._device)
+        return total - free
+
+    def _lay_out(self, loaded: LoadedModel, pages: int, host_pages: int) -> tuple[KvCache, ...]:
+        like = torch.empty(0, dtype=self._dtype, device=self._device)
+        size = self._options.kv_page_size
+        return tuple(
+            KvCache(layout, size, pages, host_pages, like, self._timeline) for layout in loaded.layouts
+        )
+
+    def _runner(self, loaded: LoadedModel, caches: tuple[KvCache, ...], angles: AngleTables) -> ModelRunner:
+        return ModelRunner(
+            loaded.model, loaded.config.vocab_size, caches, self._kernels, self._linear, angles
+        )
+
+    def _steps(self, loaded: LoadedModel, runner: ModelRunner) -> StepRunner:
+        limits = ModelLimits(loaded.config.vocab_size, loaded.config.max_position_embeddings)
+        planner = choose_planner(self._options, self._kernels, runner, self._timeline)
+        return StepRunner(BatchReader(runner.caches, limits), runner, self._outcomes, planner, self._timeline)
+
+    def _pages_that_fit(self, loaded: LoadedModel, angles: AngleTables, others: int) -> int:
+        if self._device.type != "cuda":
+            return CPU_PAGES
+        weights = torch.cuda.memory_allocated(self._device)
+        use = MemoryUse(
+            total=torch.cuda.mem_get_info(self._device)[1],
+            others=others,
+            weights=weights,
+            activations=self._measured_activations(loaded, angles) - weights,
+        )
+        page_bytes = (
+            sum(_unit_bytes(layout, self._dtype) for layout in loaded.layouts) * self._options.kv_page_size
+        )
+        return pages_that_fit(use, self._options.gpu_mem_utilization, page_bytes)
+
+    def _measured_activations(self, loaded: LoadedModel, angles: AngleTables) -> int:
+        """The peak of the largest step there may be, on pages that are given back afterwards."""
+        options = self._options
+        pages = -(-options.max_batch_tokens // options.kv_page_size) + options.max_batch_requests
+        caches = self._lay_out(loaded, pages, 0)
+        runner = self._runner(loaded, caches, angles)
+        steps = self._steps(loaded, runner)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        batch = prefill_step(
+            [cache.page_size for cache in caches], options.max_batch_tokens, options.max_batch_requests
+        )
+        steps.trial(batch).result()
+        peak = torch.cuda.max_memory_allocated(self._device) - before
+        weights = before - sum(cache.num_bytes for cache in caches)
+        return weights + peak
+
+    def _add_graphs(self, steps: StepRunner, runner: ModelRunner, loaded: LoadedModel) -> None:
+        longest = loaded.config.max_position_embeddings
+        pages = [min(-(-longest // cache.page_size), cache.num_pages) for cache in runner.caches]
+        steps.buckets = make_buckets(
+            self._options.max_batch_requests,
+            pages,
+            runner,
+            self._outcomes,
+            self._timeline,
+            idle_step(len(runner.caches)),
+            partial(_tell_graphs, self._request.progress),
+        )
+
+
+def _tell_graphs(progress: ProgressCallback, done: int, total: int) -> None:
+    progress(Progress("recording graphs", done, total, "graphs"))
+
+
+def choose_kernels(options: CudaNativeOptions, device: torch.device, layout: RingLayout) -> Kernels:
+    """Fused kernels where Triton and a GPU are there, plain operations elsewhere."""
+    wanted = options.kernels
+    if wanted == "auto":
+        wanted = "triton" if device.type == "cuda" and find_spec("triton") else "torch"
+    if wanted == "torch":
+        return TorchKernels(layout)
+    if not find_spec("triton"):
+        raise LoadError(
+            "driver cuda_native: kernels is 'triton', but triton is not installed: pip install triton"
+        )
+    from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels  # imports triton
+
+    return TritonKernels(layout, batch_invariant=options.batch_invariant)
+
+
+def choose_linear(options: CudaNativeOptions, kernels: Kernels) -> Linear:
+    return PlainLinear()
+
+
+def choose_planner(
+    options: CudaNativeOptions, kernels: Kernels, runner: ModelRunner, timeline: Timeline
+) -> AttentionPlanner:
+    return OwnPlanner(kernels)
+
+
+def _capabilities(
+    loaded: LoadedModel, caches: Sequence[KvCache], options: CudaNativeOptions, dtype: torch.dtype
+) -> DriverCapabilities:
+    return DriverCapabilities(
+        driver="cuda_native",
+        architecture=loaded.architecture,
+        vocab_size=loaded.config.vocab_size,
+        hidden_size=loaded.config.hidden_size,
+        max_model_len=loaded.config.max_position_embeddings,
+        max_batch_tokens=options.max_batch_tokens,
+        max_batch_requests=options.max_batch_requests,
+        cache=tuple(_space(cache, dtype) for cache in caches),
+        features=FEATURES | {Feature.SWAP} if options.host_pages else FEATURES,
+        weights_revision=loaded.revision,
+        kv_dtype=str(dtype).removeprefix("torch."),
+        max_in_flight=MAX_IN_FLIGHT,
+    )
+
+
+def _space(cache: KvCache, dtype: torch.dtype) -> CacheSpace:
+    group = CacheGroup(cache.layout.name, "paged", _unit_bytes(cache.layout, dtype))
+    return CacheSpace(group, cache.page_size, cache.num_pages, cache.num_host_pages)
+
+
+def _unit_bytes(layout: CacheLayout, dtype: torch.dtype) -> int:
+    return layout.num_layers * 2 * layout.num_kv_heads * layout.head_dim * dtype.itemsize

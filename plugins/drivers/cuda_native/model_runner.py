@@ -1,0 +1,84 @@
+"""Tensors -> architecture -> hidden states and logits: the layers' operations in this driver's kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pie_plugins.drivers.cuda_native.attention import AttentionPlan
+from pie_plugins.drivers.cuda_native.kernels import Angles, Kernels
+from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.linear import Linear
+from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
+from pie_plugins.models.layers.architecture import Model
+from pie_plugins.models.layers.rope import Rope
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef
+
+
+class AngleTables:
+    """Cosines and sines of every position, computed once for each rotary embedding of a model."""
+
+    def __init__(self, max_positions: int, device: torch.device) -> None:
+        self._positions = torch.arange(max_positions, dtype=torch.float32, device=device)
+        self._tables: dict[int, tuple[Rope, Angles]] = {}
+
+    def find(self, rope: Rope) -> Angles:
+        known = self._tables.get(id(rope))
+        if known is None:
+            angles = self._positions[:, None] * rope.frequencies.to(self._positions.device)
+            known = self._tables[id(rope)] = rope, Angles(angles.cos(), angles.sin())
+        return known[1]
+
+
+class CudaStep:
+    """A `Step` of the layers."""
+
+    def __init__(self, runner: ModelRunner, tensors: StepTensors, attention: AttentionPlan) -> None:
+        self._runner, self._tensors, self._attention = runner, tensors, attention
+        kernels = runner.kernels
+        self.linear: Any = runner.linear
+        self.rms_norm, self.add_rms_norm, self.silu_mul = (
+            kernels.rms_norm,
+            kernels.add_rms_norm,
+            kernels.silu_mul,
+        )
+
+    def embed(self, table: Tensor) -> Tensor:
+        return self._runner.kernels.embed(table, self._tensors.tokens)
+
+    def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
+        runner, tensors = self._runner, self._tensors
+        pages = runner.caches[cache.group].layer(cache.layer)
+        slots, angles = tensors.groups[cache.group].slots, runner.angles.find(heads.rope)
+        q = runner.kernels.place_heads(qkv, heads, angles, tensors.positions, slots, pages)
+        return self._attention.run(cache.group, q, pages, heads.scale)
+
+
+class ModelRunner:
+    """One model, its kernels and its caches."""
+
+    def __init__(
+        self,
+        model: Model,
+        vocab_size: int,
+        caches: Sequence[KvCache],
+        kernels: Kernels,
+        linear: Linear,
+        angles: AngleTables,
+    ) -> None:
+        self.vocab_size, self.caches, self.kernels = vocab_size, caches, kernels
+        self.linear, self.angles = linear, angles
+        self._model = model
+
+    def answer(
+        self, tensors: StepTensors, attention: AttentionPlan, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Normalized hidden states and logits of these rows, of every row where None."""
+        step = CudaStep(self, tensors, attention)
+        hidden = self._model.hidden(step)
+        asked = hidden if rows is None else hidden.index_select(0, rows)
+        normalized = self._model.normalized(asked, step)
+        return normalized, self._model.logits(normalized, step)

@@ -1,0 +1,61 @@
+"""The options of the CUDA driver, as they stand under `driver.options` in the YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class CudaNativeOptions:
+    dtype: Literal["bfloat16", "float16", "float32"] = field(
+        default="bfloat16", metadata={"help": "arithmetic and KV cache"}
+    )
+    gpu_mem_utilization: float = field(
+        default=0.9,
+        metadata={
+            "help": "share of the GPU's memory for weights, activations, graphs and KV pages together",
+            "minimum": 0.05,
+            "maximum": 1.0,
+        },
+    )
+    kv_page_size: int = field(
+        default=16, metadata={"help": "tokens on a KV page; the kernels want a power of two", "minimum": 1}
+    )
+    total_pages: int = field(
+        default=0,
+        metadata={
+            "help": "number of KV pages; 0 = as many as gpu_mem_utilization leaves room for",
+            "minimum": 0,
+        },
+    )
+    host_pages: int = field(
+        default=0,
+        metadata={
+            "help": "pages of pinned host memory to which idle contexts are swapped; 0 = none",
+            "minimum": 0,
+        },
+    )
+    max_batch_tokens: int = field(default=8192, metadata={"help": "token rows of one step", "minimum": 1})
+    max_batch_requests: int = field(default=256, metadata={"help": "contexts in one step", "minimum": 1})
+    kernels: Literal["auto", "triton", "torch"] = field(
+        default="auto",
+        metadata={"help": "fused kernels; auto: triton on a GPU, plain torch operations elsewhere"},
+    )
+    attention: Literal["auto", "flashinfer", "own"] = field(
+        default="auto",
+        metadata={
+            "help": "attention of prefill; auto: flashinfer where it is installed, else the driver's own kernel;"
+            " decoding and masked rows always take the driver's own"
+        },
+    )
+    cuda_graphs: bool = field(
+        default=True,
+        metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
+    )
+    batch_invariant: bool = field(
+        default=False,
+        metadata={
+            "help": "the same bits for a request whatever else is in its batch: fixed splits and matrix tiles; slower"
+        },
+    )

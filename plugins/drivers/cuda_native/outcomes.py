@@ -1,0 +1,112 @@
+"""What steps leave on the device for later ones: sampled tokens, last accepted tokens, lengths, failures.
+
+A ring of rows, one for each of the last steps. A reference of a batch to an earlier ticket becomes a place in this
+ring, so the step that reads it is queued before anybody on the host knows the value. A row, in int32 words:
+
+    fail [R] | accepted [R] | last [R] | length [R] | tokens [S] | live [S]
+
+`fail` holds a `Failure`; `live` is 0 for tokens sampled behind a rejected draft.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from pie_core.contracts.forward import Int64
+from pie_core.ids import Ticket
+
+KEPT_TICKETS = 64  # how many steps back a reference may reach
+NOWHERE = -1
+
+
+class Failure(IntEnum):
+    """Why the device failed a request; the larger one wins."""
+
+    NONE = 0
+    DEPENDENCY = 1
+    NOTHING_ALLOWED = 2
+    NOT_A_NUMBER = 3
+    REFUSED = 4  # the host knows why
+
+
+CAUSES = {
+    Failure.DEPENDENCY: "a token, a length or the history comes from a request of an earlier step that failed",
+    Failure.NOTHING_ALLOWED: "no token is allowed: the logit mask and bias hide all",
+    Failure.NOT_A_NUMBER: "the logits are not numbers",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RingLayout:
+    """Where the parts of one row begin."""
+
+    max_requests: int
+    max_samplers: int
+
+    @property
+    def accepted(self) -> int:
+        return self.max_requests
+
+    @property
+    def last(self) -> int:
+        return 2 * self.max_requests
+
+    @property
+    def length(self) -> int:
+        return 3 * self.max_requests
+
+    @property
+    def tokens(self) -> int:
+        return 4 * self.max_requests
+
+    @property
+    def live(self) -> int:
+        return self.tokens + self.max_samplers
+
+    @property
+    def width(self) -> int:
+        return self.live + self.max_samplers
+
+
+@dataclass(frozen=True, slots=True)
+class KeptStep:
+    """What the host remembers of a step to which references may point."""
+
+    base: int  # of its row in the ring
+    num_requests: int
+    sampler_requests: Int64  # [S]
+    failed: Mapping[int, str]  # what the host refused
+
+
+class Outcomes:
+    """The ring and who stands in it."""
+
+    def __init__(self, layout: RingLayout, device: torch.device) -> None:
+        self.layout = layout
+        self.ring: Tensor = torch.zeros(KEPT_TICKETS * layout.width, dtype=torch.int32, device=device)
+        self._kept: OrderedDict[int, KeptStep] = OrderedDict()
+        self._next = 0
+
+    def claim(self) -> int:
+        """The base of the row for the next step; what stood there is forgotten."""
+        base = self._next * self.layout.width
+        self._next = (self._next + 1) % KEPT_TICKETS
+        for ticket in [ticket for ticket, step in self._kept.items() if step.base == base]:
+            del self._kept[ticket]
+        return base
+
+    def keep(self, ticket: Ticket, step: KeptStep) -> None:
+        self._kept[ticket] = step
+
+    def forget(self, ticket: Ticket) -> None:
+        """The step failed as a whole: nobody may refer to it."""
+        self._kept.pop(ticket, None)
+
+    def find(self, ticket: int) -> KeptStep | None:
+        return self._kept.get(ticket)

@@ -1,0 +1,170 @@
+"""One step from batch to result: everything is queued at once, and the result is put together when it is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int32, Int64
+from pie_core.errors import ForwardError
+from pie_core.ids import Ticket
+from pie_plugins.drivers.cuda_native.attention import AttentionPlanner
+from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, HostStep, RowMasks
+from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, Buckets
+from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
+from pie_plugins.drivers.cuda_native.outcomes import CAUSES, Failure, KeptStep, Outcomes, RingLayout
+from pie_plugins.drivers.cuda_native.probes import ProbeReader, ProbeValues
+from pie_plugins.drivers.cuda_native.samplers import LogitChanges, changes_logits
+from pie_plugins.drivers.cuda_native.step_tensors import (
+    BlockLayout,
+    MaskTensors,
+    StepTensors,
+    pack,
+    sizes_of,
+    view_block,
+)
+from pie_plugins.drivers.cuda_native.timeline import Mark, Timeline
+
+
+@dataclass(frozen=True, slots=True)
+class PendingStep:
+    """A step that is queued. What it gives lies on the host once `done` is reached."""
+
+    ticket: Ticket
+    step: HostStep
+    row: Tensor  # of the ring, up to the tokens
+    probes: ProbeReader
+    layout: RingLayout
+    started: Mark
+    done: Mark
+
+    def result(self) -> ForwardResult:
+        self.done.wait()
+        batch, requests, layout = self.step.batch, len(self.step.counts), self.layout
+        row = self.row.numpy()
+        probed = self.probes.finish()
+        return ForwardResult(
+            ticket=self.ticket,
+            tokens=row[layout.tokens :].copy(),
+            accepted=row[layout.accepted : layout.accepted + requests].copy(),
+            draft_indptr=np.zeros(requests + 1, np.int32),
+            draft_tokens=np.empty(0, np.int32),
+            probe_indptr=probed.indptr,
+            probe_values=probed.values,
+            probe_token_indptr=probed.token_indptr,
+            probe_tokens=probed.tokens,
+            failed=self._failed(row[:requests], batch, probed),
+            busy_s=max(0.0, self.done.seconds_since(self.started)),
+        )
+
+    def _failed(self, codes: Int32, batch: ForwardBatch, probed: ProbeValues) -> dict[int, str]:
+        failed = dict(self.step.failed)
+        for request in np.flatnonzero(codes).tolist():
+            if request not in failed:
+                failed[request] = CAUSES[Failure(int(codes[request]))]
+        for probe in probed.failed:
+            failed.setdefault(
+                int(self.step.row_request[batch.probes.rows[probe]]), "a probed value is not a number"
+            )
+        return failed
+
+
+class StepRunner:
+    """Queues steps in order and remembers what later ones may refer to."""
+
+    def __init__(
+        self,
+        reader: BatchReader,
+        runner: ModelRunner,
+        outcomes: Outcomes,
+        planner: AttentionPlanner,
+        timeline: Timeline,
+    ) -> None:
+        self._reader, self._runner, self._outcomes = reader, runner, outcomes
+        self._planner, self._timeline = planner, timeline
+        self._changes = LogitChanges(timeline, outcomes.ring)
+        self.buckets: Buckets | None = None
+
+    def enqueue(self, ticket: Ticket, batch: ForwardBatch) -> PendingStep:
+        started = self._timeline.mark()
+        step = self._reader.read(batch, self._outcomes)
+        self._check_size(step)
+        base = self._outcomes.claim()
+        bucket = self.buckets.find(step) if self.buckets else None
+        probes = ProbeReader(batch.probes, self._timeline)
+        if bucket is None:
+            self._run_eagerly(step, base, probes)
+        else:
+            self._replay(bucket, step, base, probes)
+        layout, count = self._outcomes.layout, len(step.sampler_requests)
+        row = self._timeline.download(self._outcomes.ring[base : base + layout.tokens + count])
+        self._outcomes.keep(ticket, KeptStep(base, len(step.counts), step.sampler_requests, step.failed))
+        return PendingStep(ticket, step, row, probes, layout, started, self._timeline.mark())
+
+    def trial(self, batch: ForwardBatch) -> PendingStep:
+        """A step that nobody refers to, to see what it takes."""
+        return self.enqueue(Ticket(-1), batch)
+
+    def _check_size(self, step: HostStep) -> None:
+        layout = self._outcomes.layout
+        for what, seen, limit in (
+            ("requests", len(step.counts), layout.max_requests),
+            ("samplers", len(step.sampler_requests), layout.max_samplers),
+        ):
+            if seen > limit:
+                raise ForwardError(f"driver cuda_native: the step has {seen} {what}, at most {limit} fit")
+
+    def _replay(self, bucket: Bucket, step: HostStep, base: int, probes: ProbeReader) -> None:
+        bucket.forward(step, base)
+        if len(step.batch.probes.rows):
+            probes.read(step.batch.probes.rows.astype(np.int64), bucket.logits, bucket.normalized)
+        if changes_logits(step.batch.samplers):
+            logits = bucket.logits.to(torch.float32, copy=True)
+            self._changes.apply(logits[: len(step.counts)], step, bucket.tensors.fail)
+            self._settle(bucket.tensors, logits)
+        else:
+            bucket.sample()
+
+    def _run_eagerly(self, step: HostStep, base: int, probes: ProbeReader) -> None:
+        tensors = self._tensors(step, base)
+        self._runner.kernels.prepare(tensors, self._outcomes.ring, self._runner.vocab_size)
+        samplers, probed = step.batch.samplers, step.batch.probes
+        asked, places = np.unique(np.concatenate([samplers.rows, probed.rows]), return_inverse=True)
+        places = places.astype(np.int64)
+        rows = self._timeline.upload(asked.astype(np.int64))
+        normalized, logits = self._runner.answer(tensors, self._planner.plan(step, tensors), rows)
+        if len(probed.rows):
+            probes.read(places[len(samplers.rows) :], logits, normalized)
+        own = self._own_logits(logits, places[: len(samplers.rows)])
+        self._changes.apply(own, step, tensors.fail)
+        self._settle(tensors, own)
+
+    def _own_logits(self, logits: Tensor, places: Int64) -> Tensor:
+        """The samplers' rows in float32, which they may change."""
+        if len(places) == len(logits) and (places == np.arange(len(places))).all():
+            return logits.to(torch.float32)
+        return logits.index_select(0, self._timeline.upload(places)).to(torch.float32)
+
+    def _settle(self, tensors: StepTensors, logits: Tensor) -> None:
+        kernels = self._runner.kernels
+        sampled = kernels.sample(logits, tensors) if len(logits) else tensors.tokens.new_empty(0)
+        kernels.settle(tensors, sampled, self._outcomes.ring)
+
+    def _tensors(self, step: HostStep, base: int) -> StepTensors:
+        layout = BlockLayout(sizes_of(step))
+        caches = self._runner.caches
+        block = torch.empty(layout.words, dtype=torch.int32, device=self._timeline.device)
+        self._timeline.send(pack(step, layout, base, [cache.scratch_page for cache in caches]), block)
+        max_rows, max_drafts = int(step.counts.max(initial=0)), int(step.batch.num_drafts.max(initial=0))
+        tensors = view_block(block, layout, [cache.page_size for cache in caches], max_rows, max_drafts)
+        for tensors_of, table in zip(tensors.groups, step.groups, strict=True):
+            if table.masks is not None:
+                tensors_of.masks = self._mask_tensors(table.masks)
+        return tensors
+
+    def _mask_tensors(self, masks: RowMasks) -> MaskTensors:
+        up = self._timeline.upload
+        return MaskTensors(up(masks.index), up(masks.causal), up(masks.words))

@@ -1,0 +1,230 @@
+"""One step on the device: every number the kernels read lies in one block of int32 words, sent by one copy.
+
+A `BlockLayout` says where each part lies. Eager steps have a layout of their own size; a CUDA graph has one of its
+bucket's size, and what the step does not fill is padded with requests that live on the scratch page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pie_core.contracts.forward import Int32
+from pie_plugins.drivers.cuda_native.batch_tensors import GroupTable, HostStep
+from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure
+
+ROW_PARTS = ("token", "token_source", "token_dependency", "position", "row_request", "first_sampler")
+REQUEST_PARTS = ("length", "length_source", "length_dependency", "fail", "drafts")
+SAMPLER_PARTS = (
+    "sampler_row",
+    "sampler_request",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "stream_low",
+    "stream_high",
+    "index",
+    "slot",
+    "epoch",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much of everything a block holds."""
+
+    rows: int
+    requests: int
+    samplers: int
+    pages: tuple[int, ...]  # of each cache group
+
+
+class BlockLayout:
+    """Part -> (first word, words). The pages of the last group lie at the end, so that only those in use travel."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self.parts: dict[str, tuple[int, int]] = {}
+        self._words = 0
+        self._add("base", 1)
+        for names, count in (
+            (ROW_PARTS, sizes.rows),
+            (REQUEST_PARTS, sizes.requests),
+            (SAMPLER_PARTS, sizes.samplers),
+        ):
+            for name in names:
+                self._add(name, count)
+        self._add("row_indptr", sizes.requests + 1)
+        for group, pages in enumerate(sizes.pages):
+            self._add(f"holes{group}", sizes.requests)
+            self._add(f"page_indptr{group}", sizes.requests + 1)
+            self._add(f"pages{group}", pages)
+        self.words = self._words
+
+    def _add(self, name: str, count: int) -> None:
+        self.parts[name] = self._words, count
+        self._words += -(-count // 4) * 4  # every part starts on 16 bytes
+
+
+@dataclass(slots=True)
+class GroupTensors:
+    """One cache group of a step."""
+
+    page_size: int
+    page_indptr: Tensor  # [R + 1]
+    pages: Tensor
+    holes: Tensor  # [R]
+    slots: Tensor  # [T] out: page * page_size + place of each new row
+    columns: Tensor  # [R] out: columns of each request behind this step
+    masks: MaskTensors | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTensors:
+    index: Tensor  # [T]; -1 = causal
+    causal: Tensor  # [M]
+    words: Tensor  # [M, W]
+
+
+@dataclass(slots=True)
+class StepTensors:
+    """Views of one block, and what the kernels make of it. All int32 but where said."""
+
+    sizes: Sizes
+    parts: dict[str, Tensor]
+    groups: tuple[GroupTensors, ...]
+    tokens: Tensor  # [T] out: resolved
+    positions: Tensor  # [T] out: resolved
+    shift: Tensor  # [R] out: how far the length lies below its bound
+    max_rows: int  # of one request
+    max_drafts: int
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self.parts[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def floats(self, name: str) -> Tensor:
+        """A part that holds float32."""
+        return self.parts[name].view(torch.float32)
+
+
+def sizes_of(step: HostStep) -> Sizes:
+    batch = step.batch
+    pages = tuple(len(group.pages) for group in step.groups)
+    return Sizes(batch.num_tokens, batch.num_requests, len(batch.samplers.rows), pages)
+
+
+def view_block(
+    block: Tensor, layout: BlockLayout, page_sizes: Sequence[int], max_rows: int, max_drafts: int
+) -> StepTensors:
+    """The parts of a block on the device, with room for what the kernels make of them."""
+    sizes = layout.sizes
+    parts = {name: block[first : first + count] for name, (first, count) in layout.parts.items()}
+    made = block.new_empty((2 + len(page_sizes)) * sizes.rows + (1 + len(page_sizes)) * sizes.requests)
+    counts = [sizes.rows] * (2 + len(page_sizes)) + [sizes.requests] * (1 + len(page_sizes))
+    tokens, positions, *rest = made.split(counts)
+    slots, (shift, *columns) = rest[: len(page_sizes)], rest[len(page_sizes) :]
+    groups = tuple(
+        GroupTensors(
+            size, parts[f"page_indptr{g}"], parts[f"pages{g}"], parts[f"holes{g}"], slots[g], columns[g]
+        )
+        for g, size in enumerate(page_sizes)
+    )
+    return StepTensors(sizes, parts, groups, tokens, positions, shift, max_rows, max_drafts)
+
+
+def pack(step: HostStep, layout: BlockLayout, base: int, scratch_pages: Sequence[int]) -> Int32:
+    """The words of a block, up to the last one in use."""
+    words = np.empty(layout.words, np.int32)
+    packer = _Packer(words, layout)
+    packer.put("base", np.array([base]), 0)
+    _pack_rows(packer, step)
+    _pack_requests(packer, step)
+    _pack_samplers(packer, step)
+    used = layout.words
+    for group, (table, scratch) in enumerate(zip(step.groups, scratch_pages, strict=True)):
+        used = _pack_group(packer, group, table, scratch)
+    return words[:used]
+
+
+class _Packer:
+    def __init__(self, words: Int32, layout: BlockLayout) -> None:
+        self.words, self.layout = words, layout
+
+    def put(self, name: str, values: NDArray[np.generic], padding: int) -> None:
+        first, count = self.layout.parts[name]
+        used = len(values)
+        part = self.words[first : first + count]
+        part[:used] = values if values.dtype.kind == "i" else values.view(np.int32)
+        part[used:] = padding
+
+    def count_up(self, name: str, values: NDArray[np.generic]) -> None:
+        """Values that go on counting by one where they are padded."""
+        first, count = self.layout.parts[name]
+        part = self.words[first : first + count]
+        part[: len(values)] = values
+        last = int(values[-1]) if len(values) else -1
+        part[len(values) :] = np.arange(last + 1, last + 1 + count - len(values))
+
+
+def _pack_rows(packer: _Packer, step: HostStep) -> None:
+    packer.put("token", step.tokens.literal, 0)
+    packer.put("token_source", step.tokens.source, NOWHERE)
+    packer.put("token_dependency", step.tokens.dependency, NOWHERE)
+    packer.put("position", step.positions, 0)
+    packer.count_up("row_request", step.row_request)
+    first = np.full(len(step.row_request), NOWHERE, np.int32)
+    samplers = step.batch.samplers
+    leading = np.flatnonzero(samplers.slot == 0)
+    first[samplers.rows[leading]] = leading
+    packer.put("first_sampler", first, NOWHERE)
+
+
+def _pack_requests(packer: _Packer, step: HostStep) -> None:
+    packer.put("length", step.lengths, 0)
+    packer.put("length_source", step.length_source, NOWHERE)
+    packer.put("length_dependency", step.length_dependency, NOWHERE)
+    packer.put("fail", step.fail, int(Failure.REFUSED))
+    packer.put("drafts", step.batch.num_drafts, 0)
+    packer.count_up("row_indptr", step.batch.indptr)
+
+
+def _pack_samplers(packer: _Packer, step: HostStep) -> None:
+    samplers = step.batch.samplers
+    packer.count_up("sampler_row", samplers.rows)
+    packer.count_up("sampler_request", step.sampler_requests)
+    packer.put("temperature", samplers.temperature, 0)
+    packer.put("top_k", samplers.top_k, 0)
+    packer.put("top_p", samplers.top_p, _ONE)
+    packer.put("min_p", samplers.min_p, 0)
+    stream = samplers.stream.astype("<u8").view(np.uint32).reshape(-1, 2)
+    packer.put("stream_low", np.ascontiguousarray(stream[:, 0]), 0)
+    packer.put("stream_high", np.ascontiguousarray(stream[:, 1]), 0)
+    packer.put("index", samplers.index, 0)
+    packer.put("slot", samplers.slot, 0)
+    packer.put("epoch", samplers.epoch, 0)
+
+
+_ONE = int(np.float32(1.0).view(np.int32))
+
+
+def _pack_group(packer: _Packer, group: int, table: GroupTable, scratch: int) -> int:
+    """The first word behind what is in use."""
+    packer.put(f"holes{group}", table.holes, 0)
+    packer.count_up(f"page_indptr{group}", table.indptr)
+    first, _ = packer.layout.parts[f"pages{group}"]
+    padded = packer.layout.sizes.requests - len(
+        table.holes
+    )  # requests that only fill a bucket: one page each
+    end = first + len(table.pages)
+    packer.words[first:end] = table.pages
+    packer.words[end : end + padded] = scratch
+    return end + padded

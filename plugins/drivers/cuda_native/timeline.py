@@ -1,0 +1,136 @@
+"""The device's own time: streams, events and pinned memory. On a CPU everything has happened when a call returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point on the timeline of a CPU: always reached."""
+
+    at: float
+
+    def wait(self) -> None:
+        """Returns when everything before this point is done."""
+
+    def seconds_since(self, earlier: Mark) -> float:
+        return self.at - earlier.at
+
+
+class Timeline:
+    """Work is queued in order on one main line, and slow copies run aside."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @contextmanager
+    def main(self) -> Iterator[None]:
+        """Everything inside is queued on the main line."""
+        yield
+
+    @contextmanager
+    def aside(self, *used: Tensor) -> Iterator[None]:
+        """Everything inside runs beside the main line, after what stands there now; it uses these tensors."""
+        yield
+
+    def wait_for_aside(self) -> None:
+        """Later work on the main line comes behind what was queued aside."""
+
+    def mark(self) -> Mark:
+        return Mark(perf_counter())
+
+    def upload(self, values: NDArray[np.generic]) -> Tensor:
+        """A tensor on the device, without waiting for it; the array may be reused at once."""
+        return torch.from_numpy(np.array(values))
+
+    def send(self, values: NDArray[np.generic], target: Tensor) -> None:
+        """Into the beginning of a tensor that stays where it is."""
+        target[: len(values)].copy_(torch.from_numpy(values))
+
+    def download(self, values: Tensor) -> Tensor:
+        """A host tensor that holds the values once a later mark is reached."""
+        return values.clone()
+
+    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=dtype)
+
+    def synchronize(self) -> None:
+        """Waits until nothing is queued."""
+
+
+@dataclass(frozen=True, slots=True)
+class CudaMark(Mark):
+    event: torch.cuda.Event
+
+    def wait(self) -> None:
+        self.event.synchronize()
+
+    def seconds_since(self, earlier: Mark) -> float:
+        assert isinstance(earlier, CudaMark)
+        return float(earlier.event.elapsed_time(self.event)) / 1e3
+
+
+class CudaTimeline(Timeline):
+    """One stream for steps, one for slow copies. Pinned buffers come from torch's caching allocator, which gives them
+    out again only after the copies that used them."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.stream = torch.cuda.Stream(device)
+        self._aside = torch.cuda.Stream(device)
+
+    @contextmanager
+    def main(self) -> Iterator[None]:
+        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            yield
+
+    @contextmanager
+    def aside(self, *used: Tensor) -> Iterator[None]:
+        self._aside.wait_stream(self.stream)
+        with torch.cuda.stream(self._aside):
+            yield
+        for tensor in used:
+            tensor.record_stream(self._aside)
+
+    def wait_for_aside(self) -> None:
+        self.stream.wait_stream(self._aside)
+
+    def mark(self) -> Mark:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(self.stream)
+        return CudaMark(0.0, event)
+
+    def upload(self, values: NDArray[np.generic]) -> Tensor:
+        host = torch.from_numpy(values)
+        staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+        staged.copy_(host)
+        return staged.to(self.device, non_blocking=True)
+
+    def send(self, values: NDArray[np.generic], target: Tensor) -> None:
+        host = torch.from_numpy(values)
+        staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
+        target[: len(values)].copy_(staged.copy_(host), non_blocking=True)
+
+    def download(self, values: Tensor) -> Tensor:
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
+
+    def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
+        self._aside.synchronize()
+
+
+def timeline_of(device: torch.device) -> Timeline:
+    return CudaTimeline(device) if device.type == "cuda" else Timeline(device)

@@ -1,0 +1,27 @@
+"""The CUDA driver over a tiny checkpoint: on a GPU where there is one, on its plain operations elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pie_core.contracts.driver import Driver, DriverRequest
+from pie_plugins.drivers.cuda_native import pie_drivers
+from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
+from tests.plugins.models.reference import ARCHITECTURES
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def cuda_native(path: Path, **options: Any) -> Driver:
+    chosen = {
+        "dtype": "float32",
+        "total_pages": 512,
+        "max_batch_tokens": 512,
+        "max_batch_requests": 8,
+        **options,
+    }
+    (declaration,) = pie_drivers()
+    return declaration.load(DriverRequest(path, DEVICE, CudaNativeOptions(**chosen), ARCHITECTURES, {}))
