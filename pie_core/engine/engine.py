@@ -73,7 +73,7 @@ class Engine:
         admission = Admission(driver.capabilities, options, self._cache)
         self._passes = Passes(admission, self._events.append, self._pass_ended)
         self._passes.loop = self._loop = Loop(driver, options, self._passes.settle)
-        self._intake = Intake(self._in_turn(), self._events.append, self._lose_child)
+        self._intake = Intake(self._in_turn(), self._events.append, self._discarded)
         self._at_once = self._on_arrival()
         self._stalled_since: float | None = None
 
@@ -94,6 +94,8 @@ class Engine:
             if ticket is not None:
                 self._stalled_since = None
                 return ticket
+            if not self._is_stalled:
+                self._stalled_since = None
             if not self._loop.can_start and not (self._is_stalled and self._relieve()):
                 return None
 
@@ -223,10 +225,14 @@ class Engine:
         if child is not None:
             self._intake.wake(child)
 
-    def _lose_child(self, command: ForkContext, error: PieError) -> None:
-        child = self._contexts.lose_child(command, error)
-        if child is not None:
-            self._intake.wake(child)
+    def _discarded(self, command: Command, error: PieError) -> None:
+        """What else hangs on a command that was not carried out."""
+        if isinstance(command, Generate):
+            self._passes.answer_break(command.request, error)
+        elif isinstance(command, ForkContext):
+            child = self._contexts.lose_child(command, error)
+            if child is not None:
+                self._intake.wake(child)
 
     def _truncate(self, context: Context, command: TruncateContext) -> None:
         self._contexts.truncate(context, command)

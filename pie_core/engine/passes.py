@@ -60,7 +60,7 @@ class Passes:
         """Answers the request with an error and undoes it, now or when the driver is done with it."""
         del self._running[running.request]
         self._emit(Failed(request=running.request, code=error.code, message=str(error)))
-        self._answer_break(running, error)
+        self.answer_break(running.request, error)
         if running.in_flight:
             running.ended = error
         else:
@@ -91,8 +91,8 @@ class Passes:
         running = self._running.get(command.generation)
         if command.generation in self._breaks:
             raise InvalidRequest(f"generation {command.generation} is being broken off already")
-        if running is not None and running.generation is not None:
-            _check_consumed(command, running.generation.generated)
+        generation = running.generation if running is not None else None
+        _check_consumed(command, generation.generated if generation else 0)
         self._breaks[command.generation] = command
         if running is not None and not running.in_flight:
             self._break_now(running)
@@ -122,8 +122,9 @@ class Passes:
         self._emit(Ack(request=command.request))
         self._finish(running)
 
-    def _answer_break(self, running: Pass, error: PieError) -> None:
-        command = self._breaks.pop(running.request, None)
+    def answer_break(self, generation: RequestId, error: PieError) -> None:
+        """The generation failed; so does breaking it off, if that was asked for."""
+        command = self._breaks.pop(generation, None)
         if command is not None:
             cause = following(error)
             self._emit(Failed(request=command.request, code=cause.code, message=str(cause)))

@@ -14,17 +14,20 @@ Perform = Callable[[Context, Any], None]
 
 
 class Intake:
-    """Queues of commands, one per context; `performers` carry a command out or raise a PieError."""
+    """Queues of commands, one per context; `performers` carry a command out or raise a PieError.
+
+    `discarded` is told of every command that was not carried out.
+    """
 
     def __init__(
         self,
         performers: Mapping[type, Perform],
         emit: Callable[[Event], None],
-        lose_child: Callable[[ForkContext, PieError], None],
+        discarded: Callable[[Command, PieError], None],
     ) -> None:
         self._performers = performers
         self._emit = emit
-        self._lose_child = lose_child
+        self._discarded = discarded
         self._ready: dict[Context, None] = {}  # contexts that may have something to begin
         self.queued: dict[RequestId, Context] = {}
 
@@ -106,8 +109,7 @@ class Intake:
         if request is not None:
             self.queued.pop(request, None)
             self._emit(Failed(request=request, code=error.code, message=str(error)))
-        elif isinstance(command, ForkContext):
-            self._lose_child(command, error)
+        self._discarded(command, error)
 
 
 def request_of(command: Command) -> RequestId | None:

@@ -355,6 +355,26 @@ def test_no_more_can_be_kept_than_was_generated(engine: SteppedEngine) -> None:
     assert engine.final(request, Generated).finish == "length"
 
 
+def test_breaking_off_is_answered_whatever_becomes_of_the_generation(engine: SteppedEngine) -> None:
+    generations = []
+    for end in ("refused", "cancelled", "ended"):
+        engine.submit(1, [1])
+        generation = engine.begin_generation(1, [1] if end != "refused" else [97], 5)
+        breaks = [engine.new_request(), engine.new_request()]
+        engine.send(BreakOff(breaks[0], generation, 1), BreakOff(breaks[1], generation, 0))
+        assert "cannot keep 1 tokens of 0" in engine.final(breaks[0], Failed).message
+        if end == "cancelled":
+            engine.send(Cancel(generation))
+        if end == "ended":
+            engine.send(EndProcess(ProcessId("p")))
+        generations.append((generation, breaks[1], {"refused": "invalid-request"}.get(end, "cancelled")))
+        engine.run()
+    for generation, breaking, code in generations:
+        assert engine.final(generation, Failed).code == code
+        assert engine.final(breaking, Failed).code == code
+    assert engine.all_pages_are_free()
+
+
 @pytest.mark.parametrize("groups", [("paged",), ("window", "state")])
 @pytest.mark.parametrize("in_flight", [True, False])
 def test_a_cancelled_request_leaves_its_context_as_it_was(groups: tuple[str, ...], in_flight: bool) -> None:
@@ -494,6 +514,26 @@ def test_while_somebody_idle_holds_pages_a_pass_waits_a_while_before_it_fails() 
     engine.run()
     assert engine.now == 3.0
     assert engine.final(late, Failed).code == "out-of-pages"
+
+
+def test_every_wait_for_pages_is_counted_from_its_own_beginning() -> None:
+    engine = SteppedEngine(dummy(num_pages=8), page_wait_s=3.0)
+    engine.create(1, process="idle")
+    engine.create(2)
+    engine.forward(1, [1] * 24)
+    engine.send(Cancel(engine.submit(2, [2] * 12)))
+    engine.run()
+    request = engine.submit(2, [2] * 12)
+    engine.run(wait=False)
+    engine.send(Cancel(request))
+    engine.run(wait=False)
+    engine.now += 10.0
+    waiting = engine.submit(2, [2] * 12)
+    engine.run(wait=False)
+    assert engine.engine.patience_s == 3.0
+    engine.send(DropContext(ContextId(1)))
+    engine.run(wait=False)
+    engine.final(waiting, ForwardDone)
 
 
 def test_a_prompt_longer_than_the_pages_of_a_window_still_gets_through() -> None:
