@@ -3,6 +3,10 @@
 A plan is made once for a step and a cache group: which slot each new row goes to, and buckets of requests with equally
 many new rows and similar numbers of old ones. Each layer then writes its rows, gathers the keys and values of a bucket
 with one `index_select` and calls torch's blocked attention once. Query heads of one key head count as rows of it.
+
+In float32 a row's result is the same to the bit however it was batched, chunked or paged (seen on x86 with AVX-512 and
+MKL). MKL multiplies fewer than four rows another way and cuts sums by their length, so rows and columns are padded to
+where it does not. In bfloat16 torch picks its path by the size of the batch, so the last bits vary.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from torch.nn import functional
 from pie_core.contracts.forward import Bool, Int32, Int64
 from pie_plugins.drivers.portable.kv_cache import KvCache
 
-COLUMN_MULTIPLE = 16  # rounded up to whole vectors, a row's sum does not depend on its neighbours' lengths
+COLUMN_MULTIPLE = 16
+ROW_MULTIPLE = 4
+KEY_BLOCK = 512  # of torch's blocked attention
+HALVED = (192, 384)  # between these lengths MKL cuts a sum in the middle, elsewhere at 192
 SHORTEST_FRACTION = 0.6  # of the longest request in a bucket
 FAR = np.iinfo(np.int64).max
 
@@ -34,12 +41,13 @@ class Bucket:
     causal: bool
     _grouped: dict[int, Tensor] = field(default_factory=dict)
 
-    def mask_for(self, group_size: int) -> Tensor | None:
-        """The mask with every row repeated for the query heads that share a key head."""
-        if self.mask is None or self.mask.shape[2] == 1 or group_size == 1:
+    def mask_for(self, group_size: int, num_rows: int) -> Tensor | None:
+        """The mask with every row repeated for the query heads that share a key head, padded to `num_rows`."""
+        if self.mask is None or self.mask.shape[2] == 1:
             return self.mask
         if group_size not in self._grouped:
-            self._grouped[group_size] = self.mask.repeat_interleave(group_size, dim=2)
+            repeated = self.mask.repeat_interleave(group_size, dim=2)
+            self._grouped[group_size] = functional.pad(repeated, (0, 0, 0, num_rows - repeated.shape[2]))
         return self._grouped[group_size]
 
 
@@ -67,17 +75,37 @@ def _attend(bucket: Bucket, rows: Tensor, q: Tensor, scale: float) -> Tensor:
     cached = rows.index_select(0, bucket.slots).view(requests, -1, 2, kv_heads, dim)
     k, v = cached[:, :, 0].transpose(1, 2), cached[:, :, 1].transpose(1, 2)  # (R, K, L, D)
     if bucket.causal:
-        wide = q.view(requests, new, heads, dim).transpose(1, 2)
+        wide = _padded_rows(q.view(requests, new, heads, dim).transpose(1, 2))
         attended = functional.scaled_dot_product_attention(
             wide, k, v, is_causal=True, scale=scale, enable_gqa=True
         )
-        return attended.transpose(1, 2).reshape(total, heads * dim)
+        return attended[:, :, :new].transpose(1, 2).reshape(total, heads * dim)
     size = heads // kv_heads
     grouped = q.view(requests, new, kv_heads, size, dim).transpose(1, 2).reshape(requests, kv_heads, -1, dim)
-    attended = functional.scaled_dot_product_attention(
-        grouped, k, v, attn_mask=bucket.mask_for(size), scale=scale
+    num_rows = new * size
+    grouped = _padded_rows(grouped)
+    mask = bucket.mask_for(size, grouped.shape[2])
+    attended = functional.scaled_dot_product_attention(grouped, k, v, attn_mask=mask, scale=scale)
+    return (
+        attended[:, :, :num_rows]
+        .view(requests, kv_heads, new, size, dim)
+        .transpose(1, 2)
+        .reshape(total, heads * dim)
     )
-    return attended.view(requests, kv_heads, new, size, dim).transpose(1, 2).reshape(total, heads * dim)
+
+
+def _padded_rows(q: Tensor) -> Tensor:
+    """[R, heads, rows, D] in float32 with a multiple of four rows."""
+    missing = -q.shape[2] % ROW_MULTIPLE
+    return functional.pad(q, (0, 0, 0, missing)) if missing and q.dtype == torch.float32 else q
+
+
+def padded_columns(longest: int, dtype: torch.dtype) -> int:
+    width = -(-longest // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+    rest = width % KEY_BLOCK
+    if dtype == torch.float32 and HALVED[0] < rest < HALVED[1]:
+        return width + HALVED[1] - rest
+    return width
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +147,10 @@ class PlanBuilder:
     def _bucket(self, requests: Int64, columns: Int64) -> Bucket:
         new, longest = int(self._counts[requests[0]]), int(columns[requests].max())
         rows = self._group.indptr[requests][:, None] + np.arange(new)
-        if self._is_plain_prefill(requests, columns):
-            slots, _ = self._gather(requests, longest)
-            return Bucket(_selection(rows), 1, self._tensor(slots), None, causal=True)
-        width = -(-longest // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
+        width = padded_columns(longest, self._like.dtype)
         slots, kv_indexes = self._gather(requests, width)
+        if self._is_plain_prefill(requests, columns):
+            return Bucket(_selection(rows), 1, self._tensor(slots), None, causal=True)
         visible = self._visible(requests, rows, kv_indexes)
         mask = torch.zeros(visible.shape, dtype=self._like.dtype)
         mask.masked_fill_(torch.from_numpy(~visible), float("-inf"))
@@ -132,12 +159,11 @@ class PlanBuilder:
 
     def _is_plain_prefill(self, requests: Int64, columns: Int64) -> bool:
         """One request, nothing cached before, no holes and no masks: causality needs no mask tensor."""
-        first = requests[0]
-        if len(requests) > 1 or columns[first] != self._counts[first] or self._group.window is not None:
+        group, first = self._group, requests[0]
+        if len(requests) > 1 or columns[first] != self._counts[first] or group.window is not None:
             return False
-        return not any(
-            self._group.indptr[first] <= row < self._group.indptr[first + 1] for row in self._group.masks
-        )
+        is_masked = any(group.indptr[first] <= row < group.indptr[first + 1] for row in group.masks)
+        return not is_masked and self._counts[first] >= ROW_MULTIPLE
 
     def _gather(self, requests: Int64, width: int) -> tuple[Int64, Int64]:
         """Slots and KV indexes [R, width] of the cached rows; places without a row repeat the first one, far away."""
