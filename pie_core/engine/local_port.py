@@ -86,13 +86,16 @@ class LocalPort:
         self._flush()
 
     def _run_engine(self) -> None:
-        inbox, self._inbox = self._inbox, []
-        self._engine.handle(inbox)
+        self._handle_inbox()
         while (ticket := self._engine.start_step()) is not None:
             self._watch(ticket)
             self._collector.collect(ticket)
         self._outbox += self._engine.take_events()
         self._renew_patience()
+
+    def _handle_inbox(self) -> None:
+        inbox, self._inbox = self._inbox, []
+        self._engine.handle(inbox)
 
     def _collected(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """On the event loop: a step has ended. Its events go out first, and a turn follows what they bring about."""
@@ -100,6 +103,7 @@ class LocalPort:
         if self._lost is not None:
             return
         try:
+            self._handle_inbox()  # what was sent before the step was known to have ended comes before its end
             self._engine.finish_step(ticket, outcome)
         except Exception as error:  # as in _turn
             _log.exception("engine of model %r broke", self.info.name)

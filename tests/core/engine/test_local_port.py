@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from pie_core.contracts.forward import ForwardBatch, ForwardResult
 from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
 from pie_core.engine.messages import (
+    BreakOff,
     CreateContext,
     Event,
     Failed,
@@ -157,6 +159,23 @@ def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
             status = await listener.final(1000)
             assert isinstance(status, Status)
             assert (status.steps, status.tokens) == (5, 30)
+
+    asyncio.run(run())
+
+
+def test_a_break_sent_before_the_end_was_known_comes_before_the_end() -> None:
+    async def run() -> None:
+        async with opened(dummy(step_ms=20.0)) as (port, listener, _):
+            create(port, 1)
+            generate(port, 1, 1, 2)
+            await listener.arrival(1, 1)
+            await asyncio.sleep(0)
+            time.sleep(0.1)  # noqa: ASYNC251 - the last step ends while the event loop does not look
+            port.send(BreakOff(RequestId(2), RequestId(1), 1))
+            await listener.final(2)
+            final = await listener.final(1)
+            assert isinstance(final, Generated)
+            assert (final.finish, final.length) == ("cancelled", 2)
 
     asyncio.run(run())
 
