@@ -65,7 +65,7 @@ class Context:
     def take_over(self, other: Context) -> None:
         """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""
         self.pages.release()
-        self.pages = other.pages.fork()
+        self.pages = other.pages.fork(other.written)
         self.history, self.written = other.history.copy(), other.written
         self.stream = other.derive_stream()
         self.unborn = False

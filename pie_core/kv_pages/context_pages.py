@@ -143,8 +143,10 @@ class ContextPages:
             group.truncate(length)
         return length
 
-    def fork(self) -> ContextPages:
-        """The same pages, shared: whoever writes to one first gets a copy."""
+    def fork(self, written: int) -> ContextPages:
+        """The same pages, shared: whoever writes to one first gets a copy. What is reserved behind is given back."""
+        for pages in self._paged:
+            pages.truncate(written)
         return ContextPages(tuple(group.fork() for group in self.groups))
 
     def release(self) -> None:

@@ -107,6 +107,7 @@ class PageList:
         return self._first <= max(length - self.window + 1, 0) // self.page_size
 
     def fork(self) -> PageList:
+        """No page may be reserved: both would write to it."""
         child = object.__new__(PageList)
         child.group, child.pool = self.group, self.pool
         child.page_size, child.window = self.page_size, self.window

@@ -57,7 +57,7 @@ def test_a_fork_shares_full_pages_and_copies_the_last_one_on_the_first_write() -
     cache = Cache([paged(4, 8)])
     parent = ContextPages.empty(cache)
     assert write(parent, 0, 6) == []
-    child = parent.fork()
+    child = parent.fork(6)
     assert cache.pools[0].num_free == 6
     (copy,) = write(child, 6, 1)
     assert copy.source == parent.pages_of(0)[1]
@@ -69,8 +69,20 @@ def test_a_fork_shares_full_pages_and_copies_the_last_one_on_the_first_write() -
 def test_a_fork_at_a_page_boundary_copies_nothing() -> None:
     parent = ContextPages.empty(Cache([paged(4, 8)]))
     write(parent, 0, 4)
-    child = parent.fork()
+    child = parent.fork(4)
     assert write(child, 4, 1) == write(parent, 4, 1) == []
+
+
+def test_a_fork_gives_back_what_was_reserved_behind_it() -> None:
+    cache = Cache([paged(1, 8)])
+    parent = ContextPages.empty(cache)
+    parent.begin(0, 1, 4, (1,))
+    parent.finish(1)
+    child = parent.fork(1)
+    assert cache.pools[0].num_free == 7
+    write(parent, 1, 1)
+    write(child, 1, 1)
+    assert parent.pages_of(0)[1] != child.pages_of(0)[1]
 
 
 def test_pages_that_left_the_window_are_free_however_long_the_context_gets() -> None:
@@ -202,7 +214,7 @@ class ContextPagesMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, 9))
     def fork(self, number: int) -> None:
         owner = self.owner(number)
-        self.owners.append(Owner(owner.pages.fork(), list(owner.rows)))
+        self.owners.append(Owner(owner.pages.fork(len(owner.rows)), list(owner.rows)))
 
     @rule(number=st.integers(0, 9), length=st.integers(0, 40))
     def truncate(self, number: int, length: int) -> None:
