@@ -2,66 +2,63 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """Rows of consecutive positions, up to the next run's start."""
+
+    start: int  # KV index
+    position: int  # of the first row
+    floor: int  # the next position that the rows before would give
 
 
 class PositionRuns:
-    """Runs of consecutive positions. KV length and position are separate ideas: media spans and drafts part them."""
+    """KV length and position are separate ideas: media spans, drafts and explicit positions part them."""
 
-    __slots__ = ("_positions", "_starts", "length")
+    __slots__ = ("_runs", "length")
 
-    def __init__(self) -> None:
-        self.length = 0  # KV rows
-        self._starts: list[int] = []  # first KV index of each run ...
-        self._positions: list[int] = []  # ... and its position
+    def __init__(self, length: int = 0, runs: Sequence[tuple[int, int, int]] = ()) -> None:
+        self.length = length  # KV rows
+        self._runs = [Run(*run) for run in runs]
 
     @property
     def next(self) -> int:
-        """The position after the last row's; 0 when there is none."""
-        return self.at(self.length - 1) + 1 if self.length else 0
+        """The position after the greatest one; 0 when there is none."""
+        return max(self._runs[-1].floor, self._end) if self._runs else 0
 
-    def at(self, index: int) -> int:
-        """The position of KV row `index`."""
-        run = bisect_right(self._starts, index) - 1
-        return self._positions[run] + index - self._starts[run]
+    @property
+    def runs(self) -> list[Run]:
+        return self._runs.copy()
 
     def extend(self, count: int) -> None:
         """Adds rows at the next positions."""
-        if count and not self._starts:
-            self._begin(0)
-        self.length += count
+        if count:
+            self._go_to(self.next)
+            self.length += count
 
     def extend_at(self, positions: Sequence[int]) -> None:
         """Adds one row for each of these positions."""
         for position in positions:
-            if position != self.next or not self._starts:
-                self._begin(position)
+            self._go_to(position)
             self.length += 1
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` rows."""
-        while self._starts and self._starts[-1] >= length:
-            self._starts.pop()
-            self._positions.pop()
+        while self._runs and self._runs[-1].start >= length:
+            self._runs.pop()
         self.length = min(self.length, length)
 
-    def runs(self) -> list[tuple[int, int]]:
-        """(first KV index, its position) of each run."""
-        return list(zip(self._starts, self._positions, strict=True))
-
-    @classmethod
-    def of(cls, length: int, runs: Sequence[tuple[int, int]]) -> PositionRuns:
-        """The reverse of `length` and `runs`."""
-        made = cls()
-        made.length = length
-        made._starts = [start for start, _ in runs]
-        made._positions = [position for _, position in runs]
-        return made
-
     def copy(self) -> PositionRuns:
-        return PositionRuns.of(self.length, self.runs())
+        return PositionRuns(self.length, self._runs)
 
-    def _begin(self, position: int) -> None:
-        self._starts.append(self.length)
-        self._positions.append(position)
+    @property
+    def _end(self) -> int:
+        """The position that continues the last run."""
+        return self._runs[-1].position + self.length - self._runs[-1].start
+
+    def _go_to(self, position: int) -> None:
+        """The next row is at `position`: in the last run if it continues that, else in a new one."""
+        if not self._runs or position != self._end:
+            self._runs.append(Run(self.length, position, self.next))

@@ -41,7 +41,7 @@ class Attachment(msgspec.Struct, frozen=True):
     """What the worker adds to a snapshot."""
 
     transcript: bytes
-    runs: list[tuple[int, int]]
+    runs: list[tuple[int, int, int]]
 
 
 class HostContext:
@@ -104,8 +104,7 @@ class HostContext:
 
     def truncate(self, length: int) -> None:
         """Keeps the first `length` rows and empties the buffer."""
-        self.rows.truncate(length)
-        self._confirmed = min(self._confirmed, length)
+        self.keep(length)
         self.transcript.truncate(length)
         self._handed_out = []
         self.model.engine.send(TruncateContext(context=self.id, length=length))
@@ -136,13 +135,18 @@ class HostContext:
         self.transcript.take_back()
         self.model.engine.send(TruncateContext(context=self.id, length=length))
 
+    def keep(self, length: int) -> None:
+        """The engine dropped the rows past `length`."""
+        self.rows.truncate(length)
+        self._confirmed = min(self._confirmed, length)
+
     def attachment(self) -> bytes:
-        return msgspec.msgpack.encode(Attachment(self.transcript.to_bytes(), self.rows.runs()))
+        return msgspec.msgpack.encode(Attachment(self.transcript.to_bytes(), self.rows.runs))
 
     def restore(self, opened: SnapshotOpened) -> None:
         attachment = msgspec.msgpack.decode(opened.attachment, type=Attachment)
         self.transcript.restore(attachment.transcript)
-        self.rows = PositionRuns.of(opened.length, attachment.runs)
+        self.rows = PositionRuns(opened.length, attachment.runs)
         self._confirmed = opened.length
 
     def close(self) -> None:

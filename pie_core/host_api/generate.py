@@ -2,8 +2,7 @@
 
     new ── start ──► running ── next … ──► ended ── the end was read, or break-off ──► settled
 
-Once settled, the tokens that the program took are part of its context: written ones in its history, the last one,
-which no pass has fed yet, in its buffer.
+Once settled, the tokens that the program took are part of its context.
 """
 
 from __future__ import annotations
@@ -96,7 +95,6 @@ class HostGeneration:
         self._taken = consumed
         if self._is_over:
             self._cut()
-            return Pending.of(None)
         self._settled = True
         generation = self._request
         assert generation is not None
@@ -143,11 +141,9 @@ class HostGeneration:
             self._hand_over()
 
     def _cut(self) -> None:
-        """Breaks off what has already ended: rows past the kept tokens go."""
-        keep = self._base + len(self._tokens)
-        if self._rows > keep:
-            self._rows = keep
-            self.context.truncate(keep)
+        """Breaks off what has already ended: the engine drops the rows past the kept tokens, and so does the mirror."""
+        self._rows = min(self._rows, self._base + len(self._tokens))
+        self.context.keep(self._rows)
         self._settle()
 
     def _hand_over(self) -> None:

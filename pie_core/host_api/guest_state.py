@@ -15,7 +15,6 @@ from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.sandbox.hosting import Pending
 from pie_core.text.text_model import TextModel
 
-
 T = TypeVar("T")
 
 

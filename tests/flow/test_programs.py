@@ -263,3 +263,31 @@ def test_probes_agree_with_each_other_and_with_the_greedy_token(on_pie: OnPie) -
         assert all(abs(got["three"][i] - math.log(probabilities[i + 1])) < 1e-4 for i in range(3))
 
     on_pie(scenario)
+
+
+def test_breaking_off_after_the_engine_has_finished_cuts_the_context_too(on_pie: OnPie) -> None:
+    source = """
+    import asyncio
+    from inferlet import Context, Model, Sampler
+
+    def context():
+        ctx = Context(Model.load())
+        ctx.append(list(range(40, 60)))
+        return ctx
+
+    async def main(input):
+        whole = await context().generate(Sampler.argmax(), max_tokens=20, auto_flush=False).collect_tokens()
+        ctx = context()
+        pieces = ctx.generate(Sampler.argmax(), max_tokens=20, auto_flush=False).stream_tokens()
+        taken = await anext(pieces)
+        await asyncio.sleep(0.3)
+        await pieces.aclose()
+        rest = await ctx.generate(Sampler.argmax(), max_tokens=20 - len(taken), auto_flush=False).collect_tokens()
+        return whole, taken + rest
+    """
+
+    async def scenario(pie: Pie) -> None:
+        whole, continued = await pie.run(source)
+        assert continued == whole
+
+    on_pie(scenario)
