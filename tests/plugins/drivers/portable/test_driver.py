@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from pie_core.contracts.forward import ForwardBatch, PageTable, ProbeKind
 from pie_core.errors import ForwardError, InvalidRequest, PieError
 from pie_core.ids import Ticket
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, probe_values
+from pie_core.testing.batches import FromTicket, Mask, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.drivers.portable.attention import AttentionPlan
 from pie_plugins.models.llama import DECLARATION
 from tests.plugins.models.reference import portable, tiny
@@ -135,6 +136,36 @@ def test_a_step_without_memory_is_a_forward_error_and_the_next_one_runs(
         with pytest.raises(ForwardError, match="memory"):
             stepper.run([asking(stepper, PROMPT)])
     assert np.array_equal(stepper.run([asking(stepper, PROMPT)]).tokens, expected)
+
+
+def test_read_only_batches_are_taken(stepper: Stepper) -> None:
+    """As they come out of a message between processes."""
+    sample = Sample(
+        temperature=0.7,
+        top_k=5,
+        bias=[(3, 1.0)],
+        allowed=range(0, 300),
+        repetition=1.2,
+        history=PROMPT,
+    )
+    probes = [Probe(kind, tokens=[1, 2] if kind == ProbeKind.LOGPROBS else []) for kind in ProbeKind]
+    request = Request(stepper.context(), PROMPT, samples=[sample], probes=probes, masks=[Mask(3, [(0, 2)])])
+    stepper.make_room(request.context, len(PROMPT))
+    batch = stepper.build([request])
+    expected = stepper.driver.collect(stepper.driver.submit(batch)).tokens
+    for array in arrays_of(batch):
+        array.flags.writeable = False
+    result = stepper.driver.collect(stepper.driver.submit(batch))
+    assert not result.failed
+    assert np.array_equal(result.tokens, expected)
+
+
+def arrays_of(part: object) -> list[NDArray[np.generic]]:
+    if isinstance(part, np.ndarray):
+        return [part]
+    if isinstance(part, tuple):
+        return [array for each in part for array in arrays_of(each)]
+    return [array for each in fields(part) for array in arrays_of(getattr(part, each.name))]  # type: ignore[arg-type]
 
 
 def test_a_ticket_is_collected_once(stepper: Stepper) -> None:
