@@ -26,7 +26,7 @@ from pie_core.engine.messages import (
     Tokens,
     TruncateContext,
 )
-from pie_core.engine.positions import PositionRuns
+from pie_core.engine.positions import PositionRuns, Run
 from pie_core.errors import InvalidRequest, NotFound
 from pie_core.host_api.guest_state import ProgramState, ServedModel
 from pie_core.host_api.poll import Pollable
@@ -41,7 +41,7 @@ class Attachment(msgspec.Struct, frozen=True):
     """What the worker adds to a snapshot."""
 
     transcript: bytes
-    runs: list[tuple[int, int, int]]
+    runs: list[Run]
 
 
 class HostContext:

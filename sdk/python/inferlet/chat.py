@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from wit_world.imports import chat as bindings
 
 from inferlet.decoding import EventQueue
-from inferlet.host import call, sendable
+from inferlet.host import call
 from inferlet.model import Model
 
 
@@ -38,7 +38,7 @@ def seal(model: Model) -> list[int]:
 
 
 def _turn(model: Model, role: str, text: str) -> list[int]:
-    return list(call(bindings.turn_tokens, model._handle, role, sendable(text)))
+    return list(call(bindings.turn_tokens, model._handle, role, text))
 
 
 def stop_tokens(model: Model) -> list[int]:

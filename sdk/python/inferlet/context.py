@@ -16,7 +16,7 @@ from inferlet import chat
 from inferlet.errors import InvalidRequest, not_in_this_version
 from inferlet.forward import Forward
 from inferlet.generation import EngineLoop, GenerateOptions, Generator
-from inferlet.host import call, drop, finish, sendable
+from inferlet.host import call, drop, finish
 from inferlet.model import Model
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Context:
         return self._add("assistant", message)
 
     def _add(self, role: str, message: str) -> Context:
-        call(self.settled().add_text, role, sendable(message))
+        call(self.settled().add_text, role, message)
         self._buffered = True
         return self
 

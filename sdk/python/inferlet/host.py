@@ -9,7 +9,8 @@ from typing import ParamSpec, Protocol, TypeVar
 from componentize_py_types import Err
 from wit_world.imports import poll
 
-from inferlet.errors import InferletError, InvalidRequest, error_from_code
+from inferlet.crossing import check_arguments
+from inferlet.errors import InferletError, error_from_code
 from inferlet.event_loop import PollLoop
 
 P = ParamSpec("P")
@@ -24,19 +25,11 @@ class Droppable(Protocol):
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Calls the host and raises its error record as the exception that its code names."""
+    check_arguments(function, args)
     try:
         return function(*args, **kwargs)
     except Err as refusal:
         raise error_from_code(refusal.value.code, refusal.value.message) from None
-
-
-def sendable(text: str) -> str:
-    """The text itself, if it can cross the boundary; what cannot would end the whole program."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"text with half a surrogate pair at {error.start}: not Unicode") from None
-    return text
 
 
 def drop(resource: Droppable) -> None:

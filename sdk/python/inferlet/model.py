@@ -11,7 +11,7 @@ from wit_world.imports import model as bindings
 
 from inferlet import runtime
 from inferlet.errors import NotFound, not_in_this_version
-from inferlet.host import call, sendable
+from inferlet.host import call
 
 
 class Tokenizer:
@@ -23,7 +23,7 @@ class Tokenizer:
         self._handle = handle
 
     def encode(self, text: str) -> list[int]:
-        return list(self._handle.encode(sendable(text)))
+        return list(call(self._handle.encode, text))
 
     def decode(self, tokens: Iterable[int]) -> str:
         return call(self._handle.decode, list(tokens))

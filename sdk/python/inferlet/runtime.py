@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wit_world.imports import logging, runtime
 
-from inferlet.host import sendable
+from inferlet.host import call
 
 
 def version() -> str:
@@ -29,4 +29,4 @@ def models() -> list[str]:
 
 def log(message: str, level: str = "info") -> None:
     """Writes a line to the server's log; level is trace, debug, info, warn or error."""
-    logging.log(logging.Level[level.upper()], sendable(message))
+    call(logging.log, logging.Level[level.upper()], message)

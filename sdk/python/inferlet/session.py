@@ -8,12 +8,12 @@ from typing import Any
 
 from wit_world.imports import session as bindings
 
-from inferlet.host import call, finish, sendable
+from inferlet.host import call, finish
 
 
 def send(message: Any) -> None:
     """Sends a message; anything but text is sent as JSON."""
-    call(bindings.send, sendable(message if isinstance(message, str) else _as_json(message)))
+    call(bindings.send, message if isinstance(message, str) else _as_json(message))
 
 
 def _as_json(message: Any) -> str:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import random
 import sys
 import warnings
+from typing import TextIO
 
 import inferlet.legacy  # noqa: F401 - the package itself imports it on demand, which a guest cannot
 import wit_world
@@ -76,10 +78,18 @@ def prepare() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # policies are, but asyncio.run still asks them
         asyncio.set_event_loop_policy(_PollLoopPolicy())
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    sys.stdout = _whole_lines(sys.stdout)
+    sys.stderr = _whole_lines(sys.stderr)
     warm_up()
     gc.collect()
     gc.freeze()
+
+
+def _whole_lines(stream: TextIO) -> TextIO:
+    """The stream line by line. The raw one below drops what the host does not take at once; a buffer tries again."""
+    raw = stream.buffer
+    buffered = raw if isinstance(raw, io.BufferedWriter) else io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffered, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 def warm_up() -> None:
