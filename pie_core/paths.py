@@ -2,6 +2,8 @@
 
 PIE_HOME (default ~/.pie)
 ├── config.yaml     the configuration that is used when none is named
+├── authorized.yaml who may use the server: users and their keys, for its owner's eyes only
+├── programs/       the installed programs, see program_store.py
 ├── models/         the default model and imported ones, a folder each
 └── cache/          compiled programs and guest runtimes; private to the user, safe to delete
 """
@@ -23,6 +25,14 @@ def pie_home() -> Path:
 
 def default_config_file() -> Path:
     return pie_home() / "config.yaml"
+
+
+def credentials_file() -> Path:
+    return pie_home() / "authorized.yaml"
+
+
+def installed_programs_dir() -> Path:
+    return pie_home() / "programs"
 
 
 def models_dir() -> Path:

@@ -1,38 +1,34 @@
-"""Finds a program by name or path and reads what the sandbox needs of it: Python sources, or a compiled component."""
+"""Finds a program by name or path: one that comes with pie, one that is installed, or files of this machine."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from pie_core.errors import ProgramError
+from pie_core.errors import NotFound, ProgramError
+from pie_core.manifest import ENTRY, FILE, read_manifest
+from pie_core.naming import nearest
+from pie_core.program_artifact import (
+    COMPONENT_SUFFIX,
+    SUFFIX,
+    ComponentProgram,
+    ProgramSource,
+    PythonProgram,
+    read_folder,
+    read_source,
+    unpack,
+)
+from pie_core.program_store import ProgramStore, split_label
 from pie_core.resources import inferlets_dir
 
-ENTRY = "main.py"
-MAX_SOURCE_BYTES = 16 * 2**20
-SKIPPED_FOLDERS = {"__pycache__", "node_modules", "tests"}
-
-
-@dataclass(frozen=True, slots=True)
-class PythonProgram:
-    """Source text that the generic Python guest runs."""
-
-    name: str
-    files: tuple[tuple[str, str], ...]  # (path inside the program, text)
-    entry: str
-
-
-@dataclass(frozen=True, slots=True)
-class ComponentProgram:
-    """A WebAssembly component that exports `run` itself."""
-
-    name: str
-    path: Path
-
-
-ProgramSource = PythonProgram | ComponentProgram
+__all__ = [
+    "ENTRY",
+    "ComponentProgram",
+    "ProgramSource",
+    "PythonProgram",
+    "find_installable",
+    "find_program",
+    "shipped_programs",
+]
 
 
 def shipped_programs() -> dict[str, Path]:
@@ -41,61 +37,82 @@ def shipped_programs() -> dict[str, Path]:
     return {folder.name: folder for folder in folders}
 
 
-def find_program(name: str) -> ProgramSource:
-    """A shipped program's name, or the path of a .py file, a folder with main.py, or a .wasm component.
+def find_program(name: str, store: ProgramStore | None = None) -> ProgramSource:
+    """A name or name@version, else the path of a folder or of a .py, .wasm or .inferlet file.
 
-    Raises ProgramError that lists the shipped names, or says what is wrong with the file.
+    Raises ProgramError that lists the known names, or says what is wrong with the file.
     """
-    shipped = shipped_programs()
-    if name in shipped:
-        return _read_folder(shipped[name])
+    store = store or ProgramStore()
     path = Path(name)
+    if _is_path(name):
+        return _read_path(path)
+    found = _named(name, store)
+    if found is not None:
+        return found
+    if path.exists():
+        return _read_path(path)
+    raise ProgramError(_not_found(name, store))
+
+
+def find_installable(name: str, store: ProgramStore | None = None) -> ProgramSource:
+    """Like `find_program` without paths, for those who may not read the files of this machine. Raises NotFound."""
+    store = store or ProgramStore()
+    found = None if _is_path(name) else _named(name, store)
+    if found is None:
+        raise NotFound(_not_found(name, store))
+    return found
+
+
+def _is_path(name: str) -> bool:
+    """'./mine', 'dir/mine' and 'mine.py' are paths; 'mine' is one only where no program is called so."""
+    return "/" in name or name in {".", ".."} or name.endswith((".py", COMPONENT_SUFFIX, SUFFIX))
+
+
+def _named(label: str, store: ProgramStore) -> ProgramSource | None:
+    """Shipped programs go first: an installed one of that name is asked for by its version."""
+    name, version = split_label(label) if "@" in label else (label, None)
+    folder = shipped_programs().get(name)
+    if folder is not None and version in (None, _version_of(folder)):
+        return read_folder(folder)
+    installed = store.find(name, version)
+    return None if installed is None else store.open(installed)
+
+
+def _version_of(folder: Path) -> str | None:
+    return read_manifest(folder / FILE).version if (folder / FILE).is_file() else None
+
+
+def _read_path(path: Path) -> ProgramSource:
     if path.is_dir():
-        return _read_folder(path)
+        return read_folder(path)
     if not path.is_file():
-        raise ProgramError(_not_found(name, shipped))
-    if path.suffix == ".wasm":
+        raise ProgramError(f"{path}: no such file or folder")
+    if path.suffix == COMPONENT_SUFFIX:
         return ComponentProgram(path.stem, path)
     if path.suffix == ".py":
-        return PythonProgram(path.stem, ((path.name, _read_text(path)),), path.name)
-    raise ProgramError(f"{path}: a program is a .py file, a folder with {ENTRY}, or a .wasm component")
+        return PythonProgram(path.stem, ((path.name, read_source(path)),), path.name)
+    if path.suffix == SUFFIX:
+        return _read_artifact(path)
+    raise ProgramError(
+        f"{path}: a program is a .py file, a folder with {ENTRY} or {FILE}, or a {COMPONENT_SUFFIX} component"
+    )
 
 
-def _read_folder(folder: Path) -> PythonProgram:
-    if not (folder / ENTRY).is_file():
-        raise ProgramError(
-            f"{folder}: expected a file {ENTRY} with `async def main(input)`; try `pie new NAME`"
-        )
-    files = tuple((path.relative_to(folder).as_posix(), _read_text(path)) for path in _sources(folder))
-    total = sum(len(text) for _, text in files)
-    if total > MAX_SOURCE_BYTES:
-        raise ProgramError(
-            f"{folder}: {total:,} characters of Python source; at most {MAX_SOURCE_BYTES:,} are taken"
-        )
-    return PythonProgram(folder.resolve().name, files, ENTRY)
+def _read_artifact(path: Path) -> PythonProgram:
+    artifact = unpack(path.read_bytes(), str(path))
+    if artifact.component is not None:
+        raise ProgramError(f"{path} holds a component, which runs from the store: pie install {path}")
+    manifest = artifact.manifest
+    return PythonProgram(manifest.name, artifact.sources, manifest.package.entry, manifest)
 
 
-def _sources(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and path.name not in SKIPPED_FOLDERS and not path.name.startswith("."):
-            yield from _sources(path)
-        elif path.suffix == ".py" and path.is_file():
-            yield path
-
-
-def _read_text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if size > MAX_SOURCE_BYTES:
-            raise ProgramError(f"{path}: {size:,} bytes; at most {MAX_SOURCE_BYTES:,} of source are taken")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ProgramError(f"{path}: not UTF-8 text at byte {error.start}") from None
-    except OSError as error:
-        raise ProgramError(f"{path}: cannot be read: {error.strerror}") from None
-
-
-def _not_found(name: str, shipped: dict[str, Path]) -> str:
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"no program {name!r}: neither a file or folder nor one of the shipped {', '.join(shipped)}{hint}"
+def _not_found(name: str, store: ProgramStore) -> str:
+    plain, _, version = name.partition("@")
+    if version and store.find(plain) is not None:
+        return store.not_installed(plain, version)
+    shipped = shipped_programs()
+    installed = sorted({program.name for program in store.installed()})
+    guess = nearest(plain, [*shipped, *installed])
+    hint = f"; did you mean {guess!r}?" if guess else ""
+    others = f" or installed {', '.join(installed)}" if installed else ""
+    return f"no program {name!r}: neither a file or folder nor one of the shipped {', '.join(shipped)}{others}{hint}"

@@ -2,6 +2,8 @@
 
 --max-tokens 5 --greedy -t 0.5 --name=pie some text
 {"max_tokens": 5, "greedy": true, "t": 0.5, "name": "pie", "_positional": ["some", "text"]}
+
+What an argument looks like decides its type, unless the program's manifest says that a parameter is text or a list.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +25,16 @@ _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _NAME = re.compile(r"--?([A-Za-z_][\w.-]*)(?:=(.*))?", re.DOTALL)
 
 
-def program_input(given: str | None, arguments: Sequence[str]) -> dict[str, Any]:
-    """The object of `--input` with the arguments laid over it."""
-    return {**_parsed_input(given), **trailing_arguments(arguments)}
+def program_input(
+    given: str | None, arguments: Sequence[str], types: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The object of `--input` with the arguments laid over it; `types` are those of the program's parameters."""
+    return {**_parsed_input(given), **trailing_arguments(arguments, types)}
 
 
-def trailing_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+def trailing_arguments(arguments: Sequence[str], types: Mapping[str, str] | None = None) -> dict[str, Any]:
     """A name takes the next argument unless that is a name too; alone it is true. Repeated, it makes a list."""
+    declared = types or {}
     found: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
@@ -41,8 +46,9 @@ def trailing_arguments(arguments: Sequence[str]) -> dict[str, Any]:
         if match is None:
             _add_positional(found, [argument])
         else:
-            _add(found, match[1].replace("-", "_"), _value_of(match[2], rest))
-    return found
+            key = match[1].replace("-", "_")
+            _add(found, key, _value_of(match[2], rest, declared.get(key) == "string"))
+    return {key: _as_declared(value, declared.get(key)) for key, value in found.items()}
 
 
 def typed(text: str) -> int | float | bool | str:
@@ -54,12 +60,17 @@ def typed(text: str) -> int | float | bool | str:
     return {"true": True, "false": False}.get(text.lower(), text)
 
 
-def _value_of(attached: str | None, rest: list[str]) -> int | float | bool | str:
-    if attached is not None:
-        return typed(attached)
-    if rest and rest[0] != "--" and not _NAME.fullmatch(rest[0]):
-        return typed(rest.pop(0))
-    return True
+def _value_of(attached: str | None, rest: list[str], is_text: bool) -> int | float | bool | str:
+    if attached is None and rest and rest[0] != "--" and not _NAME.fullmatch(rest[0]):
+        attached = rest.pop(0)
+    if attached is None:
+        return True
+    return attached if is_text else typed(attached)
+
+
+def _as_declared(value: object, kind: str | None) -> object:
+    """A list of one item cannot be told from the item alone."""
+    return [value] if kind == "list" and not isinstance(value, list) else value
 
 
 def _add(found: dict[str, Any], key: str, value: object) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from pie_core.cli.examples import examples
 from pie_core.cli.outcomes import UsageProblem, reporting, say
-from pie_core.programs import ENTRY
+from pie_core.manifest import ENTRY, FILE
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -28,6 +28,18 @@ async def main(input: dict) -> None:
     async for piece in answer.stream():
         session.send(piece)
 '''
+
+
+_MANIFEST = """\
+[package]
+name = "@NAME@"
+version = "0.1.0"
+description = "Asks the model something and streams its answer"
+
+[parameters]
+prompt = { type = "string", optional = true, description = "What the user says" }
+max_tokens = { type = "int", optional = true, description = "Tokens at most; 64 unless told" }
+"""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -49,7 +61,8 @@ def new(
     shown = str(folder) if folder.is_absolute() else f"./{folder}"
     try:
         folder.mkdir(parents=True)
-        (folder / ENTRY).write_text(_scaffold(folder.name, shown), encoding="utf-8")
+        (folder / ENTRY).write_text(_filled(_MAIN, folder.name, shown), encoding="utf-8")
+        (folder / FILE).write_text(_filled(_MANIFEST, folder.name, shown), encoding="utf-8")
     except FileExistsError:
         raise UsageProblem(f"{folder} exists; choose another name") from None
     except OSError as error:
@@ -58,5 +71,5 @@ def new(
     typer.echo(f"pie run {shown}")
 
 
-def _scaffold(name: str, shown: str) -> str:
-    return _MAIN.replace("@NAME@", name).replace("@PATH@", shown)
+def _filled(template: str, name: str, shown: str) -> str:
+    return template.replace("@NAME@", name).replace("@PATH@", shown)

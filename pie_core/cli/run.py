@@ -16,8 +16,9 @@ from pie_core.cli.logs import LogLevelOption, start_logging
 from pie_core.cli.outcomes import UsageProblem, reporting
 from pie_core.cli.terminal import Terminal
 from pie_core.config import Config, load_config
-from pie_core.errors import ProgramError
-from pie_core.programs import find_program
+from pie_core.errors import ProgramError, RequestError
+from pie_core.manifest import Grants, checked_input, require_granted
+from pie_core.programs import ProgramSource, find_program
 
 _EXAMPLES = examples(
     'pie run text-completion -- --prompt "Once upon a time" --max-tokens 64',
@@ -44,7 +45,8 @@ def run(
     program: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|PATH", help="A shipped program (`pie inferlets`), or a .py file, folder or .wasm."
+            metavar="NAME|PATH",
+            help="A shipped (`pie inferlets`) or installed (`pie list`) program, or a .py file, folder or .wasm.",
         ),
     ],
     arguments: Annotated[
@@ -71,10 +73,10 @@ def run(
 
     Exit codes: 0 done, 1 the program failed, 2 wrong usage or configuration, 130 Ctrl-C.
     """
-    inputs = program_input(given, arguments or ())
+    source = _found(program)
+    inputs = _checked(source, program_input(given, arguments or (), _parameter_types(source)))
     settings = load_config(config)
     start_logging(log_level or context.obj or settings.telemetry.log_level)
-    _require_program(program)
     terminal = Terminal(Path(program).stem, settings.server, quiet)
     try:
         value = run_until_done(_prepared(settings, program, inputs, terminal))
@@ -83,10 +85,26 @@ def run(
         terminal.close()
 
 
-def _require_program(program: str) -> None:
+def _found(program: str) -> ProgramSource:
     try:
-        find_program(program)
+        return find_program(program)
     except ProgramError as error:
+        raise UsageProblem(str(error)) from None
+
+
+def _parameter_types(source: ProgramSource) -> dict[str, str]:
+    parameters = source.manifest.parameters if source.manifest is not None else {}
+    return {name: parameter.type for name, parameter in parameters.items()}
+
+
+def _checked(source: ProgramSource, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Before a model is loaded for nothing."""
+    if source.manifest is None:
+        return inputs
+    try:
+        require_granted(source.manifest, Grants())
+        return checked_input(source.manifest, inputs)
+    except RequestError as error:
         raise UsageProblem(str(error)) from None
 
 

@@ -16,7 +16,7 @@ LAYERS = (
     {"__main__", "cli"},
     {"server", "client"},
     {"app"},
-    {"sandbox", "host_api", "guests", "programs"},
+    {"sandbox", "host_api", "guests", "programs", "program_store", "program_artifact", "manifest"},
     {"text"},
     {"engine", "scheduler"},
     {"kv_pages"},
