@@ -28,6 +28,7 @@ from pie_core.host_api.engine_client import EngineClient
 from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel
 from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId, Tenant
+from pie_core.manifest import AskedLimits, Grants, checked_input, require_granted
 from pie_core.paths import programs_cache_dir
 from pie_core.plugins import PluginRegistry, load_plugins
 from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram, find_program
@@ -35,7 +36,7 @@ from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import MIB, Limits
 from pie_core.sandbox.program import Program
 from pie_core.sandbox.runtime import Runtime
-from pie_core.text.text_model import load_text
+from pie_core.text.text_model import TextModel, load_text
 
 T = TypeVar("T")
 
@@ -60,63 +61,107 @@ class Application:
         self._progress = progress
         self._registry = registry or load_plugins()
         self._stack = AsyncExitStack()
-        self._programs: dict[Path, Program] = {}
+        self._programs: dict[Path, asyncio.Task[Program]] = {}
+        self._ports: dict[ModelName, LocalPort] = {}
         self._limits = _guest_limits(config.runtime)
         self.models: dict[ModelName, ServedModel] = {}
         self.runtime: Runtime
 
     async def __aenter__(self) -> Application:
         async with self._stack:
-            self.runtime = _new_runtime(self._config.runtime)
-            self._stack.callback(self.runtime.close)
+            self.start()
             for model in self._config.models:
-                served = await self._serve(model)
-                self.models[served.name] = served
+                await self.load_model(model)
             self._stack = self._stack.pop_all()
         return self
+
+    def start(self) -> None:
+        """Makes the sandbox ready; models come by `load_model`, and `close` ends it all."""
+        self.runtime = _new_runtime(self._config.runtime)
+        self._stack.callback(self.runtime.close)
+        self._stack.push_async_callback(self._unload_all)
+        self._stack.push_async_callback(self._give_up_loading)
+
+    async def close(self) -> None:
+        await self._stack.aclose()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._stack.aclose()
+        await self.close()
 
-    def new_process(self, username: str, client: ClientLink) -> ProgramState:
-        """The state of a program that is about to run."""
-        tenant = Tenant(self._config.auth.tenant or username)
+    def new_process(self, username: str, client: ClientLink, tenant: Tenant | None = None) -> ProgramState:
+        """The state of a program that is about to run; without a tenant, the configuration's or the user's own."""
+        tenant = tenant or Tenant(self._config.auth.tenant or username)
         process = ProcessId(secrets.token_hex(8))
         return ProgramState(process, username, tenant, self.models, client, self._limits.output_bytes)
 
     async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
         """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""
+        inputs, limits = self.launch_terms(source, arguments)
         program = await self._program(source)
-        async with program.start(state, self._limits) as guest:
+        async with program.start(state, limits) as guest:
             if isinstance(source, PythonProgram):
                 await guest.call("load", list(source.files), source.entry)
-            returned = await guest.call("run", json.dumps(arguments))
+            returned = await guest.call("run", json.dumps(inputs))
         return None if returned is None else json.loads(returned)
+
+    def launch_terms(
+        self, source: ProgramSource, arguments: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any], Limits]:
+        """The input with its defaults, and the limits. Raises RequestError where the manifest forbids the launch."""
+        if source.manifest is None:
+            return arguments, self._limits
+        require_granted(source.manifest, _grants(self._config.runtime))
+        inputs = checked_input(source.manifest, arguments)
+        return inputs, _narrowed(self._limits, source.manifest.capabilities.limits)
 
     async def _program(self, source: ProgramSource) -> Program:
         path = source.path if isinstance(source, ComponentProgram) else python_guest()
-        if path not in self._programs:
+        if path not in self._programs or _has_failed(self._programs[path]):
             label = source.name if isinstance(source, ComponentProgram) else "the Python guest"
 
             def report(what: str, seconds: float) -> None:
                 self._progress(Progress(what, int(seconds), 0, "s"))
 
-            self._programs[path] = await Program.load(self.runtime, path, label, report)
-        return self._programs[path]
+            self._programs[path] = asyncio.ensure_future(Program.load(self.runtime, path, label, report))
+            self._programs[path].add_done_callback(_has_failed)
+        return await asyncio.shield(
+            self._programs[path]
+        )  # several may wait for it: one that gives up ends no other
 
-    async def _serve(self, model: ModelConfig) -> ServedModel:
+    async def load_model(self, model: ModelConfig) -> None:
+        """Programs find the model from now on, those that run already as well."""
+        served, port = await self._serve(model)
+        self.models[served.name] = served
+        self._ports[served.name] = port
+
+    async def unload_model(self, name: ModelName) -> None:
+        """Programs that use it get EngineLost."""
+        self.models.pop(name, None)
+        port = self._ports.pop(name, None)
+        if port is not None:
+            await port.close()
+
+    async def _give_up_loading(self) -> None:
+        for task in self._programs.values():
+            await _cancelled(task)
+
+    async def _unload_all(self) -> None:
+        for name in list(self._ports):
+            await self.unload_model(name)
+
+    async def _serve(self, model: ModelConfig) -> tuple[ServedModel, LocalPort]:
         declaration = self._registry.driver(model.driver.type)
         driver = await _in_thread(lambda: self._load_driver(declaration, model))
         options = _engine_options(model)
         port = LocalPort(Engine(driver, options, model.name))
-        self._stack.push_async_callback(port.close)
-        source = model.path or declaration.default_checkpoint
-        if source is None:
-            raise LoadError(f"model {model.name!r} has no checkpoint: set its `path` or `repo`")
-        text = await _in_thread(lambda: load_text(source, driver.capabilities.vocab_size))
-        return ServedModel(ModelName(model.name), EngineClient(port), text)
+        try:
+            text = await _in_thread(lambda: _load_text(model, declaration, driver))
+        except BaseException:
+            await port.close()
+            raise
+        return ServedModel(ModelName(model.name), EngineClient(port), text), port
 
     def _load_driver(self, declaration: DriverDeclaration, model: ModelConfig) -> Driver:
         return declaration.load(
@@ -165,6 +210,17 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait((task,))
 
 
+def _load_text(model: ModelConfig, declaration: DriverDeclaration, driver: Driver) -> TextModel:
+    source = model.path or declaration.default_checkpoint
+    if source is None:
+        raise LoadError(f"model {model.name!r} has no checkpoint: set its `path` or `repo`")
+    return load_text(source, driver.capabilities.vocab_size)
+
+
+def _has_failed(task: asyncio.Task[Any]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
+
+
 def _new_runtime(config: RuntimeConfig) -> Runtime:
     limits = CompileLimits(
         wasm_bytes=config.max_program_bytes,
@@ -181,6 +237,28 @@ def _guest_limits(config: RuntimeConfig) -> Limits:
         wall_seconds=config.wall_s,
         output_bytes=config.output_bytes,
     )
+
+
+def _grants(config: RuntimeConfig) -> Grants:
+    return Grants(
+        limits=AskedLimits(
+            memory_mb=config.memory_mb,
+            cpu_s=config.cpu_s,
+            wall_s=config.wall_s,
+            output_bytes=config.output_bytes,
+        )
+    )
+
+
+def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
+    """A program that asks for less than it could have gets no more than that."""
+    chosen = {
+        "memory_bytes": asked.memory_mb and asked.memory_mb * MIB,
+        "cpu_seconds_per_resume": asked.cpu_s,
+        "wall_seconds": asked.wall_s,
+        "output_bytes": asked.output_bytes,
+    }
+    return replace(limits, **{name: value for name, value in chosen.items() if value is not None})
 
 
 def _engine_options(model: ModelConfig) -> EngineOptions:

@@ -19,7 +19,13 @@
     │   ├── OutOfPages             no KV memory left, and waiting would not free any
     │   └── LimitExceeded          a quota of the guest or tenant
     ├── ForwardError           a pass was accepted and failed; carries the driver's cause
-    └── EngineLost             the engine process died; its contexts are gone
+    ├── EngineLost             the engine process died; its contexts are gone
+    └── ServiceError           between a server and its clients
+        ├── ProtocolError          a message that is malformed, unknown, or not to be sent now
+        ├── Unauthenticated        no credentials, or none that hold (any more)
+        ├── AccessDenied           the credentials do not cover this
+        ├── Unavailable            the server is starting, stopping or full: try again later
+        └── Disconnected           the connection ended before the answer came
 
 `code` is the stable, machine-readable name that crosses the guest and client boundaries; the class can be
 found again with `error_from_code`. A message says where, what was seen, what was expected and what to try.
@@ -110,6 +116,30 @@ class ForwardError(PieError):
 
 class EngineLost(PieError):
     code = "engine-lost"
+
+
+class ServiceError(PieError):
+    code = "service"
+
+
+class ProtocolError(ServiceError):
+    code = "protocol"
+
+
+class Unauthenticated(ServiceError):
+    code = "unauthenticated"
+
+
+class AccessDenied(ServiceError):
+    code = "access-denied"
+
+
+class Unavailable(ServiceError):
+    code = "unavailable"
+
+
+class Disconnected(ServiceError):
+    code = "disconnected"
 
 
 def _tree(root: type[PieError]) -> dict[str, type[PieError]]:

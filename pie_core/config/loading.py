@@ -8,7 +8,7 @@ from pathlib import Path
 from pie_core.config.document import Document, parse_document, read_document
 from pie_core.config.options import Options
 from pie_core.config.places import Place
-from pie_core.config.tree import Config, ModelConfig, RuntimeConfig
+from pie_core.config.tree import Config, ModelConfig
 from pie_core.config.validation import parse, without_empty_headings
 from pie_core.errors import ConfigError
 from pie_core.paths import default_config_file
@@ -43,19 +43,26 @@ def _config(document: Document, folder: Path) -> Config:
     models = (
         _settled_model(model, folder, document.place.at("models", i)) for i, model in enumerate(config.models)
     )
-    return replace(config, models=tuple(models), runtime=_settled_runtime(config.runtime, folder))
+    return replace(
+        config,
+        models=tuple(models),
+        runtime=replace(config.runtime, program_cache=_settled(config.runtime.program_cache, folder)),
+        server=replace(
+            config.server,
+            tls_cert=_settled(config.server.tls_cert, folder),
+            tls_key=_settled(config.server.tls_key, folder),
+        ),
+        auth=replace(config.auth, file=_settled(config.auth.file, folder)),
+    )
 
 
 def _settled_model(model: ModelConfig, folder: Path, place: Place) -> ModelConfig:
     options = Options(model.driver.options, place.at("driver", "options"))
-    path = None if model.path is None else _absolute(model.path, folder)
-    return replace(model, path=path, driver=replace(model.driver, options=options))
+    return replace(model, path=_settled(model.path, folder), driver=replace(model.driver, options=options))
 
 
-def _settled_runtime(runtime: RuntimeConfig, folder: Path) -> RuntimeConfig:
-    if runtime.program_cache is None:
-        return runtime
-    return replace(runtime, program_cache=_absolute(runtime.program_cache, folder))
+def _settled(path: Path | None, folder: Path) -> Path | None:
+    return None if path is None else _absolute(path, folder)
 
 
 def _absolute(path: Path, folder: Path) -> Path:

@@ -45,26 +45,152 @@ def _as_devices(value: object) -> object:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
-    """Between a program and its client; with `pie run` the client is the terminal."""
+    """Where `pie serve` listens, and what it takes from clients."""
 
+    host: Annotated[
+        Text, Field(description="The address to listen on; 0.0.0.0 is every IPv4 address of this machine.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="The port to listen on; 0 is any free one.")] = (
+        8080
+    )
+    tls_cert: Annotated[
+        Path | None,
+        Field(
+            description="The server's certificate with its chain, in PEM; with it, clients come by wss and https."
+        ),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="The certificate's private key; null where `tls_cert` holds it, too.")
+    ] = None
+    allowed_origins: Annotated[
+        tuple[Text, ...],
+        Field(
+            description="Web pages that may connect, such as https://chat.example.org, besides this machine's own."
+        ),
+    ] = ()
     max_message_bytes: Annotated[
         int,
         Field(
             ge=1, le=1 << 30, description="The longest message that a client may send to a program, in bytes."
         ),
     ] = 1 << 20
+    max_request_bytes: Annotated[
+        int,
+        Field(
+            ge=1 << 19,
+            le=1 << 30,
+            description="The longest message that a client may send to the server, in bytes.",
+        ),
+    ] = 8 << 20
+    max_file_bytes: Annotated[
+        int,
+        Field(
+            ge=1, le=1 << 32, description="The largest file that a client may send to a program, in bytes."
+        ),
+    ] = 64 << 20
+    max_connections: Annotated[
+        int, Field(ge=1, description="Open connections; one more is refused with status 503.")
+    ] = 4096
+    max_processes: Annotated[
+        int, Field(ge=1, description="Programs that may run at once; one more is refused.")
+    ] = 1024
+    max_processes_per_user: Annotated[
+        int, Field(ge=1, description="How many of them may be of one user.")
+    ] = 512
+    requests_per_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="Messages that one connection may send in a second, on average; more are refused.",
+        ),
+    ] = 1000.0
+    pings_per_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="WebSocket pings that one connection may send in a second; beyond, it is closed.",
+        ),
+    ] = 20.0
+    login_s: Annotated[
+        float, Field(gt=0, le=3600, description="How long a connection may take to log in, in seconds.")
+    ] = 10.0
+    ping_interval_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="How often the server pings; a client that does not answer in half of it is gone.",
+        ),
+    ] = 30.0
+    idle_s: Annotated[
+        float | None,
+        Field(gt=0, description="When a connection without messages and processes is closed; null is never."),
+    ] = 3600.0
+    slow_client_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="How long a client may leave what was sent to it unread; then it is disconnected.",
+        ),
+    ] = 10.0
+    buffered_events: Annotated[
+        int, Field(ge=1, description="Events of a process that are kept for a client that attaches later.")
+    ] = 4096
+    buffered_bytes: Annotated[
+        int,
+        Field(
+            ge=1, description="The same in bytes; the oldest go first, and the client learns how many went."
+        ),
+    ] = 4 << 20
+    keep_ended_s: Annotated[
+        float,
+        Field(ge=0, description="How long the last events of a process that ended are kept, in seconds."),
+    ] = 300.0
+    drain_s: Annotated[
+        float,
+        Field(ge=0, description="How long programs may go on when the server is told to stop, in seconds."),
+    ] = 30.0
+
+    def __post_init__(self) -> None:
+        if self.tls_key is not None and self.tls_cert is None:
+            raise Misfit("expected `tls_cert` beside it", "tls_key")
+
+    @property
+    def is_local(self) -> bool:
+        """Only this machine can connect."""
+        return self.host in ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthConfig:
-    """Whose programs run."""
+    """Who may use the server, and whose programs run."""
 
+    enabled: Annotated[
+        bool,
+        Field(
+            description="Whether clients must log in with a key that `pie auth add` has registered; "
+            "only a server on a loopback address can do without."
+        ),
+    ] = True
+    file: Annotated[
+        Path | None,
+        Field(description="Where the keys are registered; null is `authorized.yaml` in PIE_HOME."),
+    ] = None
+    challenge_s: Annotated[
+        float,
+        Field(gt=0, le=3600, description="How long a client may take to sign its challenge, in seconds."),
+    ] = 60.0
+    failures_per_minute: Annotated[
+        int, Field(ge=1, description="Failed attempts to log in that one address may make in a minute.")
+    ] = 30
     user: Annotated[
         Text | None,
         Field(description="Whose the programs of `pie run` are; null is your login name."),
     ] = None
     tenant: Annotated[
-        Text | None, Field(description="Who shares snapshots and cached prefixes; null is the user alone.")
+        Text | None,
+        Field(
+            description="Who shares snapshots and cached prefixes, where keys do not say; null is the user alone."
+        ),
     ] = None
 
 
@@ -110,7 +236,11 @@ class RuntimeConfig:
         ),
     ] = None
     output_bytes: Annotated[
-        int, Field(ge=1, description="What a program may print, and again what it may send, in bytes; it ends beyond.")
+        int,
+        Field(
+            ge=1,
+            description="What a program may print, and again what it may send, in bytes; it ends beyond.",
+        ),
     ] = 16 << 20
     program_cache: Annotated[
         Path | None,
@@ -214,10 +344,12 @@ class ModelConfig:
 class Config:
     """All of it."""
 
-    server: Annotated[ServerConfig, Field(description="Messages between clients and programs.")] = field(
-        default_factory=ServerConfig
+    server: Annotated[
+        ServerConfig, Field(description="Where `pie serve` listens, and what it takes from clients.")
+    ] = field(default_factory=ServerConfig)
+    auth: Annotated[AuthConfig, Field(description="Who may use the server, and whose programs run.")] = field(
+        default_factory=AuthConfig
     )
-    auth: Annotated[AuthConfig, Field(description="Whose programs run.")] = field(default_factory=AuthConfig)
     telemetry: Annotated[TelemetryConfig, Field(description="Logging.")] = field(
         default_factory=TelemetryConfig
     )
@@ -233,6 +365,13 @@ class Config:
     ] = field(default_factory=lambda: (ModelConfig(name=DEFAULT_MODEL),))
 
     def __post_init__(self) -> None:
+        if not self.auth.enabled and not self.server.is_local:
+            raise Misfit(
+                f"expected true, because `server.host` is {self.server.host}: "
+                "without authentication a server listens on a loopback address such as 127.0.0.1",
+                "auth",
+                "enabled",
+            )
         names = [model.name for model in self.models]
         for index, name in enumerate(names):
             if name in names[:index]:

@@ -1,0 +1,142 @@
+"""The models of a server's configuration: which are loaded, loading and unloading them, how they do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from pie_core.app import Application
+from pie_core.config import Config, ModelConfig
+from pie_core.engine.messages import Event, ReadStatus, Status
+from pie_core.errors import NotFound, PieError
+from pie_core.host_api.guest_state import ServedModel
+from pie_core.ids import ModelName
+from pie_core.naming import unknown
+
+log = logging.getLogger(__name__)
+
+
+class Models:
+    """Loads one model at a time; programs see a model from the moment it is loaded."""
+
+    def __init__(self, app: Application, config: Config) -> None:
+        self._app = app
+        self._configured = {ModelName(model.name): model for model in config.models}
+        self._lock = asyncio.Lock()
+        self._failures: dict[ModelName, PieError] = {}
+        self._loading: ModelName | None = None
+        self.is_ready = False
+
+    async def load_all(self) -> None:
+        """What the server does at its start. Raises what the first model fails with."""
+        for name in self._configured:
+            await self.load(name)
+        self.is_ready = True
+
+    async def load(self, name: str) -> None:
+        """Raises NotFound, LoadError or what the driver refuses; a model that is loaded stays as it is."""
+        model = self._find(name)
+        async with self._lock:
+            if ModelName(name) not in self._app.models:
+                await self._load(model)
+
+    async def unload(self, name: str) -> None:
+        self._find(name)
+        async with self._lock:
+            await self._app.unload_model(ModelName(name))
+
+    def listing(self) -> list[dict[str, Any]]:
+        return [self._described(name) for name in self._configured]
+
+    async def statuses(self) -> dict[ModelName, Status]:
+        """Of the loaded ones."""
+        loaded = dict(self._app.models)
+        found = await asyncio.gather(
+            *(engine_status(model) for model in loaded.values()), return_exceptions=True
+        )
+        return {
+            name: status for name, status in zip(loaded, found, strict=True) if isinstance(status, Status)
+        }
+
+    def _find(self, name: str) -> ModelConfig:
+        model = self._configured.get(ModelName(name))
+        if model is None:
+            raise NotFound(
+                f"{unknown('model', name, self._configured)} (the server's configuration lists them)"
+            )
+        return model
+
+    async def _load(self, model: ModelConfig) -> None:
+        name = ModelName(model.name)
+        self._loading = name
+        self._failures.pop(name, None)
+        try:
+            await self._app.load_model(model)
+        except PieError as error:
+            self._failures[name] = error
+            raise
+        finally:
+            self._loading = None
+
+    def _described(self, name: ModelName) -> dict[str, Any]:
+        model = self._app.models.get(name)
+        described: dict[str, Any] = {"name": name, "state": self._state(name)}
+        if model is not None:
+            info = model.engine.info
+            described |= {
+                "driver": info.driver,
+                "architecture": info.architecture,
+                "vocab_size": info.vocab_size,
+                "max_model_len": info.max_model_len,
+            }
+        if name in self._failures:
+            described["error"] = str(self._failures[name])
+        return described
+
+    def _state(self, name: ModelName) -> str:
+        if name in self._app.models:
+            return "loaded"
+        return "loading" if name == self._loading else "failed" if name in self._failures else "unloaded"
+
+
+async def engine_status(model: ServedModel) -> Status:
+    """What an engine counts. Raises EngineLost."""
+    answered: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
+
+    def take(event: Event) -> Status:
+        assert isinstance(event, Status)
+        return event
+
+    pending = model.engine.request(lambda request: ReadStatus(request=request), take)
+
+    def settle() -> None:
+        if answered.done():
+            return
+        if pending.error is not None:
+            answered.set_exception(pending.error)
+        else:
+            answered.set_result(pending.result())
+
+    pending.on_done(settle)
+    return await answered
+
+
+def model_status(statuses: Iterable[tuple[ModelName, Status]]) -> dict[str, int | float]:
+    """Flat, in the names that clients of Pie 0.4 ask for where it has one."""
+    found: dict[str, int | float] = {}
+    for name, status in statuses:
+        total = sum(status.total_pages)
+        values: dict[str, int | float] = {
+            "kv_pages_used": total - sum(status.free_pages),
+            "kv_pages_total": total,
+            "total_batches": status.steps,
+            "total_tokens_processed": status.tokens,
+            "contexts": status.contexts,
+            "requests_waiting": status.waiting,
+            "requests_running": status.running,
+            "busy_s": status.busy_s,
+        }
+        found |= {f"{name}.{key}": value for key, value in values.items()}
+    return found

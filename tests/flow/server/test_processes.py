@@ -1,0 +1,68 @@
+"""Programs launched, heard, spoken to and ended over a socket."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pie_core.errors import Cancelled, NotFound
+from tests.flow.server.conftest import Pie
+
+OnServer = Callable[..., Any]
+
+ECHO = """
+    from inferlet import session
+
+    async def main(input):
+        print("ready")
+        while (message := await session.receive()) is not None:
+            session.send(message.upper())
+        return {"heard": True}
+"""
+
+
+def test_a_program_streams_its_events_and_its_return_value_comes_last(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            process = await client.launch("text-completion", {"prompt": "The capital", "max_tokens": 4})
+            events = [event async for event in process]
+            assert events[-1].kind == "return"
+            assert await process.result() == events[-1].value
+            assert [event.seq for event in events] == list(range(1, len(events) + 1))
+
+    on_server(scenario)
+
+
+def test_messages_go_both_ways_until_the_input_is_closed(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        pie.install("echo", ECHO)
+        async with pie.client() as client:
+            process = await client.launch("echo")
+            await process.signal("one")
+            await process.signal("two")
+            await process.close_input()
+            events = [(event.kind, event.value) async for event in process]
+            assert events == [
+                ("stdout", "ready\n"),
+                ("message", "ONE"),
+                ("message", "TWO"),
+                ("return", {"heard": True}),
+            ]
+            with pytest.raises(NotFound, match="has ended"):
+                await process.signal("three")
+
+    on_server(scenario)
+
+
+def test_a_terminated_process_ends_with_a_typed_error(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        pie.install("echo", ECHO)
+        async with pie.client() as client:
+            process = await client.launch("echo@1.0.0")
+            await process.terminate()
+            with pytest.raises(Cancelled, match="its client ended it"):
+                await process.result()
+
+    on_server(scenario)
