@@ -10,8 +10,8 @@ from pie_core.hookspecs import hookimpl
 from pie_plugins.drivers.portable.options import PortableOptions
 
 # GNU OpenMP spins for milliseconds between parallel regions. Beside other busy processes that took decoding on two
-# cores from 27 to 1.4 tokens/s; about 20 us of spinning still bridges the gap between two operations of a layer.
-SPIN_COUNT = "1000"
+# cores from 27 to 1.4 tokens/s; a short spin still bridges the gap between two operations of a layer.
+SPIN_COUNT = "5000"
 
 
 def load(request: DriverRequest) -> Driver:

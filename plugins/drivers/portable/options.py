@@ -18,7 +18,7 @@ class PortableOptions:
     cpu_threads: int = field(
         default=0,
         metadata={
-            "help": "threads of one matrix product; 0 = torch's own choice: every core, or OMP_NUM_THREADS",
+            "help": "threads of one matrix product; 0 = OMP_NUM_THREADS, else every core but one",
             "minimum": 0,
         },
     )
