@@ -27,6 +27,7 @@ class Source:
     shape: tuple[int, ...]
     hf_transposed: bool = False
     gguf_heads: int = 0  # > 0: GGUF keeps rotary pairs side by side inside each of so many heads
+    keep_float32: bool = False  # routers choose by small differences, whatever dtype the model runs in
 
     def name(self, form: Format) -> str:
         return self.hf if form == "hf" else self.gguf
@@ -34,6 +35,11 @@ class Source:
     def stored_shape(self, form: Format) -> tuple[int, ...]:
         turned = form == "hf" and self.hf_transposed
         return (*self.shape[:-2], self.shape[-1], self.shape[-2]) if turned else self.shape
+
+
+def hf_source(name: str, *shape: int, keep_float32: bool = False) -> Source:
+    """A tensor of an architecture that does not read GGUF files."""
+    return Source(name, name, shape, keep_float32=keep_float32)
 
 
 @dataclass(frozen=True, slots=True)

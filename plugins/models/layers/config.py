@@ -87,6 +87,13 @@ class ConfigKeys:
             raise self.error(f"{key} is {value!r}, expected a list of numbers")
         return tuple(float(each) for each in value)
 
+    def integers(self, key: str) -> tuple[int, ...]:
+        """None is no numbers."""
+        return self._list(key, int) or ()
+
+    def texts(self, key: str) -> tuple[str, ...] | None:
+        return self._list(key, str)
+
     def only(self, key: str, *allowed: object) -> None:
         """Reads a key that this architecture supports in some settings only. An absent key is fine."""
         value = self._pop(key)
@@ -94,11 +101,12 @@ class ConfigKeys:
             known = " or ".join(repr(each) for each in allowed)
             raise self.error(f"{key} is {value!r}; this architecture is implemented for {known}")
 
-    def only_all(self, key: str, allowed: object) -> None:
-        """The same for a list, each item of which must be `allowed`."""
+    def only_all(self, key: str, *allowed: object) -> None:
+        """The same for a list, each item of which must be one of `allowed`."""
         for value in self._pop(key) or ():
-            if value != allowed:
-                raise self.error(f"{key} names {value!r}; this architecture is implemented for {allowed!r}")
+            if value not in allowed:
+                known = " or ".join(repr(each) for each in allowed)
+                raise self.error(f"{key} names {value!r}; this architecture is implemented for {known}")
 
     def ignore(self, *keys: str) -> None:
         self._read.update(keys)
@@ -120,6 +128,14 @@ class ConfigKeys:
     def _pop(self, key: str) -> Any:
         self._read.add(key)
         return self._values.get(key)
+
+    def _list(self, key: str, kind: type[V]) -> tuple[V, ...] | None:
+        value = self._pop(key)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or any(type(each) is not kind for each in value):
+            raise self.error(f"{key} is {value!r}, expected a list of {kind.__name__}")
+        return tuple(value)
 
     def _typed(self, key: str, kind: type[V], default: Any) -> V:
         value = self._pop(key)

@@ -1,4 +1,4 @@
-"""The dense decoder that the Llama family shares: its configuration, weight table, cache and build.
+"""The decoder that the Llama family shares: its configuration, weight table, cache and build. Layers may hold experts.
 
 A variant subclasses `DenseDecoder` and says in `read` which options its checkpoints use.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.config import ConfigKeys
+from pie_plugins.models.layers.experts import ExpertSettings, add_experts
 from pie_plugins.models.layers.rope_settings import RopeSettings, read_rope
 from pie_plugins.models.weight_table import Source, WeightTable
 
@@ -36,6 +37,10 @@ class DenseConfig:
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    experts: ExpertSettings | None = None
+
+    def has_experts(self, layer: int) -> bool:
+        return self.experts is not None and layer in self.experts.layers
 
 
 def read_dense(
@@ -147,8 +152,9 @@ class DenseDecoder:
         vocab, hidden = config.vocab_size, config.hidden_size
         table.take("embedding", Source("model.embed_tokens.weight", "token_embd.weight", (vocab, hidden)))
         for layer in range(config.num_hidden_layers):
-            for matrix in self._matrices(config):
+            for matrix in self._attention(config):
                 matrix.add_to(table, layer)
+            self._feed_forward(table, config, layer)
             self._norms(table, config, layer)
         table.take("norm", Source("model.norm.weight", "output_norm.weight", (hidden,)))
         if config.tie_word_embeddings:
@@ -158,8 +164,8 @@ class DenseDecoder:
         table.leave("*.rotary_emb.inv_freq", "rope_freqs.weight")  # both follow from the configuration
         return table
 
-    def _matrices(self, config: DenseConfig) -> tuple[_Matrix, ...]:
-        hidden, inner = config.hidden_size, config.intermediate_size
+    def _attention(self, config: DenseConfig) -> tuple[_Matrix, ...]:
+        hidden = config.hidden_size
         q, kv = config.num_attention_heads, config.num_key_value_heads
         q_rows, kv_rows = q * config.head_dim, kv * config.head_dim
         if not self.gguf_swaps_pairs:
@@ -169,15 +175,21 @@ class DenseDecoder:
             _Part("self_attn.k_proj", "attn_k", kv_rows, kv),
             _Part("self_attn.v_proj", "attn_v", kv_rows),
         )
-        gate_up = (_Part("mlp.gate_proj", "ffn_gate", inner), _Part("mlp.up_proj", "ffn_up", inner))
+        output = (_Part("self_attn.o_proj", "attn_output", hidden),)
         return (
             _Matrix("qkv", qkv, hidden, config.qkv_bias),
-            _Matrix(
-                "output", (_Part("self_attn.o_proj", "attn_output", hidden),), q_rows, config.output_bias
-            ),
-            _Matrix("gate_up", gate_up, hidden, config.mlp_bias),
-            _Matrix("down", (_Part("mlp.down_proj", "ffn_down", hidden),), inner, config.mlp_bias),
+            _Matrix("output", output, q_rows, config.output_bias),
         )
+
+    def _feed_forward(self, table: WeightTable, config: DenseConfig, layer: int) -> None:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        if config.experts is not None and config.has_experts(layer):
+            add_experts(table, config.experts, hidden, f"layers.{layer}", f"model.layers.{layer}.mlp")
+            return
+        gate_up = (_Part("mlp.gate_proj", "ffn_gate", inner), _Part("mlp.up_proj", "ffn_up", inner))
+        _Matrix("gate_up", gate_up, hidden, config.mlp_bias).add_to(table, layer)
+        down = (_Part("mlp.down_proj", "ffn_down", hidden),)
+        _Matrix("down", down, inner, config.mlp_bias).add_to(table, layer)
 
     def _norms(self, table: WeightTable, config: DenseConfig, layer: int) -> None:
         hf, gguf, ours = f"model.layers.{layer}", f"blk.{layer}", f"layers.{layer}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from pie_plugins.models.layers.attention import Attention
-from pie_plugins.models.layers.decoder import Decoder, PreNormLayer
+from pie_plugins.models.layers.decoder import Decoder, Part, PreNormLayer
 from pie_plugins.models.layers.dense import DenseConfig
-from pie_plugins.models.layers.mlp import GatedMLP
+from pie_plugins.models.layers.moe import build_experts, build_gated_mlp
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.rope import Rope, build_rope
@@ -32,11 +32,15 @@ def _layer(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) 
         mixer_norm=RMSNorm(parameters.tensor(f"{name}.input_norm"), eps),
         mixer=_attention(config, parameters, rope, layer),
         mlp_norm=RMSNorm(parameters.tensor(f"{name}.mlp_norm"), eps),
-        mlp=GatedMLP(
-            parameters.linear(f"{name}.gate_up", config.mlp_bias),
-            parameters.linear(f"{name}.down", config.mlp_bias),
-        ),
+        mlp=_feed_forward(config, parameters, layer),
     )
+
+
+def _feed_forward(config: DenseConfig, parameters: Parameters, layer: int) -> Part:
+    name = f"layers.{layer}"
+    if config.experts is not None and config.has_experts(layer):
+        return build_experts(config.experts, parameters, name)
+    return build_gated_mlp(parameters, name, config.mlp_bias)
 
 
 def _attention(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> Attention:

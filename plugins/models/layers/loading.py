@@ -81,7 +81,7 @@ class _Loader:
         self._hash(name, tensor)
         self._done += self._checkpoint.tensors[name].num_bytes
         self._progress(Progress("loading weights", self._done, self._total))
-        tensor = tensor.to(self._device, self._dtype)
+        tensor = tensor.to(self._device, torch.float32 if source.keep_float32 else self._dtype)
         if self._checkpoint.form == "hf" and source.hf_transposed:
             return tensor.transpose(-1, -2)
         if self._checkpoint.form == "gguf" and source.gguf_heads:

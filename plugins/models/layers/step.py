@@ -6,6 +6,7 @@ never ask for them, nor for the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,8 +32,17 @@ class AttentionHeads:
     head_dim: int
     norm: Tensor | None  # [H + K, D]: weight of an RMS norm over each query and key head
     norm_eps: float
-    rope: Rope
+    rope: Rope | None  # None: attention does not know positions
     scale: float
+    reads_only: bool = False  # another layer writes the keys and values: only queries come in
+
+
+class Recurrence(Protocol):
+    """What a recurrent layer does with runs of equally many rows. Pure: the state that comes in is left as it is."""
+
+    def __call__(self, inputs: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs [R, n, …] and a state [R, …] to an output [R, n, …] and the state behind the last row."""
+        ...
 
 
 class Step(Protocol):
@@ -61,6 +71,11 @@ class Step(Protocol):
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         """[T, (H + 2 K) * D] to [T, H * D]: norms and rotates query and key heads, writes keys and values to the
         pages, and attends over all rows that each row may see. One operation, so that kernels can fuse it."""
+        ...
+
+    def recur(self, cache: CacheRef, part: int, rule: Recurrence, inputs: Sequence[Tensor]) -> Tensor:
+        """Runs every request's rows, inputs [T, …], through `rule`, from the state it has in that part of the layer's
+        slots, and keeps the states that the batch asks for. Returns [T, …]."""
         ...
 
 

@@ -13,9 +13,9 @@ from pie_core.contracts.driver import Driver, DriverRequest
 from pie_core.contracts.forward import Float32
 from pie_plugins.drivers.portable import pie_drivers
 from pie_plugins.drivers.portable.options import PortableOptions
-from pie_plugins.models import llama, qwen3
+from pie_plugins.models import llama, qwen3, qwen3_moe
 
-ARCHITECTURES = {each.name: each for each in (llama.DECLARATION, qwen3.DECLARATION)}
+ARCHITECTURES = {each.name: each for each in (llama.DECLARATION, qwen3.DECLARATION, qwen3_moe.DECLARATION)}
 
 
 def tiny(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -34,6 +34,22 @@ def tiny(model_type: str, **changes: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     return config | changes
+
+
+def tiny_moe(**changes: Any) -> dict[str, Any]:
+    experts = {
+        "moe_intermediate_size": 24,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
+    return tiny("qwen3_moe") | experts | changes
+
+
+# One configuration of each architecture, for tests that want several.
+CONFIGS = {"llama": tiny("llama"), "qwen3": tiny("qwen3"), "qwen3_moe": tiny_moe()}
 
 
 def transformers_logits(path: Path, tokens: Sequence[int]) -> Float32:

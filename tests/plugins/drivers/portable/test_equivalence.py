@@ -27,7 +27,7 @@ from pie_core.testing.batches import (
     Stepper,
     probe_values,
 )
-from tests.plugins.models.reference import ARCHITECTURES, portable, tiny
+from tests.plugins.models.reference import ARCHITECTURES, CONFIGS, portable
 
 TOLERANCE = 1e-5  # of the logits' standard deviation
 PAGE_SIZES = (1, 3, 16, 64)
@@ -37,7 +37,7 @@ VOCAB = 320
 @cache
 def driver(architecture: str, page_size: int) -> Driver:
     folder = Path(mkdtemp())
-    write_checkpoint(folder, ARCHITECTURES[architecture], tiny(architecture))
+    write_checkpoint(folder, ARCHITECTURES[architecture], CONFIGS[architecture])
     return portable(folder, kv_page_size=page_size)
 
 
@@ -85,7 +85,7 @@ def close(seen: Float32, expected: Float32) -> bool:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    architecture=st.sampled_from(sorted(ARCHITECTURES)),
+    architecture=st.sampled_from(sorted(CONFIGS)),
     page_size=st.sampled_from(PAGE_SIZES),
     told=st.lists(stories(), min_size=1, max_size=4),
     order=st.randoms(use_true_random=False),
@@ -114,12 +114,18 @@ def test_pages_chunks_and_neighbours_change_nothing(
 
 
 @settings(max_examples=15, deadline=None)
-@given(page_size=st.sampled_from(PAGE_SIZES), told=stories(), tail=stories(), data=st.data())
+@given(
+    architecture=st.sampled_from(sorted(CONFIGS)),
+    page_size=st.sampled_from(PAGE_SIZES),
+    told=stories(),
+    tail=stories(),
+    data=st.data(),
+)
 def test_a_fork_continues_like_a_context_of_its_own(
-    page_size: int, told: Story, tail: Story, data: st.DataObject
+    architecture: str, page_size: int, told: Story, tail: Story, data: st.DataObject
 ) -> None:
     shared = data.draw(st.integers(1, len(told.tokens)), label="shared rows")
-    stepper = Stepper(driver("llama", page_size))
+    stepper = Stepper(driver(architecture, page_size))
     parent = stepper.context()
     stepper.run([Request(parent, told.tokens[:shared])])
     child = stepper.fork(parent)
@@ -129,14 +135,14 @@ def test_a_fork_continues_like_a_context_of_its_own(
     for story, context in reversed(grown):
         for start, stop in story.chunks(shared):
             result = stepper.run([story.request(context, start, stop)])
-        expected, token = sequential("llama", story)
+        expected, token = sequential(architecture, story)
         assert close(probe_values(result, 0), expected)
         assert int(result.tokens[0]) == token
 
 
-def greedy(tokens: Sequence[int], count: int) -> list[int]:
+def greedy(architecture: str, tokens: Sequence[int], count: int) -> list[int]:
     """The plain loop, one token a step."""
-    stepper = Stepper(driver("llama", 16))
+    stepper = Stepper(driver(architecture, 16))
     context, fed, found = stepper.context(), list(tokens), []
     for _ in range(count):
         result = stepper.run([Request(context, fed, samples=[Sample()])])
@@ -147,17 +153,18 @@ def greedy(tokens: Sequence[int], count: int) -> list[int]:
 
 @settings(max_examples=20, deadline=None)
 @given(
+    architecture=st.sampled_from(sorted(CONFIGS)),
     page_size=st.sampled_from(PAGE_SIZES),
     prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12), min_size=1, max_size=3),
     right=st.lists(st.integers(0, 3), min_size=3, max_size=3),
     ahead=st.booleans(),
 )
 def test_verified_drafts_give_the_tokens_of_the_plain_loop(
-    page_size: int, prompts: list[list[int]], right: list[int], ahead: bool
+    architecture: str, page_size: int, prompts: list[list[int]], right: list[int], ahead: bool
 ) -> None:
     """`right` drafts of three are what the model says; with `ahead` the next step is queued before that is known."""
-    expected = [greedy(prompt, 6) for prompt in prompts]
-    stepper = Stepper(driver("llama", page_size))
+    expected = [greedy(architecture, prompt, 6) for prompt in prompts]
+    stepper = Stepper(driver(architecture, page_size))
     contexts = [stepper.context() for _ in prompts]
     stepper.run(
         [

@@ -1,0 +1,64 @@
+"""Every architecture over the tiny checkpoints in public naming that PIE_ORACLE names, against their golden logits.
+
+A folder for each checkpoint: config.json, model.safetensors, and golden.safetensors with `input_ids`, `logits` of the
+whole prompt, and the greedy continuation as `generated` and `step_logits`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from pie_core.contracts.forward import Float32, ProbeKind
+from pie_core.testing.any_architecture import logits
+from pie_core.testing.batches import Probe, Request, Sample, Stepper, probe_values
+from tests.plugins.models.reference import ARCHITECTURES, portable
+
+ORACLE = os.environ.get("PIE_ORACLE")
+TOLERANCE = 1e-4  # of the logits' standard deviation
+KNOWN = {model_type for each in ARCHITECTURES.values() for model_type in each.model_types}
+
+
+def checkpoints() -> list[Path]:
+    """Those that an architecture reads and whose prompt is text alone."""
+    found = sorted(Path(ORACLE).glob("*/golden.safetensors")) if ORACLE else []
+    return [each.parent for each in found if _model_type(each.parent) in KNOWN and not _has_media(each)]
+
+
+def _model_type(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text())["model_type"])
+
+
+def _has_media(golden: Path) -> bool:
+    return bool(
+        load_file(golden).keys() - {"input_ids", "attention_mask", "logits", "generated", "step_logits"}
+    )
+
+
+def deviation(seen: Float32, expected: Float32) -> float:
+    return float(np.abs(seen - expected).max() / expected.std())
+
+
+@pytest.mark.skipif(not ORACLE, reason="PIE_ORACLE names no folder of checkpoints")
+@pytest.mark.parametrize("folder", checkpoints(), ids=lambda folder: folder.name)
+def test_a_checkpoint_in_public_naming_gives_its_golden_logits_and_tokens(folder: Path) -> None:
+    golden = load_file(folder / "golden.safetensors")
+    prompt, generated = golden["input_ids"][0].tolist(), golden["generated"][0].tolist()
+    driver = portable(folder)
+    stepper = Stepper(driver)
+    whole = deviation(logits(stepper, [prompt]), golden["logits"][0])
+    context, fed, steps = stepper.context(), prompt, 0.0
+    for place, token in enumerate(generated):
+        probe = Probe(ProbeKind.LOGITS, len(fed) - 1)
+        result = stepper.run([Request(context, fed, samples=[Sample()], probes=[probe])])
+        fed = [int(result.tokens[0])]
+        assert fed == [token], f"token {place}"
+        steps = max(steps, deviation(probe_values(result, 0), golden["step_logits"][0, place]))
+    driver.close()
+    print(f"{folder.name}: prompt {whole:.1e}, steps {steps:.1e} of the deviation")
+    assert max(whole, steps) <= TOLERANCE
