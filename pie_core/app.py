@@ -29,6 +29,7 @@ from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel
 from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.manifest import AskedLimits, Grants, checked_input, require_granted
+from pie_core.models import with_paths
 from pie_core.paths import programs_cache_dir
 from pie_core.plugins import PluginRegistry, load_plugins
 from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram, find_program
@@ -126,13 +127,12 @@ class Application:
 
             self._programs[path] = asyncio.ensure_future(Program.load(self.runtime, path, label, report))
             self._programs[path].add_done_callback(_has_failed)
-        return await asyncio.shield(
-            self._programs[path]
-        )  # several may wait for it: one that gives up ends no other
+        # Several may wait for it: one that gives up ends no other.
+        return await asyncio.shield(self._programs[path])
 
     async def load_model(self, model: ModelConfig) -> None:
-        """Programs find the model from now on, those that run already as well."""
-        served, port = await self._serve(model)
+        """Programs find the model from now on, those that run already as well. Downloads it if need be."""
+        served, port = await self._serve(await _in_thread(lambda: self._with_path(model)))
         self.models[served.name] = served
         self._ports[served.name] = port
 
@@ -162,6 +162,10 @@ class Application:
             await port.close()
             raise
         return ServedModel(ModelName(model.name), EngineClient(port), text), port
+
+    def _with_path(self, model: ModelConfig) -> ModelConfig:
+        alone = replace(self._config, models=(model,))
+        return with_paths(alone, self._registry.drivers, self._progress).models[0]
 
     def _load_driver(self, declaration: DriverDeclaration, model: ModelConfig) -> Driver:
         return declaration.load(

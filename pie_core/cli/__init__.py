@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pie_core import __version__
-from pie_core.cli import build, check, config, doctor, inferlets, install, model, new, run
+from pie_core.cli import auth, build, check, config, doctor, inferlets, install, model, new, run, serve
 from pie_core.cli.examples import examples
 from pie_core.cli.logs import LogLevelOption, start_logging
 from pie_core.cli.outcomes import ending_well
@@ -51,6 +51,8 @@ def pie(
 
 
 run.add_to(app)
+serve.add_to(app)
+auth.add_to(app)
 new.add_to(app)
 inferlets.add_to(app)
 build.add_to(app)

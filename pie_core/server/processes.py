@@ -216,6 +216,7 @@ class ProcessTable:
     ) -> ServerProcess:
         """Raises InvalidRequest for input that is not a JSON object, LimitExceeded or Unavailable."""
         arguments = parse_input(given)
+        self._app.launch_terms(source, arguments)
         self._check_room(principal)
         process = ServerProcess(principal, inferlet, given, keep_printed, self._config)
         process.state = self._app.new_process(principal.user, process, principal.tenant)
@@ -242,9 +243,12 @@ class ProcessTable:
         """Nothing new is started; what runs may end by itself, and what has not in time is ended."""
         self.accepts = False
         await self._wait(patience_s)
-        for process in list(self._running.values()):
-            process.terminate(f"the server was stopped, and {patience_s:g} s (server.drain_s) are over")
+        self.terminate_all(f"the server was stopped, and {patience_s:g} s (server.drain_s) are over")
         await self._wait(None)
+
+    def terminate_all(self, reason: str) -> None:
+        for process in list(self._running.values()):
+            process.terminate(reason)
 
     def close(self) -> None:
         for timer in self._timers.values():
