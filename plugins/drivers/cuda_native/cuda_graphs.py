@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +65,9 @@ class Bucket:
         self._scratch = [cache.scratch_page for cache in runner.caches]
         self._block = torch.zeros(self._layout.words, dtype=torch.int32, device=timeline.device)
         sizes = [cache.page_size for cache in runner.caches]
-        self.tensors: StepTensors = view_block(self._block, self._layout, sizes, max_rows=1, max_drafts=0)
+        self.tensors: StepTensors = view_block(
+            self._block, self._layout, sizes, np.ones(requests, np.int64), max_drafts=0
+        )
         self._attention = OwnAttention(runner.kernels, self.tensors)
         self._forward: Callable[[], None] = self._run_forward
         self._sample: Callable[[], None] = self._run_sample

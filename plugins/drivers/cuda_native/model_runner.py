@@ -29,7 +29,10 @@ class AngleTables:
         known = self._tables.get(id(rope))
         if known is None:
             angles = self._positions[:, None] * rope.frequencies.to(self._positions.device)
-            known = self._tables[id(rope)] = rope, Angles(angles.cos(), angles.sin())
+            known = self._tables[id(rope)] = (
+                rope,
+                Angles(angles.cos() * rope.magnitude, angles.sin() * rope.magnitude),
+            )
         return known[1]
 
 

@@ -158,8 +158,10 @@ class StepRunner:
         caches = self._runner.caches
         block = torch.empty(layout.words, dtype=torch.int32, device=self._timeline.device)
         self._timeline.send(pack(step, layout, base, [cache.scratch_page for cache in caches]), block)
-        max_rows, max_drafts = int(step.counts.max(initial=0)), int(step.batch.num_drafts.max(initial=0))
-        tensors = view_block(block, layout, [cache.page_size for cache in caches], max_rows, max_drafts)
+        max_drafts = int(step.batch.num_drafts.max(initial=0))
+        tensors = view_block(
+            block, layout, [cache.page_size for cache in caches], np.sort(step.counts)[::-1], max_drafts
+        )
         for tensors_of, table in zip(tensors.groups, step.groups, strict=True):
             if table.masks is not None:
                 tensors_of.masks = self._mask_tensors(table.masks)

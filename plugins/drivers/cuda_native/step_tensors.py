@@ -14,12 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pie_core.contracts.forward import Int32
+from pie_core.contracts.forward import Int32, Int64
 from pie_plugins.drivers.cuda_native.batch_tensors import GroupTable, HostStep
 from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure
 
 ROW_PARTS = ("token", "token_source", "token_dependency", "position", "row_request", "first_sampler")
-REQUEST_PARTS = ("length", "length_source", "length_dependency", "fail", "drafts")
+REQUEST_PARTS = ("length", "length_source", "length_dependency", "fail", "drafts", "by_rows")
 SAMPLER_PARTS = (
     "sampler_row",
     "sampler_request",
@@ -102,7 +102,7 @@ class StepTensors:
     tokens: Tensor  # [T] out: resolved
     positions: Tensor  # [T] out: resolved
     shift: Tensor  # [R] out: how far the length lies below its bound
-    max_rows: int  # of one request
+    rows_descending: Int64  # [R] on the host: token rows of the requests that the part "by_rows" lists
     max_drafts: int
 
     def __getattr__(self, name: str) -> Tensor:
@@ -110,6 +110,15 @@ class StepTensors:
             return self.parts[name]
         except KeyError:
             raise AttributeError(name) from None
+
+    @property
+    def max_rows(self) -> int:
+        """Of one request."""
+        return int(self.rows_descending[0]) if len(self.rows_descending) else 0
+
+    def wide_requests(self, narrow_rows: int) -> Tensor:
+        """Those of more rows than that; they come first in "by_rows"."""
+        return self.parts["by_rows"][: int((self.rows_descending > narrow_rows).sum())]
 
     def floats(self, name: str) -> Tensor:
         """A part that holds float32."""
@@ -123,7 +132,7 @@ def sizes_of(step: HostStep) -> Sizes:
 
 
 def view_block(
-    block: Tensor, layout: BlockLayout, page_sizes: Sequence[int], max_rows: int, max_drafts: int
+    block: Tensor, layout: BlockLayout, page_sizes: Sequence[int], rows_descending: Int64, max_drafts: int
 ) -> StepTensors:
     """The parts of a block on the device, with room for what the kernels make of them."""
     sizes = layout.sizes
@@ -138,7 +147,7 @@ def view_block(
         )
         for g, size in enumerate(page_sizes)
     )
-    return StepTensors(sizes, parts, groups, tokens, positions, shift, max_rows, max_drafts)
+    return StepTensors(sizes, parts, groups, tokens, positions, shift, rows_descending, max_drafts)
 
 
 def pack(step: HostStep, layout: BlockLayout, base: int, scratch_pages: Sequence[int]) -> Int32:
@@ -195,6 +204,7 @@ def _pack_requests(packer: _Packer, step: HostStep) -> None:
     packer.put("fail", step.fail, int(Failure.REFUSED))
     packer.put("drafts", step.batch.num_drafts, 0)
     packer.count_up("row_indptr", step.batch.indptr)
+    packer.put("by_rows", np.argsort(-step.counts, kind="stable"), 0)
 
 
 def _pack_samplers(packer: _Packer, step: HostStep) -> None:

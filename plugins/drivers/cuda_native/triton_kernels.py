@@ -1,0 +1,355 @@
+"""The operations of a step in Triton: what `torch_kernels` says, in few launches and without a look at the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from pie_plugins.drivers.cuda_native.kernels import Angles
+from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
+from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
+from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
+from pie_plugins.drivers.cuda_native.triton_layers import (
+    add_rms_norm_kernel,
+    place_heads_kernel,
+    rms_norm_kernel,
+    silu_mul_kernel,
+)
+from pie_plugins.drivers.cuda_native.triton_sampling import (
+    best_kernel,
+    draw_kernel,
+    pick_kernel,
+    threshold_kernel,
+)
+from pie_plugins.drivers.cuda_native.triton_steps import prepare_kernel, settle_kernel
+from pie_plugins.models.layers.step import AttentionHeads
+
+LOG2_E = 1.4426950408889634
+LANES = 256  # rows or requests of one program around the layers
+HEADS = 8  # of one program that places heads
+ACTIVATION_BLOCK = 1024
+SAMPLING_BLOCK = 4096
+STRETCHES = 16  # of the vocabulary, so that few samplers fill the GPU too
+SHORTEST_SPAN = 256  # columns below which splitting costs more than it gains
+INVARIANT_SPLITS = 16
+MOST_SPLITS = 64
+PROGRAMS_WANTED = 528  # four for each multiprocessor of an H100 or H200
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How attention is cut into programs."""
+
+    rows: int
+    columns: int
+    splits: int
+    warps: int
+    stages: int
+
+
+class TritonKernels:
+    """See `kernels.Kernels`. Batch-invariant: how a request is cut depends on nothing but itself."""
+
+    name = "triton"
+
+    def __init__(self, layout: RingLayout, batch_invariant: bool = False) -> None:
+        self._layout = layout
+        self._batch_invariant = batch_invariant
+
+    def prepare(self, step: StepTensors, ring: Tensor, vocab_size: int) -> None:
+        sizes = step.sizes
+        programs = triton.cdiv(max(sizes.rows, sizes.requests), LANES)
+        for place, group in enumerate(step.groups):
+            prepare_kernel[(programs,)](
+                ring,
+                step.token,
+                step.token_source,
+                step.token_dependency,
+                step.position,
+                step.row_request,
+                step.length,
+                step.length_source,
+                step.length_dependency,
+                step.row_indptr,
+                step.fail,
+                group.holes,
+                group.page_indptr,
+                group.pages,
+                step.tokens,
+                step.positions,
+                step.shift,
+                group.columns,
+                group.slots,
+                sizes.rows,
+                sizes.requests,
+                len(group.pages),
+                vocab_size,
+                PAGE=group.page_size,
+                DEPENDENCY=int(Failure.DEPENDENCY),
+                FIRST=place == 0,
+                BLOCK=LANES,
+            )
+
+    def embed(self, table: Tensor, tokens: Tensor) -> Tensor:
+        return table.index_select(0, tokens)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        columns = x.shape[-1]
+        if len(x):
+            rms_norm_kernel[(x.numel() // columns,)](
+                x, weight, out, columns, eps, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns)
+            )
+        return out
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        columns = x.shape[-1]
+        add_rms_norm_kernel[(len(x),)](
+            x,
+            delta,
+            weight,
+            out,
+            columns,
+            eps,
+            BLOCK=triton.next_power_of_2(columns),
+            num_warps=_warps(columns),
+        )
+        return out
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        columns = gate_up.shape[1] // 2
+        out = gate_up.new_empty((len(gate_up), columns))
+        grid = (len(gate_up), triton.cdiv(columns, ACTIVATION_BLOCK))
+        silu_mul_kernel[grid](gate_up, out, columns, BLOCK=ACTIVATION_BLOCK)
+        return out
+
+    def place_heads(
+        self,
+        qkv: Tensor,
+        heads: AttentionHeads,
+        angles: Angles,
+        positions: Tensor,
+        slots: Tensor,
+        pages: Tensor,
+    ) -> Tensor:
+        total = heads.num_heads + 2 * heads.num_kv_heads
+        place_heads_kernel[(len(qkv), triton.cdiv(total, HEADS))](
+            qkv,
+            qkv if heads.norm is None else heads.norm,
+            angles.cos,
+            angles.sin,
+            positions,
+            slots,
+            pages,
+            heads.norm_eps,
+            heads.num_heads,
+            heads.num_kv_heads,
+            PAGE=pages.shape[3],
+            DIM=heads.head_dim,
+            HALF=triton.next_power_of_2(heads.head_dim // 2),
+            HEADS=HEADS,
+            NORMED=heads.norm is not None,
+        )
+        return qkv.view(len(qkv), total, heads.head_dim)[:, : heads.num_heads]
+
+    def attend(
+        self, q: Tensor, pages: Tensor, group: GroupTensors, step: StepTensors, scale: float
+    ) -> Tensor:
+        out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
+        call = _Attending(q, pages, group, step, scale, out)
+        narrow_rows = max(1, 16 // call.group_size)
+        wide = step.wide_requests(narrow_rows)
+        if len(wide):
+            call.run_wide(self._wide_tiling(call), wide, narrow_rows)
+        if len(wide) < step.sizes.requests:
+            call.run_narrow(self._narrow_tiling(call, step), narrow_rows)
+        return out
+
+    def _narrow_tiling(self, call: _Attending, step: StepTensors) -> Tiling:
+        programs = step.sizes.requests * call.kv_heads
+        splits = min(MOST_SPLITS, max(4, triton.next_power_of_2(triton.cdiv(PROGRAMS_WANTED, programs))))
+        if self._batch_invariant:
+            splits = INVARIANT_SPLITS
+        return Tiling(max(16, triton.next_power_of_2(call.group_size)), 64, splits, warps=4, stages=3)
+
+    def _wide_tiling(self, call: _Attending) -> Tiling:
+        wide_rows = call.dim <= 128
+        return Tiling(128 if wide_rows else 64, 64, 1, warps=8 if wide_rows else 4, stages=2)
+
+    def sample(self, logits: Tensor, step: StepTensors) -> Tensor:
+        rows, vocab_size = logits.shape
+        span = triton.cdiv(triton.cdiv(vocab_size, STRETCHES), SAMPLING_BLOCK) * SAMPLING_BLOCK
+        floats = logits.new_empty((2 * STRETCHES + 2, rows), dtype=torch.float32)
+        words = logits.new_empty((2 * STRETCHES + 3, rows), dtype=torch.int32)
+        best, drawn = floats[:STRETCHES].view(-1), floats[STRETCHES : 2 * STRETCHES].view(-1)
+        highest, threshold = floats[2 * STRETCHES], floats[2 * STRETCHES + 1]
+        where, numbers = words[:STRETCHES].view(-1), words[STRETCHES : 2 * STRETCHES].view(-1)
+        greedy, last_equal, tokens = words[2 * STRETCHES], words[2 * STRETCHES + 1], words[2 * STRETCHES + 2]
+        cut = {"STRETCHES": STRETCHES, "BLOCK": SAMPLING_BLOCK, "num_warps": 8}
+        best_kernel[(rows, STRETCHES)](logits, best, where, numbers, vocab_size, span, **cut)
+        temperature = step.floats("temperature")
+        threshold_kernel[(rows,)](
+            logits,
+            best,
+            where,
+            numbers,
+            temperature,
+            step.top_k,
+            step.floats("top_p"),
+            step.floats("min_p"),
+            step.sampler_request,
+            step.fail,
+            greedy,
+            highest,
+            threshold,
+            last_equal,
+            vocab_size,
+            NOTHING_ALLOWED=int(Failure.NOTHING_ALLOWED),
+            NOT_A_NUMBER=int(Failure.NOT_A_NUMBER),
+            **cut,
+        )
+        draw_kernel[(rows, STRETCHES)](
+            logits,
+            temperature,
+            highest,
+            threshold,
+            last_equal,
+            step.stream_low,
+            step.stream_high,
+            step.index,
+            step.shift,
+            step.sampler_request,
+            step.slot,
+            step.epoch,
+            drawn,
+            where,
+            vocab_size,
+            span,
+            **cut,
+        )
+        pick_kernel[(rows,)](temperature, greedy, drawn, where, tokens, vocab_size, STRETCHES=STRETCHES)
+        return tokens
+
+    def settle(self, step: StepTensors, sampled: Tensor, ring: Tensor) -> None:
+        sizes, layout = step.sizes, self._layout
+        settle_kernel[(triton.cdiv(max(sizes.requests, len(sampled)), LANES),)](
+            ring,
+            step.base,
+            step.fail,
+            step.length,
+            step.shift,
+            step.drafts,
+            step.row_indptr,
+            step.first_sampler,
+            step.tokens,
+            sampled,
+            step.sampler_row,
+            step.sampler_request,
+            sizes.requests,
+            len(sampled),
+            step.max_drafts,
+            layout.accepted,
+            layout.last,
+            layout.length,
+            layout.tokens,
+            layout.live,
+            BLOCK=LANES,
+        )
+
+
+class _Attending:
+    """One layer's attention: what its launches have in common."""
+
+    def __init__(
+        self, q: Tensor, pages: Tensor, group: GroupTensors, step: StepTensors, scale: float, out: Tensor
+    ) -> None:
+        self.kv_heads, self.page_size, self.dim = pages.shape[2], pages.shape[3], q.shape[2]
+        self.group_size = q.shape[1] // self.kv_heads
+        self._q, self._pages, self._group, self._step = q, pages, group, step
+        self._scale, self._out = scale * LOG2_E, out
+
+    def run_narrow(self, tiling: Tiling, narrow_rows: int) -> None:
+        """Requests of few rows; their columns are split."""
+        rows, heads = self._q.shape[:2]
+        partial = self._q.new_empty(rows * heads * tiling.splits * (self.dim + 2), dtype=torch.float32)
+        parts = partial.split([rows * heads * tiling.splits * size for size in (self.dim, 1, 1)])
+        self._launch(
+            tiling, self._step.sizes.requests, 1, parts, self._step.row_indptr, narrow_rows, narrow=True
+        )
+        merge_kernel[(rows, heads)](
+            *parts,
+            self._group.columns,
+            self._step.row_indptr,
+            self._step.row_request,
+            self._out,
+            heads,
+            narrow_rows,
+            GROUP=self.group_size,
+            DIM=self.dim,
+            DIMS=triton.next_power_of_2(self.dim),
+            ROWS=tiling.rows,
+            COLUMNS=tiling.columns,
+            SPLITS=tiling.splits,
+            SHORTEST=SHORTEST_SPAN,
+            MASKED=self._group.masks is not None,
+        )
+
+    def run_wide(self, tiling: Tiling, requests: Tensor, narrow_rows: int) -> None:
+        """The listed requests, in tiles of rows."""
+        tiles = triton.cdiv(self._step.max_rows * self.group_size, tiling.rows)
+        unused = (self._out, self._out, self._out)
+        self._launch(tiling, len(requests), tiles, unused, requests, narrow_rows, narrow=False)
+
+    def _launch(
+        self,
+        tiling: Tiling,
+        requests: int,
+        tiles: int,
+        parts: tuple[Tensor, ...],
+        listed: Tensor,
+        narrow_rows: int,
+        narrow: bool,
+    ) -> None:
+        group, step = self._group, self._step
+        masks = group.masks or MaskTensors(listed, listed, listed[None])
+        attend_kernel[(requests * tiles, self.kv_heads, tiling.splits)](
+            self._q,
+            self._q.stride(0),
+            self._pages,
+            group.page_indptr,
+            group.pages,
+            group.columns,
+            step.row_indptr,
+            listed,
+            self._out,
+            *parts,
+            masks.index,
+            masks.causal,
+            masks.words,
+            masks.words.shape[1],
+            self._scale,
+            self.kv_heads,
+            tiles,
+            narrow_rows,
+            GROUP=self.group_size,
+            DIM=self.dim,
+            DIMS=triton.next_power_of_2(self.dim),
+            PAGE=self.page_size,
+            ROWS=tiling.rows,
+            COLUMNS=tiling.columns,
+            SPLITS=tiling.splits,
+            SHORTEST=SHORTEST_SPAN,
+            NARROW=narrow,
+            MASKED=group.masks is not None,
+            PRECISION="ieee" if self._q.dtype == torch.float32 else "tf32",
+            num_warps=tiling.warps,
+            num_stages=tiling.stages,
+        )
+
+
+def _warps(columns: int) -> int:
+    return min(16, max(4, int(triton.next_power_of_2(columns)) // 512))
