@@ -10,7 +10,8 @@ from pie_core.hookspecs import hookimpl
 from pie_plugins.drivers.portable.options import PortableOptions
 
 # GNU OpenMP spins for milliseconds between parallel regions. Beside other busy processes that took decoding on two
-# cores from 27 to 1.4 tokens/s; a short spin still bridges the gap between two operations of a layer.
+# cores from 27 tokens/s (with a count of 1,000) to 1.4. This count gave 16 tokens/s against 6 in another, busier run;
+# it has not been compared with shorter and longer ones on an idle machine.
 SPIN_COUNT = "5000"
 
 

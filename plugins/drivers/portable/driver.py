@@ -82,8 +82,8 @@ def load_portable(request: DriverRequest) -> PortableDriver:
 def _default_threads() -> int:
     """Every core but one, which stays free for guests and the scheduler; OMP_NUM_THREADS decides where it is set.
 
-    Threads of one product wait for the slowest: on two cores that others used too, one thread decoded 66, 378 and 741
-    tokens/s at batch 1, 8 and 32, two threads 20, 130 and 310.
+    Threads of one product wait for the slowest. On two busy cores, with raised priority, one thread decoded 66, 378 and
+    741 tokens/s at batch 1, 8 and 32, and two threads 16, 140 and 302. On an idle machine two may well be faster.
     """
     return TORCH_THREADS if "OMP_NUM_THREADS" in os.environ else max(1, TORCH_THREADS - 1)
 
