@@ -7,6 +7,7 @@ for, and never takes the others down.
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
@@ -22,6 +23,8 @@ from pie_core.contracts.media import MediaDeclaration
 from pie_core.errors import PluginError
 
 GROUP = "pie.plugins"
+
+_log = logging.getLogger(__name__)
 
 
 class _Declaration(Protocol):
@@ -41,6 +44,8 @@ class LoadedPlugin:
     version: str
     provides: tuple[str, ...]  # "driver portable", "architecture llama", …
     load_s: float
+    module: str = ""
+    api_version: int = API_VERSION  # that it was written for
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class BrokenPlugin:
     name: str
     distribution: str
     cause: str
+    version: str = "?"
+    module: str = ""
 
 
 @dataclass(slots=True)
@@ -59,6 +66,7 @@ class PluginRegistry:
     media: dict[str, MediaDeclaration] = field(default_factory=dict)
     plugins: list[LoadedPlugin] = field(default_factory=list)
     broken: list[BrokenPlugin] = field(default_factory=list)
+    conflicts: list[str] = field(default_factory=list)  # one sentence for each name that two plugins claim
 
     def driver(self, name: str) -> DriverDeclaration:
         """Raises PluginError that lists the known names and whatever broke."""
@@ -68,7 +76,17 @@ class PluginRegistry:
 
 
 def load_plugins(points: Iterable[EntryPoint] | None = None) -> PluginRegistry:
-    """Every installed plugin. Raises PluginError when two plugins claim one name."""
+    """Every installed plugin; broken ones are told in the log. Raises PluginError when two plugins claim one name."""
+    registry = inspect_plugins(points)
+    if registry.conflicts:
+        raise PluginError("; ".join(registry.conflicts))
+    for broken in registry.broken:
+        _log.warning("the plugin %s of %s is left out: %s", broken.name, broken.distribution, broken.cause)
+    return registry
+
+
+def inspect_plugins(points: Iterable[EntryPoint] | None = None) -> PluginRegistry:
+    """Like `load_plugins`, for those who want to see what is wrong: the first plugin to claim a name has it."""
     registry = PluginRegistry()
     owners: dict[tuple[str, str], str] = {}
     for point in entry_points(group=GROUP) if points is None else points:
@@ -83,15 +101,22 @@ def _load_one(point: EntryPoint, registry: PluginRegistry, owners: dict[tuple[st
     try:
         declared = _declarations(point)
     except Exception as error:  # a third party's code may raise anything; it must not take the others down
-        registry.broken.append(BrokenPlugin(point.name, distribution, f"{type(error).__name__}: {error}"))
+        cause = f"{type(error).__name__}: {error}"
+        registry.broken.append(BrokenPlugin(point.name, distribution, cause, version, point.value))
         return
     provides = []
     for kind, table, declaration in _sorted_by_kind(declared, registry):
-        _claim(owners, kind, declaration.name, f"{point.name} ({distribution} {version})")
+        conflict = _claim(owners, kind, declaration.name, f"{point.name} ({distribution} {version})")
+        if conflict is not None:
+            registry.conflicts.append(conflict)
+            continue
         table[declaration.name] = declaration
         provides.append(f"{kind} {declaration.name}")
     load_s = perf_counter() - started
-    registry.plugins.append(LoadedPlugin(point.name, distribution, version, tuple(provides), load_s))
+    written_for = max(declaration.api_version for declaration in declared)
+    registry.plugins.append(
+        LoadedPlugin(point.name, distribution, version, tuple(provides), load_s, point.value, written_for)
+    )
 
 
 def _declarations(point: EntryPoint) -> list[Any]:
@@ -134,10 +159,12 @@ def _sorted_by_kind(
     return [(*tables[type(declaration)], declaration) for declaration in declared]
 
 
-def _claim(owners: dict[tuple[str, str], str], kind: str, name: str, plugin: str) -> None:
+def _claim(owners: dict[tuple[str, str], str], kind: str, name: str, plugin: str) -> str | None:
+    """The sentence that names both, should another plugin have the name already."""
     other = owners.setdefault((kind, name), plugin)
-    if other != plugin:
-        raise PluginError(f"{kind} {name!r} is claimed by both {other} and {plugin}; uninstall one of them")
+    if other == plugin:
+        return None
+    return f"{kind} {name!r} is claimed by both {other} and {plugin}; uninstall one of them"
 
 
 def _unknown(kind: str, name: str, known: Mapping[str, object], broken: Sequence[BrokenPlugin]) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from pie_core import __version__
-from pie_core.cli import auth, build, check, config, doctor, inferlets, install, model, new, run, serve
+from pie_core.cli import auth, build, check, config, doctor, inferlets, install, model, new, plugins, run, serve
 from pie_core.cli.examples import examples
 from pie_core.cli.logs import LogLevelOption, start_logging
 from pie_core.cli.outcomes import ending_well
@@ -58,6 +58,7 @@ inferlets.add_to(app)
 build.add_to(app)
 install.add_to(app)
 model.add_to(app)
+plugins.add_to(app)
 config.add_to(app)
 check.add_to(app)
 doctor.add_to(app)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pie_core.errors import PluginError
-from pie_core.plugins import GROUP, load_plugins
+from pie_core.plugins import GROUP, inspect_plugins, load_plugins
 
 GOOD = """
 from dataclasses import dataclass
@@ -120,6 +120,27 @@ def test_two_plugins_that_claim_one_name_are_both_named(install: Install) -> Non
     assert "driver 'same'" in message
     assert "first (dist-first 2.5)" in message
     assert "second (dist-second 2.5)" in message
+
+
+def test_who_inspects_sees_the_conflict_and_everything_else(install: Install) -> None:
+    install("first", good("same"))
+    install("broken", "raise ZeroDivisionError('while importing')")
+    registry = inspect_plugins(install("second", good("same") + MORE))
+    (conflict,) = registry.conflicts
+    assert "first (dist-first 2.5) and second (dist-second 2.5)" in conflict
+    provided = {plugin.name: plugin.provides for plugin in registry.plugins}
+    assert provided == {"first": ("driver same",), "second": ("architecture tiny", "media front-end eye")}
+    assert [(plugin.api_version, plugin.module) for plugin in registry.plugins] == [
+        (1, "plugin_first"),
+        (1, "plugin_second"),
+    ]
+    (broken,) = registry.broken
+    assert (broken.name, broken.version, broken.module) == ("broken", "2.5", "plugin_broken")
+
+
+def test_a_broken_plugin_is_told_in_the_log(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    load_plugins(install("broken", "raise ZeroDivisionError('while importing')"))
+    assert "broken of dist-broken is left out: ZeroDivisionError: while importing" in caplog.text
 
 
 def test_kinds_have_names_of_their_own(install: Install) -> None:
