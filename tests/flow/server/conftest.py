@@ -41,11 +41,13 @@ class Pie:
     def client(self, **options: Any) -> Client:
         return Client(self.server.socket_url, **{"username": "alice", **options})
 
-    def install(self, name: str, source: str, version: str = "1.0.0") -> str:
-        """Makes the source text of a program launchable."""
+    def install(self, name: str, source: str, version: str = "1.0.0", parameters: str = "") -> str:
+        """Makes the source text of a program launchable; `parameters` are lines of its manifest."""
         folder = self.credentials_file.parent / f"{name}-{version}"
         folder.mkdir()
-        (folder / "Pie.toml").write_text(f'[package]\nname = "{name}"\nversion = "{version}"\n')
+        (folder / "Pie.toml").write_text(
+            f'[package]\nname = "{name}"\nversion = "{version}"\n[parameters]\n{parameters}\n'
+        )
         (folder / "main.py").write_text(textwrap.dedent(source))
         return self.store.add(folder).label
 

@@ -20,7 +20,9 @@ async def events_of(process: Any) -> list[tuple[str, Any]]:
     return found
 
 
-async def main(url: str, key: str, component: str, component_toml: str, artifact: str, artifact_toml: str) -> None:
+async def main(
+    url: str, key: str, component: str, component_toml: str, artifact: str, artifact_toml: str
+) -> None:
     async with PieClient(url) as client:
         await client.authenticate("alice", ParsedPrivateKey.from_file(key))
         await client.ping()
@@ -32,7 +34,9 @@ async def main(url: str, key: str, component: str, component_toml: str, artifact
         await attaching(client)
 
 
-async def programs(client: Any, component: str, component_toml: str, artifact: str, artifact_toml: str) -> None:
+async def programs(
+    client: Any, component: str, component_toml: str, artifact: str, artifact_toml: str
+) -> None:
     assert not await client.check_program("returns@0.1.0")
     await client.install_program(component, component_toml)
     assert await client.check_program("returns@0.1.0", component, component_toml)
@@ -61,12 +65,12 @@ async def processes(client: Any) -> None:
 
 
 async def refusals(client: Any) -> None:
+    refusal = ""
     try:
         await client.launch_process("nothing@9.9.9")
     except Exception as error:  # the published client raises nothing more precise
-        assert "unknown program" in str(error), error
-    else:
-        raise AssertionError("a program that does not exist was launched")
+        refusal = str(error)
+    assert "unknown program" in refusal
     assert await client.query("no such subject", "") == (
         False,
         "nothing is known about 'no such subject'; ask for model_status or process_status",
@@ -79,7 +83,11 @@ async def refusals(client: Any) -> None:
 async def attaching(client: Any) -> None:
     process = await client.launch_process("talks@1.0.0", capture_outputs=True)
     (listed,) = await client.list_processes()
-    assert (listed["id"], listed["username"], listed["program"]) == (process.process_id, "alice", "talks@1.0.0")
+    assert (listed["id"], listed["username"], listed["program"]) == (
+        process.process_id,
+        "alice",
+        "talks@1.0.0",
+    )
     again = await client.attach_process(process.process_id)
     await again.terminate()
     assert (await events_of(again))[-1] == ("error", "its client ended it")
