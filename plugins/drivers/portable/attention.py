@@ -61,6 +61,10 @@ class AttentionPlan:
         """`rows` are one layer's slots, [slots, 2, K, D]; returns [T, H * D]."""
         rows[:, 0].index_copy_(0, self.write_slots, k)
         rows[:, 1].index_copy_(0, self.write_slots, v)
+        return self.read(rows, q, scale)
+
+    def read(self, rows: Tensor, q: Tensor, scale: float) -> Tensor:
+        """The same over rows that are written already."""
         if len(self.buckets) == 1 and not self.is_partial:
             return _attend(self.buckets[0], rows, q, scale)
         out = q.new_zeros((q.shape[0], q.shape[1] * q.shape[2]))

@@ -10,10 +10,11 @@ from torch.nn import functional
 
 from pie_plugins.drivers.portable.batch_tensors import BatchTensors
 from pie_plugins.drivers.portable.kv_cache import KvCache
+from pie_plugins.drivers.portable.latent_attention import attend_latent, choose_rows
 from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.models.layers.architecture import Model
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef, IndexHeads, LatentHeads
 
 
 class PortableStep:
@@ -23,6 +24,7 @@ class PortableStep:
         self._batch, self._caches = batch, caches
         self.linear = linear.__call__
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
+        self._chosen: dict[CacheRef, list[Tensor | None]] = {}
 
     def embed(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._batch.token_ids)
@@ -41,22 +43,56 @@ class PortableStep:
 
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         split = qkv.view(qkv.shape[0], -1, heads.head_dim)  # (tokens, H + 2 K, head_dim)
-        rotated = heads.num_heads + heads.num_kv_heads
+        rotated = heads.num_heads + (0 if heads.reads_only else heads.num_kv_heads)
         qk, v = split[:, :rotated], split[:, rotated:]
         if heads.norm is not None:
             qk = self.rms_norm(qk, heads.norm, heads.norm_eps)
-        self.rotate(qk, heads.rope)
+        if heads.rope is not None:
+            self.rotate(qk, heads.rope)
+        if heads.reads_only:
+            return self._batch.plans[cache.group].read(self._rows(cache), qk, heads.scale)
         return self.attention(cache, qk[:, : heads.num_heads], qk[:, heads.num_heads :], v, heads.scale)
 
     def rotate(self, heads: Tensor, rope: Rope) -> None:
+        """The first dimensions of each head, as many as there are angles."""
         cos, sin = self._cos_sin(rope, heads.dtype)
+        heads = heads[..., : cos.shape[-1]]
         swapped = heads.roll(heads.shape[-1] // 2, -1)
         heads.mul_(cos).addcmul_(swapped, sin)
 
     def attention(self, cache: CacheRef, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        return self._batch.plans[cache.group].run(
-            self._caches[cache.group].layer(cache.layer), q, k, v, scale
-        )
+        return self._batch.plans[cache.group].run(self._rows(cache), q, k, v, scale)
+
+    def _rows(self, cache: CacheRef) -> Tensor:
+        return self._caches[cache.group].layer(cache.layer)
+
+    def attend_latent(
+        self, cache: CacheRef, q: Tensor, latent: Tensor, heads: LatentHeads, chosen: CacheRef | None
+    ) -> Tensor:
+        plain = heads.plain_dim
+        q = q.view(len(q), heads.num_heads, -1)
+        q = torch.cat((q[..., :plain], self._rotated(q[..., plain:], heads.rope)), -1)
+        turned = self._rotated(latent[:, None, heads.latent_dim :], heads.rope)[:, 0]
+        rows, plan = self._caches[cache.group].layer(cache.layer), self._batch.plans[cache.group]
+        rows.index_copy_(0, plan.write_slots, torch.cat((latent[:, : heads.latent_dim], turned), -1))
+        return attend_latent(plan, rows, q, heads, None if chosen is None else self._chosen[chosen])
+
+    def choose_rows(
+        self, cache: CacheRef, q: Tensor, k: Tensor, head_weights: Tensor, heads: IndexHeads
+    ) -> None:
+        both = torch.cat((q.view(len(q), heads.num_heads, -1), k[:, None]), 1)
+        turned = self._rotated(both[..., : heads.rope_dim], heads.rope)
+        both = torch.cat((turned, both[..., heads.rope_dim :]), -1)
+        rows, plan = self._caches[cache.group].layer(cache.layer), self._batch.plans[cache.group]
+        rows.index_copy_(0, plan.write_slots, both[:, -1])
+        self._chosen[cache] = choose_rows(plan, rows, both[:, :-1], head_weights, heads)
+
+    def _rotated(self, heads: Tensor, rope: Rope) -> Tensor:
+        """[T, heads, rotary dimensions]; interleaved pairs come out in halves."""
+        if rope.interleaved:
+            heads = heads.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
+        cos, sin = self._cos_sin(rope, heads.dtype)
+        return heads * cos + heads.roll(heads.shape[-1] // 2, -1) * sin
 
     def _cos_sin(self, rope: Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         if id(rope) not in self._angles:

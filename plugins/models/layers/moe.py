@@ -8,34 +8,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pie_plugins.models.layers.decoder import Part
 from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting
-from pie_plugins.models.layers.mlp import GatedMLP
+from pie_plugins.models.layers.mlp import Activation, GatedMLP, silu_gated
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.router import Choice, GroupRouter, Router, SoftmaxRouter
 from pie_plugins.models.layers.step import Step
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class MixtureOfExperts:
-    router: Router
-    gate_up: Tensor  # [E, 2 I, hidden]
+class Experts:
+    up: Tensor  # [E, I, hidden]; [E, 2 I, hidden], gate first, where the activation is gated
     down: Tensor  # [E, hidden, I]
-    shared: GatedMLP | None
+    activation: Activation = silu_gated
 
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
-        mixed = self._mix(x, self.router(x), step)
-        return mixed if self.shared is None else mixed.add_(self.shared(x, step))
-
-    def _mix(self, x: Tensor, choice: Choice, step: Step) -> Tensor:
+    def __call__(self, x: Tensor, choice: Choice, step: Step) -> Tensor:
         """Copies of the rows lie sorted by their expert, so that all experts are two grouped products."""
         per_token = choice.experts.shape[1]
         experts, order = choice.experts.flatten().sort(stable=True)
         ends = _ends(experts, len(self.down))
-        inner = step.silu_mul(_grouped(x.index_select(0, order // per_token), self.gate_up, ends))
+        inner = self.activation(_grouped(x.index_select(0, order // per_token), self.up, ends), step)
         outer = x.new_empty((len(order), x.shape[1]))
         outer.index_copy_(0, order, _grouped(inner, self.down, ends))
         weighted = outer.view(-1, per_token, x.shape[1]) * choice.weights[..., None]
         return weighted.sum(1).to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MixtureOfExperts:
+    router: Router
+    experts: Experts
+    shared: Part | None
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        mixed = self.experts(x, self.router(x), step)
+        return mixed if self.shared is None else mixed.add_(self.shared(x, step))
 
 
 def _ends(experts: Tensor, count: int) -> Tensor:
@@ -53,8 +60,9 @@ def build_experts(settings: ExpertSettings, parameters: Parameters, name: str) -
     shared = build_gated_mlp(parameters, f"{name}.shared") if settings.shared_size else None
     return MixtureOfExperts(
         router=_router(settings, parameters, name),
-        gate_up=parameters.tensor(f"{name}.experts.gate_up").view(len(down), -1, down.shape[1]),
-        down=down,
+        experts=Experts(
+            parameters.tensor(f"{name}.experts.gate_up").view(len(down), -1, down.shape[1]), down
+        ),
         shared=shared,
     )
 

@@ -59,4 +59,21 @@ class GroupRouter:
         return kept.flatten(-2)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaledRouter:
+    """Normed rows times a scale; weights of the chosen experts add up to one, then each expert has its own scale."""
+
+    weight: Tensor  # [E, hidden], float32
+    scale: Tensor  # [hidden], float32
+    expert_scale: Tensor  # [E], float32
+    eps: float
+    experts_per_token: int
+
+    def __call__(self, x: Tensor) -> Choice:
+        normed = functional.rms_norm(x.to(torch.float32), self.scale.shape, self.scale, self.eps)
+        probabilities = functional.linear(normed, self.weight).softmax(-1)
+        weights, experts = probabilities.topk(self.experts_per_token, dim=-1)
+        return Choice(experts, weights / weights.sum(-1, keepdim=True) * self.expert_scale[experts])
+
+
 Router = SoftmaxRouter | GroupRouter

@@ -37,6 +37,41 @@ class AttentionHeads:
     reads_only: bool = False  # another layer writes the keys and values: only queries come in
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LatentHeads:
+    """Multi-head latent attention: every head expands its keys and values from one cached row of C + P values.
+
+    The first N values of a query meet the expanded key, the last P, rotated, the rotated end of the cached row.
+    """
+
+    num_heads: int
+    rope: Rope
+    rope_dim: int  # P
+    key_expansion: Tensor  # [H, N, C]
+    value_expansion: Tensor  # [H, V, C]
+    scale: float
+
+    @property
+    def plain_dim(self) -> int:
+        """N"""
+        return self.key_expansion.shape[1]
+
+    @property
+    def latent_dim(self) -> int:
+        """C"""
+        return self.key_expansion.shape[2]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class IndexHeads:
+    """The small attention that chooses which rows the large one reads: heads of D values over one key row."""
+
+    num_heads: int
+    rope: Rope
+    rope_dim: int  # of the first values of each head
+    top_k: int
+
+
 class Recurrence(Protocol):
     """What a recurrent layer does with runs of equally many rows. Pure: the state that comes in is left as it is."""
 
@@ -71,6 +106,20 @@ class Step(Protocol):
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         """[T, (H + 2 K) * D] to [T, H * D]: norms and rotates query and key heads, writes keys and values to the
         pages, and attends over all rows that each row may see. One operation, so that kernels can fuse it."""
+        ...
+
+    def attend_latent(
+        self, cache: CacheRef, q: Tensor, latent: Tensor, heads: LatentHeads, chosen: CacheRef | None
+    ) -> Tensor:
+        """[T, H * (N + P)] and normed latents [T, C + P] to [T, H * V]: rotates the ends of both, writes the latents to
+        the pages and attends over all rows that each row may see, or over those that `choose_rows` chose there."""
+        ...
+
+    def choose_rows(
+        self, cache: CacheRef, q: Tensor, k: Tensor, head_weights: Tensor, heads: IndexHeads
+    ) -> None:
+        """[T, H * D], [T, D] and float32 [T, H]: rotates and writes the keys to the pages, and keeps for this step
+        which `top_k` of the visible rows have the greatest sum of weighted positive products."""
         ...
 
     def recur(self, cache: CacheRef, part: int, rule: Recurrence, inputs: Sequence[Tensor]) -> Tensor:

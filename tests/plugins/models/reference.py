@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,16 @@ import transformers
 
 from pie_core.contracts.driver import Driver, DriverRequest
 from pie_core.contracts.forward import Float32
+from pie_plugins import models
 from pie_plugins.drivers.portable import pie_drivers
 from pie_plugins.drivers.portable.options import PortableOptions
-from pie_plugins.models import llama, qwen3, qwen3_moe
 
-ARCHITECTURES = {each.name: each for each in (llama.DECLARATION, qwen3.DECLARATION, qwen3_moe.DECLARATION)}
+ARCHITECTURES = {
+    each.name: each
+    for found in pkgutil.iter_modules(models.__path__, f"{models.__name__}.")
+    if not found.ispkg
+    for each in importlib.import_module(found.name).pie_architectures()
+}
 
 
 def tiny(model_type: str, **changes: Any) -> dict[str, Any]:
@@ -48,8 +55,55 @@ def tiny_moe(**changes: Any) -> dict[str, Any]:
     return tiny("qwen3_moe") | experts | changes
 
 
+def tiny_latent(model_type: str, **changes: Any) -> dict[str, Any]:
+    """Latent attention and experts, in the keys of DeepSeek's configurations."""
+    own = {
+        "moe_intermediate_size": 24,
+        "n_routed_experts": 8,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 3,
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 12,
+        "num_key_value_heads": 4,
+    }
+    config = tiny(model_type, num_hidden_layers=3) | own | changes
+    del config["head_dim"]
+    return config
+
+
+def tiny_sparse(model_type: str, **changes: Any) -> dict[str, Any]:
+    """The same with an indexer. Many index heads, or sums of positive products tie at zero."""
+    return tiny_latent(model_type, index_n_heads=8, index_head_dim=16, index_topk=8, **changes)
+
+
+YARN = {
+    "type": "yarn",
+    "factor": 8.0,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+    "original_max_position_embeddings": 32,
+}
+
 # One configuration of each architecture, for tests that want several.
-CONFIGS = {"llama": tiny("llama"), "qwen3": tiny("qwen3"), "qwen3_moe": tiny_moe()}
+CONFIGS = {
+    "llama": tiny("llama"),
+    "qwen3": tiny("qwen3"),
+    "qwen3_moe": tiny_moe(),
+    "deepseek_v3": tiny_latent("deepseek_v3", rope_scaling=YARN),
+    "glm5": tiny_sparse("glm_moe_dsa", indexer_types=["full", "full", "shared"]),
+}
 
 
 def transformers_logits(path: Path, tokens: Sequence[int]) -> Float32:
