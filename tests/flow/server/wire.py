@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -148,3 +148,11 @@ async def close_code(reader: asyncio.StreamReader) -> int:
             return 0
         if head[0] & 0x0F == 8:
             return int(struct.unpack(">H", payload[:2])[0])
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Asks the server now and then; the test's own timeout is the limit."""
+    while True:
+        if await holds():
+            return
+        await asyncio.sleep(0.01)
