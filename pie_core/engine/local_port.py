@@ -7,7 +7,9 @@
                    └───────────── finish_step ◄── call_soon_threadsafe ◄──────────────────────┘
 
 A turn runs after those who were called back by the sink have had their say, so a step holds the next passes of all of
-them. Whatever breaks the engine itself ends every open request with EngineLost, and those sent later too.
+them; a step that ended none of their passes, but generations at most, is followed at once.
+
+Whatever breaks the engine itself ends every open request with EngineLost, and those sent later too.
 """
 
 from __future__ import annotations
@@ -87,24 +89,32 @@ class LocalPort:
 
     def _run_engine(self) -> None:
         self._handle_inbox()
+        self._start_steps()
+        self._outbox += self._engine.take_events()
+        self._renew_patience()
+
+    def _start_steps(self) -> None:
         while (ticket := self._engine.start_step()) is not None:
             self._watch(ticket)
             self._collector.collect(ticket)
-        self._outbox += self._engine.take_events()
-        self._renew_patience()
 
     def _handle_inbox(self) -> None:
         inbox, self._inbox = self._inbox, []
         self._engine.handle(inbox)
 
     def _collected(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
-        """On the event loop: a step has ended. Its events go out first, and a turn follows what they bring about."""
+        """On the event loop: a step has ended. Its events go out, and a turn follows what they bring about.
+
+        A step of generations alone is followed at once: the driver works on the next while programs hear of the last.
+        """
         self._deadlines.pop(ticket).cancel()
         if self._lost is not None:
             return
         try:
             self._handle_inbox()  # what was sent before the step was known to have ended comes before its end
             self._engine.finish_step(ticket, outcome)
+            if not self._engine.awaits_programs:
+                self._start_steps()
         except Exception as error:  # as in _turn
             _log.exception("engine of model %r broke", self.info.name)
             self._lose(_lost_by(self.info.name, error))

@@ -136,8 +136,7 @@ def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
     """Guests that the sink resumes send their next passes before the next step is laid out."""
 
     async def run() -> None:
-        driver = dummy()
-        async with opened(driver) as (port, listener, _):
+        async with opened(dummy(), speculation_depth=0) as (port, listener, _):
             rounds = dict.fromkeys(range(1, 7), 0)
 
             def resume(events: Sequence[Event]) -> None:
@@ -159,6 +158,25 @@ def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
             status = await listener.final(1000)
             assert isinstance(status, Status)
             assert (status.steps, status.tokens) == (5, 30)
+
+    asyncio.run(run())
+
+
+def test_the_driver_goes_on_while_programs_hear_of_the_tokens_of_their_generations() -> None:
+    async def run() -> None:
+        driver = CountingDriver(dummy())
+        at_work: list[int] = []
+        async with opened(driver) as (port, listener, _):
+
+            def hear(events: Sequence[Event]) -> None:
+                listener(events)
+                at_work.append(driver.submitted - len(at_work) - 1)
+
+            port.listen(hear)
+            create(port, 1)
+            generate(port, 1, 1, 4)
+            await listener.final(1)
+        assert at_work == [1, 1, 1, 0]
 
     asyncio.run(run())
 
@@ -241,6 +259,16 @@ def test_an_engine_that_breaks_ends_every_request_loudly(
 
     asyncio.run(run())
     assert "engine of model 'm' broke" in caplog.text
+
+
+class CountingDriver(DummyDriver):
+    def __init__(self, working: DummyDriver) -> None:
+        self.__dict__ = working.__dict__
+        self.submitted = 0
+
+    def submit(self, batch: ForwardBatch) -> Ticket:
+        self.submitted += 1
+        return super().submit(batch)
 
 
 class SlowDriver(DummyDriver):
