@@ -14,7 +14,7 @@ from tests.rules.source_tree import ROOT, Import, imports, module_of, modules
 LAYERS = (
     {"testing"},  # the contract suites: they stand outside and look at everything
     {"__main__", "cli"},
-    {"server", "client"},
+    {"server", "client", "offline"},
     {"app"},
     {"sandbox", "host_api", "guests", "programs", "program_store", "program_artifact", "manifest"},
     {"text"},
