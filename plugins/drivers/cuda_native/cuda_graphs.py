@@ -128,7 +128,7 @@ class Buckets:
 def _samples_every_row(step: HostStep) -> bool:
     rows = step.batch.samplers.rows
     count = len(step.counts)
-    return len(rows) == count and bool((rows == range(count)).all()) and not step.batch.num_drafts.any()
+    return len(rows) == count and bool((rows == np.arange(count)).all()) and not step.batch.num_drafts.any()
 
 
 def bucket_sizes(max_requests: int) -> tuple[int, ...]:

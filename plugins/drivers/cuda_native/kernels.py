@@ -23,6 +23,11 @@ class Angles:
     sin: Tensor
 
 
+def written_heads(heads: AttentionHeads) -> int:
+    """Key heads that come in with the queries."""
+    return 0 if heads.reads_only else heads.num_kv_heads
+
+
 class Kernels(Protocol):
     """Everything is queued; nothing waits for the device. Shapes as in `layers.step`."""
 
@@ -46,7 +51,7 @@ class Kernels(Protocol):
         self,
         qkv: Tensor,
         heads: AttentionHeads,
-        angles: Angles,
+        angles: Angles | None,
         positions: Tensor,
         slots: Tensor,
         pages: Tensor,

@@ -18,13 +18,14 @@ from pie_core.contracts.driver import (
     ProgressCallback,
 )
 from pie_core.errors import LoadError
+from pie_plugins.drivers.cuda_native import flashinfer_attention
 from pie_plugins.drivers.cuda_native.attention import AttentionPlanner, OwnPlanner
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimits
 from pie_plugins.drivers.cuda_native.cuda_graphs import make_buckets
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
-from pie_plugins.drivers.cuda_native.linear import Linear, PlainLinear
+from pie_plugins.drivers.cuda_native.linear import Linear, PlainLinear, RowByRowLinear
 from pie_plugins.drivers.cuda_native.memory import MemoryUse, pages_that_fit
 from pie_plugins.drivers.cuda_native.model_runner import AngleTables, ModelRunner
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
@@ -33,8 +34,8 @@ from pie_plugins.drivers.cuda_native.step_runner import StepRunner
 from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.trial import idle_step, prefill_step
-from pie_plugins.drivers.cuda_native.weights import LoadedModel, load_model
-from pie_plugins.models.layers.architecture import CacheLayout
+from pie_plugins.drivers.cuda_native.weights import LoadedModel, draw_model, load_model
+from pie_plugins.models.layers.architecture import PagedLayout
 
 FEATURES = frozenset(
     {
@@ -103,17 +104,9 @@ class _Loading:
         self._linear = choose_linear(options, self._kernels)
 
     def driver(self) -> CudaNativeDriver:
-        request, options = self._request, self._options
+        options = self._options
         others = self._taken()
-        assert request.model_path is not None
-        loaded = load_model(
-            request.model_path,
-            request.architectures,
-            self._dtype,
-            self._device,
-            self._linear,
-            request.progress,
-        )
+        loaded = self._model()
         angles = AngleTables(loaded.config.max_position_embeddings, self._device)
         pages = options.total_pages or self._pages_that_fit(loaded, angles, others)
         caches = self._lay_out(loaded, pages, options.host_pages)
@@ -124,6 +117,14 @@ class _Loading:
         self._timeline.synchronize()
         capabilities = _capabilities(loaded, caches, options, self._dtype)
         return CudaNativeDriver(capabilities, steps, caches, self._timeline)
+
+    def _model(self) -> LoadedModel:
+        path, request = self._request.model_path, self._request
+        assert path is not None
+        placed = (self._dtype, self._device, self._linear)
+        if self._options.random_weights:
+            return draw_model(path, request.architectures, *placed)
+        return load_model(path, request.architectures, *placed, request.progress)
 
     def _taken(self) -> int:
         if self._device.type != "cuda":
@@ -145,7 +146,7 @@ class _Loading:
 
     def _steps(self, loaded: LoadedModel, runner: ModelRunner) -> StepRunner:
         limits = ModelLimits(loaded.config.vocab_size, loaded.config.max_position_embeddings)
-        planner = choose_planner(self._options, self._kernels, runner, self._timeline)
+        planner = choose_planner(self._options, self._kernels, runner, self._timeline, self._dtype)
         return StepRunner(BatchReader(runner.caches, limits), runner, self._outcomes, planner, self._timeline)
 
     def _pages_that_fit(self, loaded: LoadedModel, angles: AngleTables, others: int) -> int:
@@ -215,13 +216,29 @@ def choose_kernels(options: CudaNativeOptions, device: torch.device, layout: Rin
 
 
 def choose_linear(options: CudaNativeOptions, kernels: Kernels) -> Linear:
-    return PlainLinear()
+    if not options.batch_invariant:
+        return PlainLinear()
+    if kernels.name == "torch":
+        return RowByRowLinear()
+    from pie_plugins.drivers.cuda_native.invariant_linear import InvariantLinear  # imports triton
+
+    return InvariantLinear()
 
 
 def choose_planner(
-    options: CudaNativeOptions, kernels: Kernels, runner: ModelRunner, timeline: Timeline
+    options: CudaNativeOptions, kernels: Kernels, runner: ModelRunner, timeline: Timeline, dtype: torch.dtype
 ) -> AttentionPlanner:
-    return OwnPlanner(kernels)
+    dims = [cache.layout.head_dim for cache in runner.caches]
+    usable = flashinfer_attention.is_usable(timeline.device, dtype, dims)
+    if options.attention == "flashinfer" and not usable:
+        raise LoadError(
+            f"driver cuda_native: attention is 'flashinfer', which needs a GPU, the package flashinfer-python, dtype"
+            f" bfloat16 or float16 and head dimensions of 64, 128 or 256; here are {timeline.device.type}, {dtype} and"
+            f" {dims}; use auto or own"
+        )
+    if options.attention == "own" or options.batch_invariant or not usable:
+        return OwnPlanner(kernels)
+    return flashinfer_attention.FlashInferPlanner(kernels, runner.caches, timeline.device, MAX_IN_FLIGHT + 1)
 
 
 def _capabilities(
@@ -248,5 +265,5 @@ def _space(cache: KvCache, dtype: torch.dtype) -> CacheSpace:
     return CacheSpace(group, cache.page_size, cache.num_pages, cache.num_host_pages)
 
 
-def _unit_bytes(layout: CacheLayout, dtype: torch.dtype) -> int:
+def _unit_bytes(layout: PagedLayout, dtype: torch.dtype) -> int:
     return layout.num_layers * 2 * layout.num_kv_heads * layout.head_dim * dtype.itemsize

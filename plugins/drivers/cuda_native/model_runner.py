@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from pie_core.errors import Unsupported
 from pie_plugins.drivers.cuda_native.attention import AttentionPlan
 from pie_plugins.drivers.cuda_native.kernels import Angles, Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
@@ -15,7 +16,8 @@ from pie_plugins.drivers.cuda_native.linear import Linear
 from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 from pie_plugins.models.layers.architecture import Model
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef
+from pie_plugins.models.layers.rope_variants import AxesRope
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef, Step
 
 
 class AngleTables:
@@ -28,12 +30,14 @@ class AngleTables:
     def find(self, rope: Rope) -> Angles:
         known = self._tables.get(id(rope))
         if known is None:
-            angles = self._positions[:, None] * rope.frequencies.to(self._positions.device)
-            known = self._tables[id(rope)] = (
-                rope,
-                Angles(angles.cos() * rope.magnitude, angles.sin() * rope.magnitude),
-            )
+            known = self._tables[id(rope)] = rope, self._computed(rope)
         return known[1]
+
+    def _computed(self, rope: Rope) -> Angles:
+        if isinstance(rope, AxesRope):
+            raise Unsupported("driver cuda_native: positions of three axes are not implemented; use portable")
+        angles = self._positions[:, None] * rope.frequencies.to(self._positions.device)
+        return Angles(angles.cos() * rope.magnitude, angles.sin() * rope.magnitude)
 
 
 class CudaStep:
@@ -55,7 +59,8 @@ class CudaStep:
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         runner, tensors = self._runner, self._tensors
         pages = runner.caches[cache.group].layer(cache.layer)
-        slots, angles = tensors.groups[cache.group].slots, runner.angles.find(heads.rope)
+        slots = tensors.groups[cache.group].slots
+        angles = None if heads.rope is None else runner.angles.find(heads.rope)
         q = runner.kernels.place_heads(qkv, heads, angles, tensors.positions, slots, pages)
         return self._attention.run(cache.group, q, pages, heads.scale)
 
@@ -80,7 +85,8 @@ class ModelRunner:
         self, tensors: StepTensors, attention: AttentionPlan, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Normalized hidden states and logits of these rows, of every row where None."""
-        step = CudaStep(self, tensors, attention)
+        # A model that needs more of a step than CudaStep offers is refused when it loads, by its cache layouts.
+        step = cast(Step, CudaStep(self, tensors, attention))
         hidden = self._model.hidden(step)
         asked = hidden if rows is None else hidden.index_select(0, rows)
         normalized = self._model.normalized(asked, step)

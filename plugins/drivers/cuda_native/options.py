@@ -53,6 +53,10 @@ class CudaNativeOptions:
         default=True,
         metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
     )
+    random_weights: bool = field(
+        default=False,
+        metadata={"help": "reads config.json only and draws weights of its shapes, for measuring"},
+    )
     batch_invariant: bool = field(
         default=False,
         metadata={

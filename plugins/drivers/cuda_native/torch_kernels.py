@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pie_plugins.drivers.cuda_native.kernels import Angles
+from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
 from pie_plugins.models.layers.step import AttentionHeads
@@ -41,7 +41,9 @@ class TorchKernels:
         return table.index_select(0, tokens)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return functional.rms_norm(x, weight.shape, weight, eps)
+        if weight.dim() == 1:
+            return functional.rms_norm(x, weight.shape, weight, eps)
+        return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
         return functional.rms_norm(x.add_(delta), weight.shape, weight, eps)
@@ -54,21 +56,24 @@ class TorchKernels:
         self,
         qkv: Tensor,
         heads: AttentionHeads,
-        angles: Angles,
+        angles: Angles | None,
         positions: Tensor,
         slots: Tensor,
         pages: Tensor,
     ) -> Tensor:
         split = qkv.view(qkv.shape[0], -1, heads.head_dim)
-        rotated = heads.num_heads + heads.num_kv_heads
+        rotated = heads.num_heads + written_heads(heads)
         qk, v = split[:, :rotated].to(torch.float32), split[:, rotated:]
         if heads.norm is not None:
             qk = functional.rms_norm(qk, qk.shape[-1:], None, heads.norm_eps) * heads.norm
-        qk = _rotated(qk, angles, positions).to(qkv.dtype)
-        size = pages.shape[3]
-        page, place = slots.to(torch.int64) // size, slots.to(torch.int64) % size
-        pages[page, 0, :, place] = qk[:, heads.num_heads :]
-        pages[page, 1, :, place] = v
+        if angles is not None:
+            qk = _rotated(qk, angles, positions)
+        qk = qk.to(qkv.dtype)
+        if not heads.reads_only:
+            size = pages.shape[3]
+            page, place = slots.to(torch.int64) // size, slots.to(torch.int64) % size
+            pages[page, 0, :, place] = qk[:, heads.num_heads :]
+            pages[page, 1, :, place] = v
         return qk[:, : heads.num_heads]
 
     def attend(
@@ -143,8 +148,9 @@ def _find_slots(step: StepTensors, group: GroupTensors, length: Tensor, row_requ
 def _rotated(qk: Tensor, angles: Angles, positions: Tensor) -> Tensor:
     at = positions.to(torch.int64)
     cos, sin = angles.cos[at][:, None], angles.sin[at][:, None]
-    one, two = qk.chunk(2, dim=-1)
-    return torch.cat((one * cos - two * sin, two * cos + one * sin), dim=-1)
+    turning = cos.shape[-1]
+    one, two, still = qk.split([turning, turning, qk.shape[-1] - 2 * turning], dim=-1)
+    return torch.cat((one * cos - two * sin, two * cos + one * sin, still), dim=-1)
 
 
 def _visible(masks: MaskTensors | None, rows: slice, total: int, device: torch.device) -> Tensor:

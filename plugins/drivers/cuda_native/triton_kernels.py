@@ -8,9 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from pie_plugins.drivers.cuda_native.kernels import Angles
+from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
+from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
 from pie_plugins.drivers.cuda_native.triton_layers import (
     add_rms_norm_kernel,
@@ -58,6 +59,7 @@ class TritonKernels:
     def __init__(self, layout: RingLayout, batch_invariant: bool = False) -> None:
         self._layout = layout
         self._batch_invariant = batch_invariant
+        self._plain = TorchKernels(layout)  # for heads that turn in part or not at all
 
     def prepare(self, step: StepTensors, ring: Tensor, vocab_size: int) -> None:
         sizes = step.sizes
@@ -97,6 +99,8 @@ class TritonKernels:
         return table.index_select(0, tokens)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if weight.dim() != 1 or not x.is_contiguous():
+            return self._plain.rms_norm(x, weight, eps)
         out = torch.empty_like(x)
         columns = x.shape[-1]
         if len(x):
@@ -131,12 +135,15 @@ class TritonKernels:
         self,
         qkv: Tensor,
         heads: AttentionHeads,
-        angles: Angles,
+        angles: Angles | None,
         positions: Tensor,
         slots: Tensor,
         pages: Tensor,
     ) -> Tensor:
-        total = heads.num_heads + 2 * heads.num_kv_heads
+        if angles is None or 2 * angles.cos.shape[1] != heads.head_dim:
+            return self._plain.place_heads(qkv, heads, angles, positions, slots, pages)
+        kv_heads = written_heads(heads)
+        total = heads.num_heads + 2 * kv_heads
         place_heads_kernel[(len(qkv), triton.cdiv(total, HEADS))](
             qkv,
             qkv if heads.norm is None else heads.norm,
@@ -147,7 +154,7 @@ class TritonKernels:
             pages,
             heads.norm_eps,
             heads.num_heads,
-            heads.num_kv_heads,
+            kv_heads,
             PAGE=pages.shape[3],
             DIM=heads.head_dim,
             HALF=triton.next_power_of_2(heads.head_dim // 2),
@@ -161,7 +168,7 @@ class TritonKernels:
     ) -> Tensor:
         out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
         call = _Attending(q, pages, group, step, scale, out)
-        narrow_rows = max(1, 16 // call.group_size)
+        narrow_rows = 1 if self._batch_invariant else max(1, 16 // call.group_size)
         wide = step.wide_requests(narrow_rows)
         if len(wide):
             call.run_wide(self._wide_tiling(call), wide, narrow_rows)

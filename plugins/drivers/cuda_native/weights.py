@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.driver import ProgressCallback
 from pie_core.errors import LoadError
 from pie_plugins.drivers.cuda_native.linear import Linear
-from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig
-from pie_plugins.models.layers.checkpoint import Checkpoint
+from pie_plugins.drivers.cuda_native.random_weights import draw_weights
+from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig, PagedLayout
+from pie_plugins.models.layers.checkpoint import Checkpoint, read_json
 from pie_plugins.models.layers.loading import load_weights, open_checkpoint
 from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.weight_table import Format
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     architecture: str
     config: ModelConfig
-    layouts: tuple[CacheLayout, ...]
+    layouts: tuple[PagedLayout, ...]
     model: Model
     revision: str
 
@@ -45,33 +48,68 @@ def load_model(
         loaded = load_weights(checkpoint, architecture.weights(config), dtype, str(device), progress)
     finally:
         checkpoint.close()
-    parameters = Parameters(loaded.tensors, linear)
+    return _built(
+        declaration.name, architecture, config, loaded.tensors, linear, f"{loaded.revision}-{dtype}"
+    )
+
+
+def draw_model(
+    path: Path,
+    architectures: Mapping[str, ArchitectureDeclaration],
+    dtype: torch.dtype,
+    device: torch.device,
+    linear: Linear,
+) -> LoadedModel:
+    """The model that config.json describes, with random weights."""
+    file = path / "config.json"
+    values = read_json(file)
+    declaration = _declared(str(values.get("model_type")), architectures, str(file))
+    architecture: Architecture[Any] = declaration.load()
+    config = architecture.config(values, str(file))
+    drawn = draw_weights(architecture.weights(config), dtype, device)
+    return _built(declaration.name, architecture, config, drawn, linear, f"random-{file}-{dtype}")
+
+
+def _built(
+    name: str,
+    architecture: Architecture[Any],
+    config: ModelConfig,
+    tensors: dict[str, Tensor],
+    linear: Linear,
+    revision: str,
+) -> LoadedModel:
+    layouts = _plain_layouts(name, architecture.cache_layouts(config))
+    parameters = Parameters(tensors, linear)
     model = architecture.build(config, parameters)
     parameters.finish()
-    layouts = architecture.cache_layouts(config)
-    _check_layouts(declaration.name, layouts)
-    return LoadedModel(declaration.name, config, layouts, model, f"{loaded.revision}-{dtype}")
+    return LoadedModel(name, config, layouts, model, revision)
 
 
-def _check_layouts(architecture: str, layouts: tuple[CacheLayout, ...]) -> None:
+def _plain_layouts(architecture: str, layouts: tuple[CacheLayout, ...]) -> tuple[PagedLayout, ...]:
+    plain = tuple(layout for layout in layouts if isinstance(layout, PagedLayout) and layout.window is None)
     for layout in layouts:
-        if layout.window is not None:
+        if layout not in plain:
             raise LoadError(
-                f"driver cuda_native: architecture {architecture!r} keeps group {layout.name!r} in a window of"
-                f" {layout.window} rows; this driver has kernels for full attention only: use the driver portable"
+                f"driver cuda_native: architecture {architecture!r} keeps group {layout.name!r} as {layout}; this"
+                " driver has kernels for full attention over keys and values only: use the driver portable"
             )
+    return plain
 
 
 def _architecture(
     checkpoint: Checkpoint, architectures: Mapping[str, ArchitectureDeclaration]
 ) -> ArchitectureDeclaration:
-    kind = checkpoint.kind
+    return _declared(checkpoint.kind, architectures, checkpoint.origin, checkpoint.form)
+
+
+def _declared(
+    kind: str, architectures: Mapping[str, ArchitectureDeclaration], origin: str, form: Format = "hf"
+) -> ArchitectureDeclaration:
     for declaration in architectures.values():
-        known = declaration.model_types if checkpoint.form == "hf" else declaration.gguf_architectures
-        if kind in known:
+        if kind in (declaration.model_types if form == "hf" else declaration.gguf_architectures):
             return declaration
     raise LoadError(
-        f"{checkpoint.origin}: no installed architecture reads {kind!r}; installed are"
+        f"{origin}: no installed architecture reads {kind!r}; installed are"
         f" {', '.join(sorted(architectures)) or 'none'}"
     )
 
