@@ -136,7 +136,8 @@ def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
     """Guests that the sink resumes send their next passes before the next step is laid out."""
 
     async def run() -> None:
-        async with opened(dummy(), speculation_depth=0) as (port, listener, _):
+        driver = dummy()
+        async with opened(driver) as (port, listener, _):
             rounds = dict.fromkeys(range(1, 7), 0)
 
             def resume(events: Sequence[Event]) -> None:
