@@ -154,12 +154,12 @@ class PlanBuilder:
         width = padded_columns(longest, self._like.dtype)
         slots, kv_indexes = self._gather(requests, width)
         if self._is_plain_prefill(requests, columns):
-            return Bucket(_selection(rows), 1, self._tensor(slots), None, causal=True)
+            return Bucket(selection(rows), 1, self._tensor(slots), None, causal=True)
         visible = self._visible(requests, rows, kv_indexes)
         mask = torch.zeros(visible.shape, dtype=self._like.dtype)
         mask.masked_fill_(torch.from_numpy(~visible), float("-inf"))
         mask = mask.to(self._like.device)[:, None]
-        return Bucket(_selection(rows), len(requests), self._tensor(slots), mask, causal=False)
+        return Bucket(selection(rows), len(requests), self._tensor(slots), mask, causal=False)
 
     def _is_plain_prefill(self, requests: Int64, columns: Int64) -> bool:
         """One request, nothing cached before, no holes and no masks: causality needs no mask tensor."""
@@ -225,7 +225,7 @@ def _alike(requests: NDArray[np.intp], counts: Int64, columns: Int64) -> list[In
     return [np.array(sorted(bucket), np.int64) for bucket in chosen]
 
 
-def _selection(rows: Int64) -> slice | Tensor:
+def selection(rows: Int64) -> slice | Tensor:
     flat = rows.reshape(-1)
     if len(flat) == flat[-1] - flat[0] + 1 and (np.diff(flat) == 1).all():
         return slice(int(flat[0]), int(flat[-1]) + 1)

@@ -7,7 +7,7 @@ be run (a page that does not exist, a position past the limit) is marked failed 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -33,10 +33,14 @@ from pie_core.errors import ForwardError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.portable.attention import AttentionPlan, GroupRows, PlanBuilder, visible_runs
 from pie_plugins.drivers.portable.kv_cache import KvCache
+from pie_plugins.drivers.portable.state_cache import StateCache
+from pie_plugins.drivers.portable.state_plan import StatePlan, plan_states
 
+Cache = KvCache | StateCache
 V = TypeVar("V", bound=np.generic)
 
 KEPT_TICKETS = 64  # how many steps back a reference may reach
+NO_SLOT = -2  # -1 is the empty state
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class Outcome:
     live_samplers: Bool  # [S]; False behind a rejected draft
     failed: Mapping[int, str]
     sampler_requests: Int64  # [S]
+    states: Mapping[
+        int, Int64
+    ]  # state group -> [R]: the slot written after the last accepted row, or NO_SLOT
 
 
 class Outcomes:
@@ -78,7 +85,8 @@ class BatchTensors:
 
     token_ids: Tensor  # [T], int64
     positions: Tensor  # [T]
-    plans: tuple[AttentionPlan, ...]  # one for each cache group
+    plans: Mapping[int, AttentionPlan]  # by cache group
+    state_plans: Mapping[int, StatePlan]
     indptr: Int64  # [R + 1]
     request_of_row: Int64  # [T]
     tokens: Int64  # [T]: token_ids again, for the verification of drafts
@@ -92,7 +100,7 @@ class BatchTensors:
 class BatchReader:
     """Reads the batches of one model; the caches tell page sizes and limits."""
 
-    def __init__(self, caches: Sequence[KvCache], limits: ModelLimits, like: Tensor) -> None:
+    def __init__(self, caches: Sequence[Cache], limits: ModelLimits, like: Tensor) -> None:
         self._caches, self._limits, self._like = caches, limits, like
 
     def read(self, batch: ForwardBatch, outcomes: Outcomes) -> BatchTensors:
@@ -106,7 +114,7 @@ class _Reading:
         self,
         batch: ForwardBatch,
         outcomes: Outcomes,
-        caches: Sequence[KvCache],
+        caches: Sequence[Cache],
         limits: ModelLimits,
         like: Tensor,
     ) -> None:
@@ -125,19 +133,25 @@ class _Reading:
         batch = self._batch
         kv_lengths, shifts = self._lengths()
         tokens, _ = self._resolve(batch.tokens, self._request_of_row)
-        positions = batch.positions.astype(np.int64) - shifts[self._request_of_row]
+        positions = batch.positions.astype(np.int64) - _beside(shifts[self._request_of_row], batch.positions)
         sampler_requests = self._request_of_row[batch.samplers.rows]
         history, history_live = self._history(batch.samplers, sampler_requests)
         self._check_rows(tokens, positions)
-        writes = [self._write_slots(cache, table, kv_lengths) for cache, table in self._groups()]
-        plans = tuple(self._plan(index, kv_lengths, slots) for index, slots in enumerate(writes))
+        writes = {
+            group: self._write_slots(cache, table, kv_lengths)
+            for group, (cache, table) in self._paged_groups().items()
+        }
+        states = {group: self._states(group, *each) for group, each in self._state_groups().items()}
+        plans = {group: self._plan(group, kv_lengths, slots) for group, slots in writes.items()}
+        state_plans = {group: self._state_plan(group, sources) for group, sources in states.items()}
         dead = ~self._alive()[self._request_of_row]
-        tokens, positions = np.where(dead, 0, tokens), np.where(dead, 0, positions)
+        tokens, positions = np.where(dead, 0, tokens), np.where(_beside(dead, positions), 0, positions)
         device = self._like.device
         return BatchTensors(
             token_ids=torch.from_numpy(tokens).to(device),
             positions=torch.from_numpy(positions).to(device),
             plans=plans,
+            state_plans=state_plans,
             indptr=self._indptr,
             request_of_row=self._request_of_row,
             tokens=tokens,
@@ -159,15 +173,31 @@ class _Reading:
         for request in np.unique(requests).tolist():
             self._failed.setdefault(request, cause)
 
-    def _groups(self) -> list[tuple[KvCache, PageTable]]:
-        found = []
-        for cache, table in zip(self._caches, self._batch.cache, strict=True):
-            if isinstance(table, StateTable):
-                raise ForwardError(
-                    f"driver portable: group {cache.layout.name!r} is paged, got a table of states"
+    def _paged_groups(self) -> dict[int, tuple[KvCache, PageTable]]:
+        return {
+            group: (cache, table)
+            for group, (cache, table) in self._groups()
+            if isinstance(cache, KvCache) and isinstance(table, PageTable)
+        }
+
+    def _state_groups(self) -> dict[int, tuple[StateCache, StateTable]]:
+        return {
+            group: (cache, table)
+            for group, (cache, table) in self._groups()
+            if isinstance(cache, StateCache) and isinstance(table, StateTable)
+        }
+
+    def _groups(self) -> Iterator[tuple[int, tuple[Cache, PageTable | StateTable]]]:
+        for group, (cache, table) in enumerate(zip(self._caches, self._batch.cache, strict=True)):
+            if isinstance(cache, StateCache) != isinstance(table, StateTable):
+                seen, expected = (
+                    type(table).__name__,
+                    "StateTable" if isinstance(cache, StateCache) else "PageTable",
                 )
-            found.append((cache, table))
-        return found
+                raise ForwardError(
+                    f"driver portable: group {cache.layout.name!r} got a {seen}, expected a {expected}"
+                )
+            yield group, (cache, table)
 
     def _lengths(self) -> tuple[Int64, Int64]:
         """KV lengths, and how far each lies below the bound that the batch was made with."""
@@ -242,7 +272,7 @@ class _Reading:
         wrong = (positions < 0) | (positions >= longest)
         if wrong.any():
             cause = f"position {positions[wrong][0]} is outside 0 … {longest - 1}"
-            self._fail(self._request_of_row[wrong], cause)
+            self._fail(self._request_of_row[np.nonzero(wrong)[0]], cause)
 
     def _write_slots(self, cache: KvCache, table: PageTable, kv_lengths: Int64) -> Int64:
         """[T]: where each new row goes. A row whose page is not listed fails its request."""
@@ -268,8 +298,39 @@ class _Reading:
     def _row_in_request(self) -> Int64:
         return np.arange(len(self._request_of_row)) - self._indptr[self._request_of_row]
 
+    def _states(self, group: int, cache: StateCache, table: StateTable) -> Int64:
+        """[R]: the slot that each request's state is read from, -1 where it starts empty."""
+        batch = self._batch
+        sources = table.slots_in.astype(np.int64)
+        for request in np.flatnonzero(batch.length_tickets != NO_TICKET).tolist():
+            outcome = self._outcomes.find(int(batch.length_tickets[request]))
+            other = int(batch.length_requests[request])
+            if outcome is not None and 0 <= other < len(outcome.final_lengths):
+                written = int(outcome.states[group][other])
+                sources[request] = sources[request] if written == NO_SLOT else written
+        self._check_slots(cache, np.arange(batch.num_requests), sources, -1)
+        owners = np.repeat(np.arange(batch.num_requests), np.diff(table.out_indptr))
+        self._check_slots(cache, owners, table.out_slots.astype(np.int64), 0)
+        wrong = (table.out_rows < 0) | (table.out_rows >= np.diff(self._indptr)[owners])
+        if wrong.any():
+            self._fail(
+                owners[wrong],
+                f"a state is asked for after row {table.out_rows[wrong][0]}, which is not there",
+            )
+        return sources
+
+    def _check_slots(self, cache: StateCache, owners: Int64, slots: Int64, lowest: int) -> None:
+        wrong = (slots < lowest) | (slots >= cache.num_pages)
+        if wrong.any():
+            cause = f"slot {slots[wrong][0]} of group {cache.layout.name!r} does not exist; there are {cache.num_pages}"
+            self._fail(owners[wrong], cause)
+
+    def _state_plan(self, group: int, sources: Int64) -> StatePlan:
+        cache, table = self._state_groups()[group]
+        return plan_states(table, self._indptr, sources, self._alive(), cache, self._like.device)
+
     def _plan(self, index: int, kv_lengths: Int64, write_slots: Int64) -> AttentionPlan:
-        cache, table = self._groups()[index]
+        cache, table = self._paged_groups()[index]
         alive = self._alive()
         group = GroupRows(
             indptr=self._indptr,
@@ -283,6 +344,11 @@ class _Reading:
         )
         slots = np.where(alive[self._request_of_row], write_slots, cache.scratch_slot)
         return PlanBuilder(cache, group, self._like).build(slots)
+
+
+def _beside(values: NDArray[V], positions: NDArray[np.integer]) -> NDArray[V]:
+    """One value for each token row, to be combined with positions of one or three axes."""
+    return values if positions.ndim == 1 else values[:, None]
 
 
 _STRIDE = 1 << 32  # more than there are pages in a context

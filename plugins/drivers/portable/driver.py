@@ -17,8 +17,6 @@ import torch
 from numpy.typing import NDArray
 
 from pie_core.contracts.driver import (
-    CacheGroup,
-    CacheSpace,
     DriverCapabilities,
     DriverRequest,
     Feature,
@@ -28,14 +26,14 @@ from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int
 from pie_core.contracts.media import MediaItem
 from pie_core.errors import ForwardError, LoadError, PieError, Unsupported
 from pie_core.ids import Ticket
-from pie_plugins.drivers.portable.batch_tensors import BatchReader, ModelLimits, Outcomes
-from pie_plugins.drivers.portable.kv_cache import KvCache
+from pie_plugins.drivers.portable.batch_tensors import BatchReader, Cache, ModelLimits, Outcomes
 from pie_plugins.drivers.portable.linear import linear_product
+from pie_plugins.drivers.portable.memory import lay_out, space
 from pie_plugins.drivers.portable.model_runner import ModelRunner
 from pie_plugins.drivers.portable.options import PortableOptions
 from pie_plugins.drivers.portable.step_runner import StepRunner
 from pie_plugins.drivers.portable.weights import LoadedModel, choose_dtype, load_model
-from pie_plugins.models.layers.architecture import CacheLayout
+from pie_plugins.models.layers.architecture import position_axes
 
 FEATURES = frozenset(
     {
@@ -74,7 +72,7 @@ def load_portable(request: DriverRequest) -> PortableDriver:
         loaded = load_model(
             request.model_path, request.architectures, dtype, request.device, linear, request.progress
         )
-        caches = _lay_out(loaded, options, dtype, request.device)
+        caches = lay_out(loaded.layouts, options, dtype, request.device)
         runner = ModelRunner(loaded.model, caches, linear)
     return PortableDriver(loaded, runner, caches, options, dtype, request.device)
 
@@ -86,26 +84,6 @@ def _default_threads() -> int:
     741 tokens/s at batch 1, 8 and 32, and two threads 16, 140 and 302. On an idle machine two may well be faster.
     """
     return TORCH_THREADS if "OMP_NUM_THREADS" in os.environ else max(1, TORCH_THREADS - 1)
-
-
-def _lay_out(
-    loaded: LoadedModel, options: PortableOptions, dtype: torch.dtype, device: str
-) -> tuple[KvCache, ...]:
-    page_bytes = sum(_unit_bytes(layout, dtype) for layout in loaded.layouts) * options.kv_page_size
-    pages = options.total_pages or options.kv_memory_mb * 2**20 // page_bytes
-    if pages < 1:
-        raise LoadError(
-            f"driver portable: kv_memory_mb is {options.kv_memory_mb}, but one page of {options.kv_page_size} tokens"
-            f" takes {page_bytes} bytes; raise it"
-        )
-    like = torch.empty(0, dtype=dtype, device=device)
-    return tuple(
-        KvCache(layout, options.kv_page_size, pages, options.host_pages, like) for layout in loaded.layouts
-    )
-
-
-def _unit_bytes(layout: CacheLayout, dtype: torch.dtype) -> int:
-    return layout.num_layers * 2 * layout.num_kv_heads * layout.head_dim * dtype.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +99,7 @@ class PortableDriver:
         self,
         loaded: LoadedModel,
         runner: ModelRunner,
-        caches: tuple[KvCache, ...],
+        caches: tuple[Cache, ...],
         options: PortableOptions,
         dtype: torch.dtype,
         device: str,
@@ -216,14 +194,14 @@ class PortableDriver:
         if self._closed:
             raise ForwardError("driver portable: it is closed")
 
-    def _cache(self, group: int) -> KvCache:
+    def _cache(self, group: int) -> Cache:
         self._check_open()
         return self._caches[group]
 
     def _refuse(self, feature: Feature) -> NoReturn:
         raise Unsupported(f"driver portable cannot do {feature.value} (see its capabilities)")
 
-    def _swappable(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> KvCache:
+    def _swappable(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> Cache:
         cache = self._cache(group)
         if not cache.num_host_pages:
             self._refuse(Feature.SWAP)
@@ -272,7 +250,7 @@ class PortableDriver:
 
 
 def _capabilities(
-    loaded: LoadedModel, caches: Sequence[KvCache], options: PortableOptions, dtype: torch.dtype
+    loaded: LoadedModel, caches: Sequence[Cache], options: PortableOptions, dtype: torch.dtype
 ) -> DriverCapabilities:
     return DriverCapabilities(
         driver="portable",
@@ -282,20 +260,10 @@ def _capabilities(
         max_model_len=loaded.config.max_position_embeddings,
         max_batch_tokens=options.max_batch_tokens,
         max_batch_requests=options.max_batch_requests,
-        cache=tuple(_space(cache, dtype) for cache in caches),
+        cache=tuple(space(cache, dtype) for cache in caches),
         features=FEATURES | {Feature.SWAP} if options.host_pages else FEATURES,
         weights_revision=loaded.revision,
         kv_dtype=str(dtype).removeprefix("torch."),
+        position_axes=position_axes(loaded.config),
         max_in_flight=MAX_IN_FLIGHT,
     )
-
-
-def _space(cache: KvCache, dtype: torch.dtype) -> CacheSpace:
-    layout = cache.layout
-    group = CacheGroup(
-        layout.name,
-        "paged" if layout.window is None else "window",
-        _unit_bytes(layout, dtype),
-        layout.window,
-    )
-    return CacheSpace(group, cache.page_size, cache.num_pages, cache.num_host_pages)

@@ -1,4 +1,4 @@
-"""The paged keys and values of one cache group, on the device and in swap space."""
+"""The paged rows of one cache group, on the device and in swap space."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pie_core.errors import InvalidRequest, LoadError
-from pie_plugins.models.layers.architecture import PagedLayout
+from pie_plugins.models.layers.architecture import RowsLayout
 
 
 class KvCache:
-    """[layers, pages, page_size, 2 (key, value), kv_heads, head_dim]; behind the last page lies a scratch page.
+    """[layers, pages, page_size, *row]; behind the last page lies a scratch page.
 
-    Rows of failed requests are written to the scratch page, so they can do no harm. Memory is taken by the system as
-    pages are first written.
+    A row is [2 (key, value), kv_heads, head_dim], or one latent. Rows of failed requests are written to the scratch
+    page, so they can do no harm. Memory is taken by the system as pages are first written.
     """
 
     def __init__(
-        self, layout: PagedLayout, page_size: int, num_pages: int, num_host_pages: int, like: Tensor
+        self, layout: RowsLayout, page_size: int, num_pages: int, num_host_pages: int, like: Tensor
     ) -> None:
         self.layout = layout
         self.page_size = page_size
         self.num_pages = num_pages
         self.num_host_pages = num_host_pages
-        row = (2, layout.num_kv_heads, layout.head_dim)
-        self._pages = _untouched((layout.num_layers, num_pages + 1, page_size, *row), like.dtype).to(
+        row = layout.row
+        self._pages = untouched((layout.num_layers, num_pages + 1, page_size, *row), like.dtype).to(
             like.device
         )
-        self._host = _untouched((layout.num_layers, num_host_pages, page_size, *row), like.dtype)
+        self._host = untouched((layout.num_layers, num_host_pages, page_size, *row), like.dtype)
         self._rows = self._pages.view(layout.num_layers, (num_pages + 1) * page_size, *row).unbind(0)
 
     @property
@@ -40,7 +40,7 @@ class KvCache:
         return self.num_pages * self.page_size
 
     def layer(self, index: int) -> Tensor:
-        """[slots, 2, kv_heads, head_dim]; slot = page * page_size + place on the page."""
+        """[slots, *row]; slot = page * page_size + place on the page."""
         return self._rows[index]
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
@@ -67,13 +67,13 @@ class KvCache:
         self._pages[:, _indexes(pages)] = values.view(len(pages), *page.shape).transpose(0, 1).to(page.device)
 
     def check_pages(self, pages: Sequence[int]) -> None:
-        _check(pages, self.num_pages, "page")
+        check_within(pages, self.num_pages, "page")
 
     def check_host_pages(self, pages: Sequence[int]) -> None:
-        _check(pages, self.num_host_pages, "host page")
+        check_within(pages, self.num_host_pages, "host page")
 
 
-def _untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def untouched(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that take no memory yet: numpy leaves clearing to the system, torch writes every page at once."""
     try:
         content = np.zeros(shape, f"u{dtype.itemsize}")
@@ -89,7 +89,7 @@ def _indexes(pages: Sequence[int]) -> Tensor:
     return torch.tensor([int(page) for page in pages], dtype=torch.int64)
 
 
-def _check(pages: Sequence[int], limit: int, what: str) -> None:
+def check_within(pages: Sequence[int], limit: int, what: str) -> None:
     wrong = [int(page) for page in pages if not 0 <= page < limit]
     if wrong:
         raise InvalidRequest(f"driver portable: {what} {wrong[0]} does not exist; there are {limit}")

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pie_plugins.drivers.portable.batch_tensors import BatchTensors
+from pie_plugins.drivers.portable.batch_tensors import BatchTensors, Cache
 from pie_plugins.drivers.portable.kv_cache import KvCache
 from pie_plugins.drivers.portable.latent_attention import attend_latent, choose_rows
 from pie_plugins.drivers.portable.linear import LinearProduct
+from pie_plugins.drivers.portable.state_cache import StateCache
 from pie_plugins.models.layers.architecture import Model
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef, IndexHeads, LatentHeads
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef, IndexHeads, LatentHeads, Recurrence
 
 
 class PortableStep:
     """A `Step` of the layers. Made for one pass: what all layers share (angles, plans) is computed once."""
 
-    def __init__(self, batch: BatchTensors, caches: Sequence[KvCache], linear: LinearProduct) -> None:
-        self._batch, self._caches = batch, caches
+    def __init__(
+        self,
+        batch: BatchTensors,
+        caches: Mapping[int, KvCache],
+        states: Mapping[int, StateCache],
+        linear: LinearProduct,
+    ) -> None:
+        self._batch, self._caches, self._states = batch, caches, states
         self.linear = linear.__call__
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._chosen: dict[CacheRef, list[Tensor | None]] = {}
@@ -63,6 +70,10 @@ class PortableStep:
     def attention(self, cache: CacheRef, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return self._batch.plans[cache.group].run(self._rows(cache), q, k, v, scale)
 
+    def recur(self, cache: CacheRef, part: int, rule: Recurrence, inputs: Sequence[Tensor]) -> Tensor:
+        states = self._states[cache.group].part(cache.layer, part)
+        return self._batch.state_plans[cache.group].run(states, rule, inputs)
+
     def _rows(self, cache: CacheRef) -> Tensor:
         return self._caches[cache.group].layer(cache.layer)
 
@@ -103,11 +114,13 @@ class PortableStep:
 class ModelRunner:
     """One model and its caches."""
 
-    def __init__(self, model: Model, caches: Sequence[KvCache], linear: LinearProduct) -> None:
-        self._model, self._caches, self._linear = model, caches, linear
+    def __init__(self, model: Model, caches: Sequence[Cache], linear: LinearProduct) -> None:
+        self._model, self._linear = model, linear
+        self._caches = {group: cache for group, cache in enumerate(caches) if isinstance(cache, KvCache)}
+        self._states = {group: cache for group, cache in enumerate(caches) if isinstance(cache, StateCache)}
 
     def step(self, batch: BatchTensors) -> PortableStep:
-        return PortableStep(batch, self._caches, self._linear)
+        return PortableStep(batch, self._caches, self._states, self._linear)
 
     def normalized(self, step: PortableStep, rows: Tensor) -> Tensor:
         """Runs the layers; the final norm of the rows that somebody asks about."""

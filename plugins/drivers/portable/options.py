@@ -30,6 +30,14 @@ class PortableOptions:
     total_pages: int = field(
         default=0, metadata={"help": "number of KV pages; 0 = as many as kv_memory_mb holds", "minimum": 0}
     )
+    state_slots: int = field(
+        default=0,
+        metadata={
+            "help": "slots for the state of recurrent layers; 0 = four for each context of a step, where half of"
+            " kv_memory_mb holds them",
+            "minimum": 0,
+        },
+    )
     host_pages: int = field(
         default=0,
         metadata={

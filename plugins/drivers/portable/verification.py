@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pie_core.contracts.forward import ForwardBatch, Int32, Int64
-from pie_plugins.drivers.portable.batch_tensors import BatchTensors, Outcome
+from pie_core.contracts.forward import ForwardBatch, Int32, Int64, StateTable
+from pie_plugins.drivers.portable.batch_tensors import NO_SLOT, BatchTensors, Outcome
 
 
 def verify(
@@ -26,8 +26,22 @@ def verify(
         live_samplers=rows <= last_rows[owners],
         failed=failed,
         sampler_requests=owners,
+        states={
+            group: _states_after(table, counts - batch.num_drafts + accepted - 1)
+            for group, table in enumerate(batch.cache)
+            if isinstance(table, StateTable)
+        },
     )
     return accepted.astype(np.int32), outcome
+
+
+def _states_after(table: StateTable, last: Int64) -> Int64:
+    """[R]: the slot written after row `last` of each request, NO_SLOT where none was."""
+    owners = np.repeat(np.arange(len(last)), np.diff(table.out_indptr))
+    slots = np.full(len(last), NO_SLOT, np.int64)
+    is_last = table.out_rows == last[owners]
+    slots[owners[is_last]] = table.out_slots[is_last]
+    return slots
 
 
 def _sampled_at_rows(batch: ForwardBatch, tokens: Int32) -> Int64:

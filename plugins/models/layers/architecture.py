@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pie_plugins.models.weight_table import WeightTable
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from pie_plugins.models.layers.parameters import Parameters
@@ -25,8 +26,53 @@ class PagedLayout:
     head_dim: int
     window: int | None = None
 
+    @property
+    def row(self) -> tuple[int, ...]:
+        """What one token keeps in one layer."""
+        return 2, self.num_kv_heads, self.head_dim
 
-CacheLayout = PagedLayout  # a union once there are latent and state groups
+
+@dataclass(frozen=True, slots=True)
+class LatentLayout:
+    """One cache group of rows that all heads share."""
+
+    name: str
+    num_layers: int
+    width: int
+    window: ClassVar[None] = None
+
+    @property
+    def row(self) -> tuple[int, ...]:
+        return (self.width,)
+
+
+RowsLayout = PagedLayout | LatentLayout
+
+
+@dataclass(frozen=True, slots=True)
+class StatePart:
+    """One tensor of a layer's recurrent state."""
+
+    name: str
+    shape: tuple[int, ...]
+    keep_float32: bool = False  # what is summed up over a whole context, whatever dtype the model runs in
+
+    def dtype_of(self, dtype: torch.dtype) -> torch.dtype:
+        import torch
+
+        return torch.float32 if self.keep_float32 else dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """One cache group of recurrent state: for each context a slot, whatever its length."""
+
+    name: str
+    num_layers: int
+    parts: tuple[StatePart, ...]
+
+
+CacheLayout = RowsLayout | StateLayout
 
 
 class ModelConfig(Protocol):
@@ -38,6 +84,18 @@ class ModelConfig(Protocol):
     def hidden_size(self) -> int: ...
     @property
     def max_position_embeddings(self) -> int: ...
+
+
+@runtime_checkable
+class WithPositionAxes(Protocol):
+    """A configuration whose positions have several axes."""
+
+    @property
+    def position_axes(self) -> int: ...
+
+
+def position_axes(config: ModelConfig) -> int:
+    return config.position_axes if isinstance(config, WithPositionAxes) else 1
 
 
 class Model(Protocol):

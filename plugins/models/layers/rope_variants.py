@@ -19,7 +19,9 @@ class AxesRope(Rope):
     def cos_sin(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """[T, 1, rotary dimensions] each, of positions [T, 3]."""
         assert self.axes is not None
-        angles = positions.to(torch.float32).index_select(1, self.axes.to(positions.device)) * self.frequencies
+        angles = (
+            positions.to(torch.float32).index_select(1, self.axes.to(positions.device)) * self.frequencies
+        )
         cos, sin = angles.cos(), angles.sin()
         both = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
         return both[0].to(dtype)[:, None], both[1].to(dtype)[:, None]
