@@ -1,0 +1,278 @@
+"""What the CUDA driver promises beyond the contract: graphs, batch invariance, faults that end one step, memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from pie_core.contracts.driver import Driver, DriverRequest
+from pie_core.contracts.forward import Float32, ProbeKind
+from pie_core.errors import ForwardError, LoadError
+from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
+from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, probe_values
+from pie_plugins.drivers.cuda_native import cuda_graphs, pie_drivers
+from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, bucket_sizes
+from pie_plugins.drivers.cuda_native.memory import GRAPH_RESERVE, MemoryUse, pages_that_fit
+from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
+from pie_plugins.drivers.cuda_native.step_runner import StepRunner
+from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
+from tests.plugins.models.reference import ARCHITECTURES, portable, tiny
+
+GIB = 2**30
+
+
+@cache
+def checkpoint(architecture: str = "qwen3") -> Path:
+    folder = Path(mkdtemp())
+    write_checkpoint(folder, ARCHITECTURES[architecture], tiny(architecture))
+    return folder
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of the buckets that steps went through."""
+    sizes: list[int] = []
+    forward = Bucket.forward
+
+    def noting(self: Bucket, *arguments: Any) -> None:
+        sizes.append(self.tensors.sizes.requests)
+        forward(self, *arguments)
+
+    monkeypatch.setattr(Bucket, "forward", noting)
+    return sizes
+
+
+def started(stepper: Stepper, count: int, sample: Sample) -> list[tuple[Request, int]]:
+    """Contexts with prompts of different lengths, ready to decode: a request each, and its first token."""
+    contexts = [stepper.context() for _ in range(count)]
+    prompts = [[(7 * place + 3 * row) % 300 for row in range(3 + 5 * place)] for place in range(count)]
+    result = stepper.run(
+        [
+            Request(context, prompt, samples=[sample])
+            for context, prompt in zip(contexts, prompts, strict=True)
+        ]
+    )
+    return [
+        (Request(context, [0]), int(token)) for context, token in zip(contexts, result.tokens, strict=True)
+    ]
+
+
+def decoded(stepper: Stepper, count: int, steps: int, sample: Sample, depth: int = 0) -> list[list[int]]:
+    """The tokens of each step; with a depth, that many steps are queued before the first is collected."""
+    ready = started(stepper, count, sample)
+    tickets, found = [], []
+    tokens: list[Any] = [token for _, token in ready]
+    for _ in range(steps):
+        ticket = stepper.submit(
+            [
+                Request(request.context, [token], samples=[sample])
+                for (request, _), token in zip(ready, tokens, strict=True)
+            ]
+        )
+        tickets.append(ticket)
+        tokens = [FromTicket(ticket, row) for row in range(count)]
+        if len(tickets) > depth:
+            found.append(stepper.collect(tickets.pop(0)).tokens.tolist())
+            if depth == 0:
+                tokens = found[-1]
+    return found + [stepper.collect(ticket).tokens.tolist() for ticket in tickets]
+
+
+@pytest.mark.parametrize(
+    "sample", [Sample(), Sample(temperature=1.0, stream=9, top_p=0.8)], ids=["greedy", "drawn"]
+)
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_replayed_steps_give_the_tokens_of_eager_ones(
+    replayed: list[int], count: int, sample: Sample
+) -> None:
+    """Counts at, below and above a bucket's size, and steps queued behind open ones."""
+    eager = decoded(Stepper(cuda_native(checkpoint(), cuda_graphs=False)), count, 6, sample)
+    assert not replayed
+    for depth in (0, 3):
+        assert decoded(Stepper(cuda_native(checkpoint())), count, 6, sample, depth) == eager
+    bucket = next(size for size in bucket_sizes(8) if size >= count)
+    assert replayed == [bucket] * 12
+
+
+def test_changed_logits_and_probes_leave_a_step_in_its_bucket(replayed: list[int]) -> None:
+    tokens = {}
+    for graphs in (False, True):
+        stepper = Stepper(cuda_native(checkpoint(), cuda_graphs=graphs))
+        (one, token), (two, other) = started(stepper, 2, Sample())
+        step = stepper.run(
+            [
+                Request(
+                    one.context, [token], samples=[Sample(presence=50.0, history=[token], bias=[(9, 3.0)])]
+                ),
+                Request(
+                    two.context,
+                    [other],
+                    samples=[Sample(temperature=1.0, allowed=[5, 6])],
+                    probes=[Probe(ProbeKind.ENTROPY)],
+                ),
+            ]
+        )
+        assert not step.failed
+        tokens[graphs] = (*step.tokens.tolist(), round(float(step.probe_values[0]), 4))
+    assert tokens[True] == tokens[False]
+    assert replayed == [2]
+
+
+def test_steps_that_do_more_than_decode_are_not_replayed(replayed: list[int]) -> None:
+    stepper = Stepper(cuda_native(checkpoint()))
+    context = stepper.context()
+    stepper.run([Request(context, [1, 2, 3], samples=[Sample()])])
+    stepper.run([Request(context, [4])])
+    stepper.run([Request(context, [4], samples=[Sample(), Sample(temperature=1.0)])])
+    assert replayed == []
+
+
+def test_the_largest_bucket_is_the_limit_itself() -> None:
+    assert bucket_sizes(1) == (1,)
+    assert bucket_sizes(20) == (1, 2, 4, 8, 16, 20)
+    assert bucket_sizes(256)[-2:] == (224, 256)
+
+
+def last_logits(stepper: Stepper, requests: Sequence[Request]) -> list[Float32]:
+    result = stepper.run(requests)
+    return [probe_values(result, place) for place in range(len(requests))]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_batch_invariant_driver_gives_the_same_bits_in_any_company(graphs: bool) -> None:
+    prompt, probes, samples = list(range(5, 42)), [Probe(ProbeKind.LOGITS)], [Sample()]
+    seen = []
+    for others in (0, 1, 5):
+        stepper = Stepper(cuda_native(checkpoint(), batch_invariant=True, cuda_graphs=graphs))
+        company = [stepper.context() for _ in range(others)]
+        context = stepper.context()
+        before = [Request(each, [3] * (place + 1), samples=samples) for place, each in enumerate(company)]
+        stepper.run([*before, Request(context, prompt, samples=samples)])
+        beside = [Request(each, [3], samples=samples) for each in company]
+        requests = [*beside, Request(context, [7], samples=samples, probes=probes)]
+        seen.append(probe_values(stepper.run(requests), 0))
+    assert all(np.array_equal(each, seen[0]) for each in seen)
+
+
+def test_logits_equal_the_portable_driver_s() -> None:
+    prompt = list(range(40))
+    seen = []
+    for driver in (cuda_native(checkpoint()), portable(checkpoint())):
+        stepper = Stepper(driver)
+        context = stepper.context()
+        stepper.run([Request(context, prompt)])
+        seen += last_logits(stepper, [Request(context, [7], probes=[Probe(ProbeKind.LOGITS)])])
+    assert np.abs(seen[0] - seen[1]).max() <= 1e-5 * seen[1].std()
+
+
+def test_a_step_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = cuda_native(checkpoint())
+    stepper = Stepper(driver)
+    expected = stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist()
+    with monkeypatch.context() as patched:
+        patched.setattr(StepRunner, "_run_eagerly", _out_of_memory)
+        ticket = driver.submit(stepper.build([Request(_roomy(stepper, 2), [1, 2], samples=[Sample()])]))
+    behind = driver.submit(
+        stepper.build([Request(_roomy(stepper, 1), [FromTicket(ticket, 0)], samples=[Sample()])])
+    )
+    with pytest.raises(ForwardError, match=r"no memory on the GPU.*max_batch_tokens"):
+        driver.collect(ticket)
+    assert "failed" in driver.collect(behind).failed[0]
+    assert stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist() == expected
+
+
+def _out_of_memory(*_: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def _roomy(stepper: Stepper, rows: int) -> Any:
+    context = stepper.context()
+    stepper.make_room(context, rows)
+    return context
+
+
+def test_a_page_that_does_not_exist_fails_its_request_and_no_other() -> None:
+    stepper = Stepper(cuda_native(checkpoint()))
+    good, bad = stepper.context(), stepper.context()
+    stepper.run([Request(good, [1, 2, 3]), Request(bad, [1, 2, 3])])
+    expected = stepper.run([Request(stepper.fork(good), [4], samples=[Sample()])]).tokens.tolist()
+    bad.pages[0][0] = 512
+    result = stepper.run([Request(bad, [4], samples=[Sample()]), Request(good, [4], samples=[Sample()])])
+    assert result.failed == {0: "page 512 does not exist; there are 512"}
+    assert result.tokens.tolist()[1:] == expected
+
+
+def test_weights_that_are_not_numbers_fail_requests_and_what_hangs_on_them() -> None:
+    folder = Path(mkdtemp())
+    write_checkpoint(folder, ARCHITECTURES["llama"], tiny("llama"))
+    weights = load_file(folder / WEIGHTS)
+    weights["model.norm.weight"][:] = np.nan
+    save_file(weights, folder / WEIGHTS)
+    stepper = Stepper(cuda_native(folder))
+    context = stepper.context()
+    first = stepper.submit([Request(context, [1, 2], samples=[Sample()])])
+    second = stepper.submit([Request(context, [FromTicket(first, 0)], samples=[Sample()])])
+    assert stepper.collect(first).failed == {0: "the logits are not numbers"}
+    assert 0 in stepper.collect(second).failed
+
+
+def test_more_samplers_than_the_ring_holds_are_refused() -> None:
+    driver = cuda_native(checkpoint(), max_batch_tokens=8, max_batch_requests=1)
+    stepper = Stepper(driver)
+    request = Request(_roomy(stepper, 1), [1], samples=[Sample()] * 9)
+    with pytest.raises(ForwardError, match="9 samplers, at most 8"):
+        driver.collect(driver.submit(stepper.build([request])))
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (declaration,) = pie_drivers()
+
+    def load(device: str, **options: Any) -> Driver:
+        return declaration.load(
+            DriverRequest(checkpoint(), device, CudaNativeOptions(**options), ARCHITECTURES, {})
+        )
+
+    with pytest.raises(LoadError, match="expected cuda"):
+        load("meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(LoadError, match="sees no CUDA GPU"):
+            load("cuda")
+        with pytest.raises(LoadError, match="'flashinfer', which needs a GPU"):
+            load("cpu", attention="flashinfer")
+
+
+def test_random_weights_need_a_configuration_only(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3", tie_word_embeddings=True)))
+    tokens = [decoded(Stepper(cuda_native(tmp_path, random_weights=True)), 2, 4, Sample()) for _ in range(2)]
+    assert tokens[0] == tokens[1]
+
+
+def test_pages_take_what_weights_steps_and_others_leave() -> None:
+    use = MemoryUse(total=100 * GIB, others=2 * GIB, weights=16 * GIB, activations=4 * GIB)
+    assert pages_that_fit(use, 0.9, 2**20) == (90 - 2 - 16 - 4) * 1024 - GRAPH_RESERVE // 2**20
+
+
+def test_no_room_for_pages_is_told_with_the_whole_sum() -> None:
+    use = MemoryUse(total=16 * GIB, others=0, weights=16 * GIB, activations=GIB)
+    with pytest.raises(LoadError, match=r"weights take 16384, a step of max_batch_tokens 1024"):
+        pages_that_fit(use, 0.9, 2**20)
+
+
+def test_graphs_are_recorded_with_progress() -> None:
+    seen = []
+    (declaration,) = pie_drivers()
+    options = CudaNativeOptions(dtype="float32", total_pages=64, max_batch_requests=4)
+    request = DriverRequest(
+        checkpoint(), DEVICE, options, ARCHITECTURES, {}, lambda each: seen.append(each.label)
+    )
+    declaration.load(request).close()
+    assert seen.count("recording graphs") == len(cuda_graphs.bucket_sizes(4))
