@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -15,7 +15,7 @@ from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.sandbox.hosting import Pending
 from pie_core.text.text_model import TextModel
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 
 class ClientLink(Protocol):
@@ -58,6 +58,11 @@ class Inbox(Generic[T]):
             raise LimitExceeded(f"the program has {self._capacity} unread messages: wait until it reads some")
         elif not self._closed:
             self._items.append(item)
+
+    @property
+    def unread_bytes(self) -> int:
+        """How much waits here; of text its characters."""
+        return sum(map(len, self._items))
 
     async def wanted(self) -> None:
         """Returns once somebody waits for an item: the sender need not be read before that."""

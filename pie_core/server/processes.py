@@ -35,6 +35,8 @@ from pie_core.server.events import EventBuffer, ProcessOutput
 
 log = logging.getLogger(__name__)
 
+_UNREAD = 16  # messages of the greatest length that may be unread; of short ones it may be more
+
 
 class Listener(Protocol):
     """A connection to which a process is attached."""
@@ -125,10 +127,19 @@ class ServerProcess:
                 f"a message of {size} bytes for {self.id}; at most {self._config.max_message_bytes} are taken "
                 "(server.max_message_bytes)"
             )
+        if self.state.messages.unread_bytes + size > _UNREAD * self._config.max_message_bytes:
+            raise LimitExceeded(
+                f"{self.id} has {self.state.messages.unread_bytes} bytes of messages unread: wait until it reads some"
+            )
         self.state.messages.put(message)
 
     def give_file(self, content: bytes) -> None:
         self._require_running()
+        if self.state.files.unread_bytes + len(content) > self._config.max_file_bytes:
+            raise LimitExceeded(
+                f"{self.id} has {self.state.files.unread_bytes} bytes of files unread; {len(content)} more would exceed"
+                f" server.max_file_bytes = {self._config.max_file_bytes}: wait until it reads some"
+            )
         self.state.files.put(content)
 
     def close_input(self) -> None:

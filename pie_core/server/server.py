@@ -96,6 +96,10 @@ class Server:
         return self._app
 
     @property
+    def connections(self) -> frozenset[Connection]:
+        return frozenset(self._connections)
+
+    @property
     def num_connections(self) -> int:
         return len(self._connections)
 

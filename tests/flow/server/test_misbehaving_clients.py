@@ -268,7 +268,7 @@ def test_a_slow_client_holds_its_program_back_and_gets_everything(on_server: OnS
         async with a_neighbour(pie), wire(pie.server.socket_url, "alice") as connection:
             launch = {"inferlet": "floods", "input": '{"messages": 500}', "capture_outputs": True}
             assert (await connection.ask("launch_process", **launch))["ok"]
-            heard = []
+            heard: list[dict[str, Any]] = []
             while not heard or heard[-1]["event"] == "message":
                 heard.append(await connection.receive())
                 await asyncio.sleep(0)
@@ -391,9 +391,10 @@ def test_requests_without_a_number_are_answered_only_if_they_fail(on_server: OnS
 
 def test_what_pie_0_4_has_and_this_version_has_not_is_refused_by_type(on_server: OnServer) -> None:
     async def scenario(pie: Pie) -> None:
-        missing: list[type[m.Request]] = [m.LaunchDaemon, m.SubmitWorkflow, m.CancelWorkflow]
+        missing: list[type[m.Request]] = [m.LaunchDaemon, m.SubmitWorkflow]
+        missing += [m.CancelWorkflow, m.AttachWorkflow, m.DetachWorkflow]
         async with wire(pie.server.socket_url, "alice") as connection:
-            for kind in [*missing, m.AttachWorkflow, m.DetachWorkflow]:
+            for kind in missing:
                 await connection.send(sample(kind))
                 assert (await connection.response(7))["error_code"] == "unsupported"
             await connection.send({**sample(m.LaunchProcess), "token_budget": 5})
