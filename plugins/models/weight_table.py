@@ -58,6 +58,7 @@ class WeightTable:
 
     entries: list[Entry] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
+    other_names: dict[str, str] = field(default_factory=dict)
 
     def take(self, target: str, source: Source) -> None:
         self.entries.append(Entry("take", (source,), (target,)))
@@ -75,6 +76,17 @@ class WeightTable:
     def leave(self, *patterns: str) -> None:
         """Tensors with names like these (`*` and `?` as in file names) are not read."""
         self.left.extend(patterns)
+
+    def also_called(self, other: str, ours: str) -> None:
+        """Some files begin names with `other` where the table says `ours`."""
+        self.other_names[other] = ours
+
+    def known_name(self, stored: str) -> str:
+        """How the table names a tensor that a checkpoint stores under this name."""
+        for other, ours in self.other_names.items():
+            if stored.startswith(other):
+                return ours + stored.removeprefix(other)
+        return stored
 
     def sources(self) -> Iterator[Source]:
         for entry in self.entries:

@@ -40,12 +40,30 @@ def load_weights(
     checkpoint: Checkpoint, table: WeightTable, dtype: torch.dtype, device: str, progress: ProgressCallback
 ) -> LoadedWeights:
     """Raises LoadError that names the tensors which are missing, left over or misshaped."""
+    checkpoint = _Renamed(checkpoint, table)
     _check_names(checkpoint, table)
     _check_shapes(checkpoint, table)
     loader = _Loader(checkpoint, dtype, device, progress, sum(_sizes(checkpoint, table)))
     for entry in table.entries:
         loader.apply(entry)
     return LoadedWeights(loader.tensors, loader.digest.hexdigest())
+
+
+class _Renamed:
+    """A checkpoint under the names that the weight table uses."""
+
+    def __init__(self, checkpoint: Checkpoint, table: WeightTable) -> None:
+        self._checkpoint = checkpoint
+        self._stored = {table.known_name(name): name for name in checkpoint.tensors}
+        self.form, self.origin, self.kind = checkpoint.form, checkpoint.origin, checkpoint.kind
+        self.config = checkpoint.config
+        self.tensors = {ours: checkpoint.tensors[name] for ours, name in self._stored.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._checkpoint.read(self._stored[name])
+
+    def close(self) -> None:
+        self._checkpoint.close()
 
 
 class _Loader:

@@ -21,7 +21,7 @@ ARCHITECTURES = {
     each.name: each
     for found in pkgutil.iter_modules(models.__path__, f"{models.__name__}.")
     if not found.ispkg
-    for each in importlib.import_module(found.name).pie_architectures()
+    for each in getattr(importlib.import_module(found.name), "pie_architectures", list)()
 }
 
 
@@ -83,7 +83,8 @@ def tiny_latent(model_type: str, **changes: Any) -> dict[str, Any]:
 
 def tiny_sparse(model_type: str, **changes: Any) -> dict[str, Any]:
     """The same with an indexer. Many index heads, or sums of positive products tie at zero."""
-    return tiny_latent(model_type, index_n_heads=8, index_head_dim=16, index_topk=8, **changes)
+    index = {"index_n_heads": 8, "index_head_dim": 16, "index_topk": 8}
+    return tiny_latent(model_type, **index | changes)
 
 
 YARN = {

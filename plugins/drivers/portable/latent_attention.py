@@ -1,0 +1,128 @@
+"""Attention over latent rows: by absorbed queries, or by expanded keys and values, over all rows or chosen ones.
+
+A latent row serves all heads. Queries that have absorbed the expansion of keys read the rows as they are, which is
+cheap for few queries; for many, expanding every row once is. Both compute the same sums in another order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pie_plugins.drivers.portable.attention import AttentionPlan, Bucket
+from pie_plugins.models.layers.step import IndexHeads, LatentHeads
+
+MAX_SCORES = 1 << 24  # of the index heads at a time
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Rows:
+    """R requests of n new rows each, which read L cached ones."""
+
+    q: Tensor  # [R, n, H, N + P]
+    cached: Tensor  # [R, L, C + P]
+    mask: Tensor  # [R, 1, n, L]
+
+
+def attend_latent(
+    plan: AttentionPlan, rows: Tensor, q: Tensor, heads: LatentHeads, chosen: list[Tensor | None] | None
+) -> Tensor:
+    """[T, H, N + P] over one layer's slots [slots, C + P] to [T, H * V]; `chosen` as `choose_rows` gave it."""
+    out = q.new_zeros((q.shape[0], heads.num_heads * heads.value_expansion.shape[1]))
+    for place, bucket in enumerate(plan.buckets):
+        columns = None if chosen is None else chosen[place]
+        found = _gathered(bucket, rows, q[bucket.rows], columns)
+        attended = _absorbed(found, heads) if _absorbs(heads, found.q.shape[1]) else _expanded(found, heads)
+        out[bucket.rows] = attended.transpose(1, 2).reshape(-1, out.shape[1])
+    return out
+
+
+def choose_rows(
+    plan: AttentionPlan, rows: Tensor, q: Tensor, head_weights: Tensor, heads: IndexHeads
+) -> list[Tensor | None]:
+    """For each bucket the chosen columns [R, n, k] of its cached rows; None where all of them fit."""
+    return [
+        _chosen(bucket, rows, q[bucket.rows], head_weights[bucket.rows], heads) for bucket in plan.buckets
+    ]
+
+
+def _chosen(bucket: Bucket, rows: Tensor, q: Tensor, weights: Tensor, heads: IndexHeads) -> Tensor | None:
+    requests = bucket.num_requests
+    cached = rows.index_select(0, bucket.slots).view(requests, -1, rows.shape[-1]).to(torch.float32)
+    length = cached.shape[1]
+    if length <= heads.top_k:
+        return None
+    q = q.to(torch.float32).view(requests, -1, *q.shape[1:]) * q.shape[-1] ** -0.5
+    weights = weights.view(requests, -1, heads.num_heads) * heads.num_heads**-0.5
+    mask = _mask(bucket, q.shape[1], length)[:, 0].to(torch.float32)
+    size = max(1, MAX_SCORES // (requests * heads.num_heads * length))
+    pieces = zip(q.split(size, 1), weights.split(size, 1), mask.split(size, 1), strict=True)
+    return torch.cat([_best(*piece, cached, heads.top_k) for piece in pieces], 1)
+
+
+def _best(q: Tensor, weights: Tensor, mask: Tensor, cached: Tensor, top_k: int) -> Tensor:
+    products = torch.einsum("rnhd,rld->rnhl", q, cached).relu_()
+    scores = torch.einsum("rnhl,rnh->rnl", products, weights) + mask
+    return scores.topk(top_k, dim=-1).indices
+
+
+def _gathered(bucket: Bucket, rows: Tensor, q: Tensor, columns: Tensor | None) -> _Rows:
+    requests = bucket.num_requests
+    q = q.view(requests, -1, *q.shape[1:])
+    new, length = q.shape[1], len(bucket.slots) // requests
+    mask = _mask(bucket, new, length).to(q.dtype)
+    if columns is not None and new * columns.shape[-1] <= length:
+        return _only_chosen(bucket, rows, q, mask, columns)
+    if columns is not None:
+        hidden = torch.full_like(mask, float("-inf")).scatter_(-1, columns[:, None], 0)
+        mask = mask + hidden
+    cached = rows.index_select(0, bucket.slots).view(requests, length, -1)
+    return _Rows(q, cached, mask)
+
+
+def _only_chosen(bucket: Bucket, rows: Tensor, q: Tensor, mask: Tensor, columns: Tensor) -> _Rows:
+    """Every new row becomes a request of its own that reads its chosen rows and no others."""
+    requests, new, count = columns.shape
+    slots = bucket.slots.view(requests, -1).gather(1, columns.flatten(1))
+    cached = rows.index_select(0, slots.flatten()).view(requests * new, count, -1)
+    visible = mask[:, 0].gather(-1, columns).view(requests * new, 1, 1, count)
+    return _Rows(q.reshape(requests * new, 1, *q.shape[2:]), cached, visible)
+
+
+def _mask(bucket: Bucket, new: int, length: int) -> Tensor:
+    """[R, 1, n, L], 0 or -inf."""
+    if bucket.mask is not None:
+        return bucket.mask
+    hidden = torch.full((new, length), float("-inf"), device=bucket.slots.device)
+    return hidden.triu_(1)[None, None]
+
+
+def _absorbs(heads: LatentHeads, new: int) -> bool:
+    """Compares the multiplications for one cached row: in longer products, or in expanding it."""
+    _, plain, latent = heads.key_expansion.shape
+    value = heads.value_expansion.shape[1]
+    return new * (2 * latent - plain - value) <= (plain + value) * latent
+
+
+def _absorbed(found: _Rows, heads: LatentHeads) -> Tensor:
+    """[R, H, n, V]"""
+    plain, rotated = found.q.split((heads.plain_dim, heads.rope_dim), -1)
+    wide = torch.einsum("rnhd,hdc->rhnc", plain, heads.key_expansion)
+    q = torch.cat((wide, rotated.transpose(1, 2)), -1)
+    k = found.cached[:, None].expand(-1, heads.num_heads, -1, -1)
+    # Whole rows as values: torch's blocked attention wants keys and values of one width.
+    mixed = functional.scaled_dot_product_attention(q, k, k, attn_mask=found.mask, scale=heads.scale)
+    return torch.einsum("rhnc,hvc->rhnv", mixed[..., : heads.latent_dim], heads.value_expansion)
+
+
+def _expanded(found: _Rows, heads: LatentHeads) -> Tensor:
+    """[R, H, n, V]"""
+    latent, rotated = found.cached.split((heads.latent_dim, heads.rope_dim), -1)
+    plain = torch.einsum("rlc,hdc->rhld", latent, heads.key_expansion)
+    k = torch.cat((plain, rotated[:, None].expand(-1, heads.num_heads, -1, -1)), -1)
+    v = torch.einsum("rlc,hvc->rhlv", latent, heads.value_expansion)
+    q = found.q.transpose(1, 2)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=found.mask, scale=heads.scale)
