@@ -267,6 +267,7 @@ def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
 
 def _engine_options(model: ModelConfig) -> EngineOptions:
     chosen = {
+        "speculation_depth": model.scheduler.speculation_depth,
         "max_batch_tokens": model.scheduler.max_batch_tokens,
         "max_batch_requests": model.scheduler.max_batch_requests,
     }

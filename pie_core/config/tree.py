@@ -31,14 +31,6 @@ def _in_this_process(workers: int) -> int:
     return workers
 
 
-def _no_run_ahead(depth: int) -> int:
-    if depth != 0:
-        raise Misfit(
-            f"expected 0, but found {depth}: this version runs no pass ahead of the program that asks for it"
-        )
-    return depth
-
-
 def _as_devices(value: object) -> object:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
@@ -281,13 +273,12 @@ class SchedulerConfig:
 
     speculation_depth: Annotated[
         int,
-        AfterValidator(_no_run_ahead),
         Field(
             ge=0,
-            description="Passes to run before a program asks for them; 0, so far the only choice, is none.",
-            json_schema_extra={"const": 0},
+            le=64,
+            description="Passes of each context to run before a program asks for them; 0 is none. Same tokens.",
         ),
-    ] = 0
+    ] = 1
     max_batch_tokens: Annotated[
         int | None, Field(ge=1, description="The most tokens in one batch; null is what the driver takes.")
     ] = None

@@ -1,7 +1,11 @@
 """A context: a history of rows, of which the first `written` have their KV on pages, and the noise it draws from.
 
+    0 ──── written ──── history.length                   rows that there are
+    0 ────────────── submitted ─ ─ ─ ─ ┤ ahead ├         rows that steps have computed or are computing
+
 Rows behind `written` wait to be computed: the tokens of a running pass, the last token of a generation (its KV is
-written with the next pass, if there is one), or rows that going back on a recurrent model has to compute again.
+written with the next pass, if there is one), or rows that going back on a recurrent model has to compute again. The
+last `ahead` rows submitted are guesses (`scheduler.run_ahead`) behind the history's end: nobody else sees them.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ class Context:
     pages: ContextPages
     history: History = field(default_factory=History)
     written: int = 0
+    submitted: int = 0
+    ahead: int = 0
     epoch: int = 0  # how often it was truncated
     children: int = 0  # streams derived so far
     waiting: deque[Command] = field(default_factory=deque)
@@ -53,20 +59,18 @@ class Context:
     def position(self) -> int:
         return self.history.position
 
-    @property
-    def unwritten(self) -> int:
-        return self.history.length - self.written
-
     def rewind(self, length: int) -> None:
-        """Back to its first `length` rows, as if the later ones had never been."""
+        """Back to its first `length` rows, as if the later ones had never been; no guess is left."""
+        assert self.ahead == 0, "guesses are dropped first"
         self.history.truncate(length)
-        self.written = self.pages.truncate(min(self.written, length))
+        self.submitted = self.written = self.pages.truncate(min(self.written, length))
 
     def take_over(self, other: Context) -> None:
         """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""
+        assert other.ahead == 0, "guesses are dropped first"
         self.pages.release()
         self.pages = other.pages.fork(other.written)
-        self.history, self.written = other.history.copy(), other.written
+        self.history, self.written, self.submitted = other.history.copy(), other.written, other.written
         self.stream = other.derive_stream()
         self.unborn = False
 

@@ -50,6 +50,7 @@ from pie_core.kv_pages.context_pages import Cache
 from pie_core.scheduler.admission import Admission
 from pie_core.scheduler.intake import Intake, Perform, request_of
 from pie_core.scheduler.loop import Loop
+from pie_core.scheduler.run_ahead import RunAhead
 
 
 class Engine:
@@ -71,8 +72,9 @@ class Engine:
         self._snapshots = Snapshots(self._cache, options)
         self._contexts = Contexts(self._cache, self._snapshots, self._events.append)
         admission = Admission(driver.capabilities, options, self._cache)
-        self._passes = Passes(admission, self._events.append, self._pass_ended)
-        self._passes.loop = self._loop = Loop(driver, options, self._passes.settle)
+        self._ahead = RunAhead(driver.capabilities, options, self._cache)
+        self._passes = Passes(admission, self._ahead, self._events.append, self._pass_ended)
+        self._passes.loop = self._loop = Loop(driver, options, self._cache, self._ahead, self._passes.settle)
         self._intake = Intake(self._in_turn(), self._events.append, self._discarded)
         self._at_once = self._on_arrival()
         self._stalled_since: float | None = None
@@ -92,13 +94,13 @@ class Engine:
         """Submits a step to the driver: collect the ticket and bring the outcome to `finish_step`."""
         while True:
             ticket = self._loop.start()
-            self._intake.advance()
+            begun = self._intake.advance()
             if ticket is not None:
                 self._stalled_since = None
                 return ticket
             if not self._is_stalled:
                 self._stalled_since = None
-            if not self._loop.can_start and not (self._is_stalled and self._relieve()):
+            if not begun and not (self._is_stalled and self._relieve()):
                 return None
 
     def finish_step(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
@@ -107,7 +109,10 @@ class Engine:
         self._loop.finish(ticket, outcome)
         self._intake.advance()
         self.awaits_programs = any(
-            each.running.generation is None and each.running not in self._loop.waiting for each in chunks
+            each.running.request is not None
+            and each.running.generation is None
+            and each.running not in self._loop.waiting
+            for each in chunks
         )
 
     def take_events(self) -> list[Event]:
@@ -140,15 +145,24 @@ class Engine:
 
     def _in_turn(self) -> dict[type, Perform]:
         return {
-            ForkContext: self._fork,
-            TruncateContext: self._truncate,
-            DropContext: self._drop,
+            ForkContext: self._without_guesses(self._fork),
+            TruncateContext: self._without_guesses(self._truncate),
+            DropContext: self._without_guesses(self._drop),
             Forward: self._passes.forward,
             Generate: self._passes.generate,
-            BreakOff: self._passes.break_off_ended,
-            SaveSnapshot: self._contexts.save,
+            BreakOff: self._without_guesses(self._passes.break_off_ended),
+            SaveSnapshot: self._without_guesses(self._contexts.save),
             ReadTokens: self._contexts.read_tokens,
         }
+
+    def _without_guesses(self, perform: Perform) -> Perform:
+        """Nothing but a pass may see what runs ahead."""
+
+        def dropped(context: Context, command: Command) -> None:
+            self._ahead.drop(context)
+            perform(context, command)
+
+        return dropped
 
     def _queue(
         self, command: Forward | Generate | TruncateContext | DropContext | SaveSnapshot | ReadTokens
@@ -186,6 +200,7 @@ class Engine:
         error = Cancelled(f"process {command.process} has ended")
         for context in [each for each in self._contexts if each.process == command.process]:
             self._intake.fail_all(context, error)
+            self._ahead.drop(context)
             self._contexts.forget(context)
             running = self._passes.of(context)
             if running is not None:
@@ -221,6 +236,9 @@ class Engine:
             steps=self._loop.steps,
             tokens=self._loop.tokens,
             busy_s=self._loop.busy_s,
+            run_ahead_hits=self._ahead.hits,
+            run_ahead_misses=self._ahead.misses,
+            run_ahead_drops=self._ahead.drops,
         )
         self._events.append(status)
 
@@ -266,7 +284,7 @@ class Engine:
 
     def _relieve(self) -> bool:
         """Frees what can be freed, or fails the youngest pass once waiting helps nobody; False: wait on."""
-        if self._drop_checkpoints():
+        if self._ahead.drop_idle() or self._drop_checkpoints():
             return True
         idle = any(not each.busy and not each.pages.is_empty for each in self._contexts)
         now = self._clock()

@@ -249,6 +249,9 @@ class Status(Message, frozen=True):
     steps: int
     tokens: int  # token rows computed
     busy_s: float  # device time
+    run_ahead_hits: int = 0  # passes served from a guess
+    run_ahead_misses: int = 0  # passes that were not what was guessed
+    run_ahead_drops: int = 0  # guesses that were computed for nothing
 
 
 Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status

@@ -15,9 +15,15 @@ class EngineOptions:
         default=256, metadata={"help": "Most contexts of one step. The driver may allow fewer."}
     )
     max_in_flight: int = field(
+        default=2,
+        metadata={
+            "help": "Steps queued at the driver at a time; generations keep it so busy. The driver may allow fewer."
+        },
+    )
+    speculation_depth: int = field(
         default=1,
         metadata={
-            "help": "Steps queued at the driver at a time. More splits the contexts into smaller batches."
+            "help": "Passes to run before a program asks for them, fed with the token that is being drawn; 0 is none."
         },
     )
     page_wait_s: float = field(

@@ -1,7 +1,7 @@
 """The passes that run: begun from commands, moved on by every step, ended by success, failure, cancellation or a break.
 
 A pass that ends otherwise than well leaves its context as it was before it. While the driver still works on a pass that
-was ended, its context stays busy and keeps its pages.
+was ended, its context stays busy and keeps its pages. Passes that nobody has asked for yet are `scheduler.run_ahead`'s.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pie_core.engine.messages import Ack, BreakOff, Event, Failed, Forward, Gene
 from pie_core.errors import InvalidRequest, NotFound, PieError
 from pie_core.ids import RequestId
 from pie_core.scheduler.admission import Admission
-from pie_core.scheduler.delivery import continue_generation, forward_done, generated
+from pie_core.scheduler.delivery import continue_generation, forward_done, generated, write_guess
 from pie_core.scheduler.intake import following
 from pie_core.scheduler.loop import Chunks, Loop
 from pie_core.scheduler.request import Generation, Pass
+from pie_core.scheduler.run_ahead import RunAhead
 
 # The pass of a context is over; the error if it did not end well.
 Ended = Callable[[Context, PieError | None], None]
@@ -26,8 +27,11 @@ Ended = Callable[[Context, PieError | None], None]
 class Passes:
     """Running passes by request; also remembers which context a generation was of, for breaking it off late."""
 
-    def __init__(self, admission: Admission, emit: Callable[[Event], None], ended: Ended) -> None:
+    def __init__(
+        self, admission: Admission, ahead: RunAhead, emit: Callable[[Event], None], ended: Ended
+    ) -> None:
         self._admission = admission
+        self._ahead = ahead
         self._emit = emit
         self._ended = ended
         self._running: dict[RequestId, Pass] = {}
@@ -37,13 +41,16 @@ class Passes:
         self.loop: Loop  # set by the engine: the loop reports back to `settle`
 
     def forward(self, context: Context, command: Forward) -> None:
-        self._begin(self._admission.forward(command, context, next(self._arrivals)))
+        asked = self._admission.forward(command, context, next(self._arrivals))
+        guess = self._ahead.claim(asked)
+        self._begin(command.request, asked if guess is None else guess)
 
     def generate(self, context: Context, command: Generate) -> None:
         running = self._admission.generate(command, context, next(self._arrivals))
+        self._ahead.drop(context)
         self.forget_generation(context)
         self._generations[command.request] = context
-        self._begin(running)
+        self._begin(command.request, running)
         if command.request in self._breaks:
             self._break_now(running)
 
@@ -58,13 +65,15 @@ class Passes:
 
     def end(self, running: Pass, error: PieError) -> None:
         """Answers the request with an error and undoes it, now or when the driver is done with it."""
-        del self._running[running.request]
-        self._emit(Failed(request=running.request, code=error.code, message=str(error)))
-        self.answer_break(running.request, error)
+        request = _request_of(running)
+        del self._running[request]
+        self._emit(Failed(request=request, code=error.code, message=str(error)))
+        self.answer_break(request, error)
+        self._ahead.drop(running.context)
+        self.loop.remove(running)
         if running.in_flight:
             running.ended = error
         else:
-            self.loop.remove(running)
             self._leave(running)
         self._ended(running.context, error)
 
@@ -72,14 +81,28 @@ class Passes:
         """A step is over; `causes` says why some of its chunks failed."""
         for place, chunk in enumerate(chunks):
             running = chunk.running
-            running.in_flight = False
+            running.in_flight -= 1
+            if running.dropped:
+                continue
             if running.ended is not None:
-                self._leave(running)
-                self._ended(running.context, None)
+                self._leave_when_idle(running)
+            elif running.request is None:
+                self._settle_guess(running, failed=place in causes)
             elif place in causes:
                 self.end(running, causes[place])
             else:
                 self._move_on(running)
+
+    def _settle_guess(self, guess: Pass, *, failed: bool) -> None:
+        """A guess that fails is forgotten: should its pass really come, it will fail by itself."""
+        guess.computed = not failed
+        if failed:
+            self._ahead.drop(guess.context)
+
+    def _leave_when_idle(self, running: Pass) -> None:
+        if not running.in_flight:
+            self._leave(running)
+            self._ended(running.context, None)
 
     # ---- breaking off
 
@@ -114,8 +137,9 @@ class Passes:
 
     def _break_now(self, running: Pass) -> None:
         """The context keeps the prompt and what was consumed; rows not written yet are left to the next pass."""
-        command, generation = self._breaks.pop(running.request), running.generation
+        command, generation = self._breaks.pop(_request_of(running)), running.generation
         assert generation is not None
+        self._ahead.drop(running.context)
         generation.generated = command.consumed
         running.context.rewind(generation.start + command.consumed)
         self._emit(generated(running, [], "cancelled"))
@@ -131,16 +155,21 @@ class Passes:
 
     # ---- one pass
 
-    def _begin(self, running: Pass) -> None:
+    def _begin(self, request: RequestId, running: Pass) -> None:
         running.context.busy = True
-        self._running[running.request] = running
-        self.loop.add(running)
+        self._running[request] = running
+        if running.computed:
+            write_guess(running)
+            self._move_on(running)
+        elif not running.in_flight:
+            self.loop.add(running)
 
     def _move_on(self, running: Pass) -> None:
-        if running.request in self._breaks:
+        context = running.context
+        if running.request in self._breaks and not running.in_flight:
             self._break_now(running)
-        elif running.remaining:
-            self.loop.add(running)
+        elif context.written < context.history.length:
+            return  # the rest is in flight, or waits for its turn
         elif running.generation is not None:
             self._take_token(running, running.generation)
         else:
@@ -150,29 +179,38 @@ class Passes:
     def _take_token(self, running: Pass, generation: Generation) -> None:
         event = continue_generation(running, generation)
         self._emit(event)
-        if event.finish is None:
-            self.loop.add(running)
-        else:
+        if event.finish is not None:
             self._finish(running)
+        elif (following := self._ahead.follow(running)) is not None:
+            self._running[event.request] = following
+        else:
+            running.draw_next()
+            self.loop.add(running)
 
     def _finish(self, running: Pass) -> None:
         """The pass ended well; its context is free for the next."""
-        context = running.context
-        del self._running[running.request]
+        context, request = running.context, _request_of(running)
+        del self._running[request]
         self.loop.remove(running)
         self.forget_generation(context)
         if running.generation is not None:
+            self._ahead.drop(context)
             start, count = running.generation.start, running.generation.generated
-            context.last_generation = GenerationEnd(running.request, start, count)
+            context.last_generation = GenerationEnd(request, start, count)
         context.busy = False
         self._ended(context, None)
 
     def _leave(self, running: Pass) -> None:
         context = running.context
         if running.generation is not None:
-            self._generations.pop(running.request, None)
+            self._generations.pop(_request_of(running), None)
         context.rewind(running.base)
         context.busy = False
+
+
+def _request_of(running: Pass) -> RequestId:
+    assert running.request is not None, "nobody has asked for this pass"
+    return running.request
 
 
 def _check_consumed(command: BreakOff, generated_tokens: int) -> None:

@@ -26,9 +26,22 @@ class Cache:
             default=sys.maxsize,
         )
 
+    def begin_step(self) -> None:
+        """The driver has one more step."""
+        for pool in self.pools:
+            pool.begin_step()
+
+    def end_step(self) -> None:
+        """The driver's oldest step is over."""
+        for pool in self.pools:
+            pool.end_step()
+
+    def can_ever_fit(self, length: int) -> bool:
+        return length <= self._longest
+
     def refuse_what_never_fits(self, length: int) -> None:
         """OutOfPages if a context of this length exceeds a group even when it is alone."""
-        if length <= self._longest:
+        if self.can_ever_fit(length):
             return
         for space, pool in zip(self.spaces, self.pools, strict=True):
             needed = -(-length // space.page_size)
@@ -40,7 +53,9 @@ class Cache:
 
 
 class ContextPages:
-    """Rows are written by `begin` and then `finish` or `abort`; between the two nothing else may happen."""
+    """Rows are written by `begin` and then `finish` or `abort`. Several steps may be begun, each behind the one before,
+    and end in the same order; until they have, nothing else may happen but `drop_latest`.
+    """
 
     __slots__ = ("_paged", "_state", "_windowed", "groups")
 
@@ -110,16 +125,23 @@ class ContextPages:
         return copies
 
     def finish(self, length: int) -> None:
-        """The step went well and `length` rows are valid."""
+        """The oldest step went well and `length` rows are valid."""
         for pages in self._windowed:
             pages.leave_window(length)
         for slots in self._state:
             slots.finish(length)
 
     def abort(self, written: int) -> None:
-        """The step failed: the rows are as they were."""
+        """The oldest step failed: the rows are as they were."""
         for slots in self._state:
             slots.finish(written)
+
+    def drop_latest(self, steps: int, length: int) -> None:
+        """The latest steps were for nothing: whatever they write behind `length` rows is given up."""
+        for pages in self._paged:
+            pages.truncate(length)
+        for slots in self._state:
+            slots.drop_latest(steps)
 
     def undo(self, copies: Sequence[PageCopy]) -> None:
         """Right after `begin`: these copies were not made, so the shared pages are read again."""

@@ -3,6 +3,8 @@
 State is never changed in place: a step reads the current slot and writes others, one of which is current afterwards.
 So a fork, a failed step or a rejected draft costs nothing. Going back needs a checkpoint, an older state that was kept;
 the empty state is one at length 0. Rows after the checkpoint have to be computed again.
+
+Several steps may be under way: each reads the state that the one before it writes.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class StateSlots:
         self.pool = pool
         self.current = EMPTY
         self.length = 0  # of the current state
-        self._writing: list[tuple[int, int]] = []  # (length, slot) that the running step writes
+        self._writing: list[list[tuple[int, int]]] = []  # for each step under way, (length, slot) it writes
         self._checkpoints: list[tuple[int, int]] = []  # (length, slot), ascending
 
     @property
@@ -32,23 +34,32 @@ class StateSlots:
 
     @property
     def writing(self) -> list[tuple[int, int]]:
-        return self._writing
+        """What the latest step writes."""
+        return self._writing[-1]
+
+    @property
+    def reading(self) -> int:
+        """What it reads."""
+        return self._writing[-2][-1][1] if len(self._writing) > 1 else self.current
 
     def begin(self, lengths: Sequence[int]) -> None:
         """Takes a slot for the state after each of these lengths."""
-        assert not self._writing, "a step is still writing"
-        self._writing = list(zip(lengths, self.pool.allocate(len(lengths)), strict=True))
+        self._writing.append(list(zip(lengths, self.pool.allocate(len(lengths)), strict=True)))
 
     def finish(self, length: int) -> None:
-        """The step has ended and `length` rows are valid: their state is current, the others go back."""
-        written = dict(self._writing)
-        self._writing = []
+        """The oldest step has ended and `length` rows are valid: their state is current, the others go back."""
+        written = dict(self._writing.pop(0))
         if length == self.length:
             self.pool.release(list(written.values()))
             return
         self._let_go_of_current()
         self.current, self.length = written.pop(length), length
         self.pool.release(list(written.values()))
+
+    def drop_latest(self, steps: int) -> None:
+        """The latest steps were for nothing."""
+        for _ in range(steps):
+            self.pool.release([slot for _, slot in self._writing.pop()])
 
     def checkpoint(self, limit: int) -> None:
         """Keeps the current state for going back to; beyond `limit` of them, the oldest goes."""
@@ -100,7 +111,7 @@ class StateSlots:
     def release(self) -> None:
         self.drop_checkpoints()
         self._let_go_of_current()
-        self.pool.release([slot for _, slot in self._writing])
+        self.drop_latest(len(self._writing))
         self.current, self.length, self._writing = EMPTY, 0, []
 
     def _let_go_of_current(self) -> None:
@@ -109,4 +120,5 @@ class StateSlots:
 
     def _held(self) -> list[int]:
         current = [] if self.current == EMPTY else [self.current]
-        return current + [slot for _, slot in self._checkpoints] + [slot for _, slot in self._writing]
+        writing = [slot for step in self._writing for _, slot in step]
+        return current + [slot for _, slot in self._checkpoints] + writing

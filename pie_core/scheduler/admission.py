@@ -56,6 +56,7 @@ class Admission:
             probes=self._probe_rows(command.probes, count, context.length),
             logit_mask=self._logit_mask(command.logit_mask),
             num_drafts=command.num_drafts,
+            predictable=_is_predictable(command),
         )
         context.history.extend(command.tokens, command.positions, masks)
         return passed
@@ -81,6 +82,7 @@ class Admission:
             base=context.length,
             arrival=arrival,
             samples=self._sample_rows([sample], count, context),
+            predictable=True,
             generation=Generation(
                 start=start,
                 stop_tokens=frozenset(command.stop_tokens),
@@ -349,6 +351,14 @@ def _in_range(name: str, value: float, low: float, high: float, *, low_open: boo
     if not low <= value <= high or (low_open and value == low):
         expected = f"{'more than' if low_open else 'at least'} {low:g} and at most {high:g}"
         raise InvalidRequest(f"sampler: {name} is {value}; expected {expected}")
+
+
+def _is_predictable(command: Forward) -> bool:
+    """Whether the next pass is probably this one's token, one row on, with the same sampler and nothing else."""
+    plain = not (command.masks or command.probes or command.num_drafts) and command.logit_mask is None
+    samples = command.samples
+    on_last_row = len(samples) == 1 and samples[0].row == len(command.tokens) - 1
+    return plain and on_last_row and command.pass_speculation
 
 
 def _row(row: int, count: int, what: str) -> int:

@@ -43,6 +43,7 @@ from pie_core.scheduler.request import (
     Settings,
     rows_within,
 )
+from pie_core.scheduler.run_ahead import pending_rows
 
 _NONE = slice(0, 0)
 
@@ -50,14 +51,14 @@ _NONE = slice(0, 0)
 def take_chunk(running: Pass, rows: int) -> Chunk | None:
     """Takes pages for up to `rows` rows of a pass; None if there are not enough."""
     context, samples, probes = running.context, running.samples, running.probes
-    start = context.written
+    start = context.submitted
     copies: Sequence[PageCopy] = ()
-    if not context.pages.covers(context.history.length):
+    if not context.pages.covers(running.stop):
         rows = _fitting_rows(running, rows)
         if rows == 0:
             return None
         copies = _take_pages(running, rows)
-    stop = start + rows
+    context.submitted = stop = start + rows
     return Chunk(
         running=running,
         start=start,
@@ -70,15 +71,16 @@ def take_chunk(running: Pass, rows: int) -> Chunk | None:
 
 def _fitting_rows(running: Pass, rows: int) -> int:
     reserved = running.remaining
-    rows = running.context.pages.fitting_rows(running.context.written, rows, reserved, 1 + running.num_drafts)
+    context = running.context
+    rows = context.pages.fitting_rows(context.submitted, rows, reserved, 1 + running.num_drafts)
     return rows if rows == reserved else max(min(rows, reserved - running.indivisible), 0)
 
 
 def _take_pages(running: Pass, rows: int) -> Sequence[PageCopy]:
     context, reserved = running.context, running.remaining
-    stop = context.written + rows
+    stop = context.submitted + rows
     outcomes = range(stop - running.num_drafts, stop + 1) if rows == reserved else (stop,)
-    return context.pages.begin(context.written, rows, reserved, outcomes)
+    return context.pages.begin(context.submitted, rows, reserved, outcomes)
 
 
 def build_batch(chunks: Sequence[Chunk], can: DriverCapabilities) -> ForwardBatch:
@@ -89,13 +91,13 @@ def build_batch(chunks: Sequence[Chunk], can: DriverCapabilities) -> ForwardBatc
     indptr = _indptr(stops - starts)
     shifts = indptr[:-1] - starts  # KV index -> token row
     requests = len(chunks)
-    rows = [each.running.context.history.rows(each.start, each.stop) for each in chunks]
+    rows = [_rows(each) for each in chunks]
     positions = np.concatenate([each for _, each in rows])
     no_tickets = np.full(requests, NO_TICKET, np.int64)
     return ForwardBatch(
         context_ids=np.array([context.id for context in contexts], np.int64),
         indptr=indptr,
-        tokens=_literal(np.concatenate([each for each, _ in rows])),
+        tokens=_tokens(chunks, indptr, np.concatenate([each for each, _ in rows])),
         positions=np.repeat(positions[:, None], 3, axis=1) if can.position_axes == 3 else positions,
         kv_lengths=starts,
         length_tickets=no_tickets,
@@ -110,6 +112,33 @@ def build_batch(chunks: Sequence[Chunk], can: DriverCapabilities) -> ForwardBatc
         adapter_scales=np.ones(requests, np.float32),
         media=_no_media(),
     )
+
+
+# ---- tokens
+
+
+def _rows(chunk: Chunk) -> tuple[Int32, Int32]:
+    """Tokens and positions; the token of a guess comes later."""
+    running = chunk.running
+    if running.source is None:
+        return running.context.history.rows(chunk.start, chunk.stop)
+    return _NO_TOKEN, np.array([running.position], np.int32)
+
+
+def _tokens(chunks: Sequence[Chunk], indptr: Int32, ids: Int32) -> TokenRefs:
+    """Guesses are fed what the pass before them draws: its token, or where it will be."""
+    refs = _literal(ids)
+    for place, chunk in enumerate(chunks):
+        if chunk.running.source is not None:
+            _refer(refs, int(indptr[place]), chunk.running.source)
+    return refs
+
+
+def _refer(refs: TokenRefs, row: int, source: Pass) -> None:
+    if source.drawn is not None:
+        refs.ids[row] = source.drawn
+    else:
+        refs.tickets[row], refs.rows[row] = source.ticket, source.sampler
 
 
 # ---- cache
@@ -137,7 +166,7 @@ def _state_table(group: int, chunks: Sequence[Chunk]) -> StateTable:
     for chunk in chunks:
         held = chunk.running.context.pages.groups[group]
         assert isinstance(held, StateSlots)
-        slots_in.append(held.current)
+        slots_in.append(held.reading)
         counts.append(len(held.writing))
         rows += [length - 1 - chunk.start for length, _ in held.writing]
         slots += [slot for _, slot in held.writing]
@@ -205,8 +234,8 @@ def _samplers(chunks: Sequence[Chunk], shifts: Int32, can: DriverCapabilities) -
         slot=np.array(slots, np.uint32),
         epoch=np.repeat(epochs, counts),
         history_indptr=history_indptr,
-        history=_literal(history),
-        history_counts=np.ones(len(history), np.int32),
+        history=history,
+        history_counts=np.ones(len(history.ids), np.int32),
         bias_indptr=bias_indptr,
         bias_tokens=bias_tokens,
         bias_values=bias_values,
@@ -229,16 +258,38 @@ def _columns(settings: Sequence[Settings]) -> NDArray[np.float64]:
     return table[np.array(index, np.intp)].T
 
 
-def _histories(parts: Sequence[tuple[Chunk, SampleRows]], count: int) -> tuple[Int32, Int32]:
+def _histories(parts: Sequence[tuple[Chunk, SampleRows]], count: int) -> tuple[TokenRefs, Int32]:
     """For samplers with penalties, every token up to and with their row; and where each sampler's begin."""
     if not any(each.penalized for _, each in parts):
-        return _EMPTY, np.zeros(count + 1, np.int32)
+        return _literal(_EMPTY), np.zeros(count + 1, np.int32)
     seen: list[Int32] = []
+    guessed: list[tuple[int, Pass]] = []  # which of them are the tokens of guesses
+    length = 0
     for chunk, each in parts:
         tokens = chunk.running.context.history.tokens
         for row, settings in zip(each.rows[chunk.samples], each.settings[chunk.samples], strict=True):
-            seen.append(tokens[: row + 1] if settings[REPETITION:] != (1, 0, 0) else _EMPTY)
-    return _joined(seen), _indptr([len(each) for each in seen])
+            if settings[REPETITION:] == (1, 0, 0):
+                seen.append(_EMPTY)
+                continue
+            guesses = list(pending_rows(chunk.running))
+            guessed += [(length + guess.base, guess) for guess in guesses]
+            seen += [tokens[: row + 1], np.zeros(len(guesses), np.int32)]
+            length += row + 1
+    refs = _literal(_joined(seen))
+    for place, guess in guessed:
+        assert guess.source is not None
+        _refer(refs, place, guess.source)
+    return refs, _history_indptr(parts)
+
+
+def _history_indptr(parts: Sequence[tuple[Chunk, SampleRows]]) -> Int32:
+    return _indptr(
+        [
+            row + 1 if settings[REPETITION:] != (1, 0, 0) else 0
+            for chunk, each in parts
+            for row, settings in zip(each.rows[chunk.samples], each.settings[chunk.samples], strict=True)
+        ]
+    )
 
 
 def _biases(parts: Sequence[tuple[Chunk, SampleRows]], count: int) -> tuple[Int32, Float32, Int32]:
@@ -297,6 +348,7 @@ def _probes(chunks: Sequence[Chunk], shifts: Int32) -> Probes:
 # ---- arrays
 
 _EMPTY: Int32 = np.empty(0, np.int32)
+_NO_TOKEN: Int32 = np.zeros(1, np.int32)
 _NO_VALUES: Float32 = np.empty(0, np.float32)
 
 

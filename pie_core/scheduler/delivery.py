@@ -21,16 +21,19 @@ def record_step(
         first_sample, first_probe = drawn, probed
         drawn += chunk.samples.stop - chunk.samples.start
         probed += chunk.probes.stop - chunk.probes.start
-        if request in result.failed:
-            continue
         running = chunk.running
+        if request in result.failed or running.dropped:
+            continue
         if running.samples is not None:
             places = running.samples.order[chunk.samples]
             running.tokens.update(zip(places, tokens[first_sample:drawn], strict=True))
+            if running.predictable and chunk.is_last:
+                running.drawn = running.tokens[0]
         if running.probes is not None:
             _record_probes(running, chunk, result, first_probe)
-        _write_rows(chunk, int(result.accepted[request]))
-        _keep_state(chunk, checkpoint_tokens, max_checkpoints)
+        if running.request is not None:
+            _write_rows(chunk, int(result.accepted[request]))
+            _keep_state(chunk, checkpoint_tokens, max_checkpoints)
 
 
 def _record_probes(running: Pass, chunk: Chunk, result: ForwardResult, first: int) -> None:
@@ -57,6 +60,12 @@ def _write_rows(chunk: Chunk, accepted: int) -> None:
         context.rewind(stop)
 
 
+def write_guess(running: Pass) -> None:
+    """A guess that is computed has been claimed: its row counts."""
+    running.context.pages.finish(running.stop)
+    running.context.written = running.stop
+
+
 def _forget_samples_behind(running: Pass, stop: int) -> None:
     samples = running.samples
     assert samples is not None
@@ -73,6 +82,7 @@ def _keep_state(chunk: Chunk, checkpoint_tokens: int, max_checkpoints: int) -> N
 
 
 def forward_done(running: Pass) -> ForwardDone:
+    assert running.request is not None
     return ForwardDone(
         request=running.request,
         tokens=[running.tokens[place] for place in sorted(running.tokens)],
@@ -89,15 +99,13 @@ def continue_generation(running: Pass, generation: Generation) -> Generated:
         return generated(running, [], "stop")
     generation.generated += 1
     running.context.history.append(token)
-    if generation.generated == generation.max_tokens:
-        return generated(running, [token], "length")
-    assert running.samples is not None
-    running.samples.rows[0] += 1
-    return generated(running, [token], None)
+    at_limit = generation.generated == generation.max_tokens
+    return generated(running, [token], "length" if at_limit else None)
 
 
 def generated(running: Pass, tokens: list[int], finish: str | None) -> Generated:
     context = running.context
+    assert running.request is not None
     return Generated(
         request=running.request,
         tokens=tokens,

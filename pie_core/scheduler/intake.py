@@ -42,13 +42,15 @@ class Intake:
         if context.waiting:
             self._ready[context] = None
 
-    def advance(self) -> None:
-        """Begins everything that need not wait for an earlier command of its context."""
+    def advance(self) -> bool:
+        """Begins everything that need not wait for an earlier command of its context; whether there was any."""
+        begun = bool(self._ready)
         while self._ready:
             context = next(iter(self._ready))
             del self._ready[context]
             while context.waiting and not context.busy and not context.unborn:
                 self._begin(context, self._pop(context))
+        return begun
 
     def cancel(self, request: RequestId, error: PieError) -> None:
         """Takes a queued request out and answers it; what was queued behind it was meant to follow it."""

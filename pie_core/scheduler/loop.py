@@ -14,11 +14,13 @@ from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import ForwardError, PieError
 from pie_core.ids import Ticket
+from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.page_list import PageCopy
 from pie_core.scheduler.batching import build_batch, take_chunk
 from pie_core.scheduler.delivery import record_step
 from pie_core.scheduler.policy import Policy
 from pie_core.scheduler.request import Chunk, Pass
+from pie_core.scheduler.run_ahead import RunAhead
 
 Chunks = Sequence[Chunk]
 
@@ -29,15 +31,20 @@ Settle = Callable[[Chunks, Mapping[int, PieError]], None]
 class Loop:
     """Passes that wait for a step, and the steps that the driver works on."""
 
-    def __init__(self, driver: Driver, options: EngineOptions, settle: Settle) -> None:
+    def __init__(
+        self, driver: Driver, options: EngineOptions, cache: Cache, ahead: RunAhead, settle: Settle
+    ) -> None:
         self.waiting: dict[Pass, None] = {}  # in the order in which they began to wait
         self.in_flight: dict[Ticket, Chunks] = {}
+        self._last_size = self._continued = 0  # passes of the latest step, and those that wait for another
         self.stalled = False  # nothing runs, and what waits lacks pages
         self.steps = 0
         self.tokens = 0
         self.busy_s = 0.0
         self._driver = driver
         self._can = driver.capabilities
+        self._cache = cache
+        self._ahead = ahead
         self._options = options
         self._settle = settle
         self._policy = Policy(
@@ -55,9 +62,8 @@ class Loop:
 
     def start(self) -> Ticket | None:
         """Submits the next step, if there is something to do and room at the driver."""
-        while self.waiting and len(self.in_flight) < self._max_in_flight:
+        while len(self.in_flight) < self._max_in_flight:
             chunks = self._choose()
-            self.stalled = not chunks and not self.in_flight
             if not chunks:
                 return None
             try:
@@ -67,36 +73,54 @@ class Loop:
                 self._undo(chunks)
                 self._lose(chunks, error)
                 continue
-            self.in_flight[ticket] = chunks
+            self._submitted(ticket, chunks)
             return ticket
         return None
-
-    @property
-    def can_start(self) -> bool:
-        """Whether it is worth calling `start`."""
-        return bool(self.waiting) and not self.stalled and len(self.in_flight) < self._max_in_flight
 
     def finish(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """Takes what collecting the ticket gave or raised."""
         chunks = self.in_flight.pop(ticket)
+        self._cache.end_step()
         if isinstance(outcome, Exception):
+            self._abort(chunks)
             self._lose(chunks, outcome)
             return
         self._count(chunks, outcome)
         record_step(chunks, outcome, self._options.checkpoint_tokens, self._options.max_checkpoints)
         causes = {place: ForwardError(cause) for place, cause in outcome.failed.items()}
-        for place in causes:
-            chunks[place].running.context.pages.abort(chunks[place].start)
+        self._abort([chunks[place] for place in causes])
         self._settle(chunks, causes)
 
     def _choose(self) -> Chunks:
-        chunks = self._policy.choose(self.waiting, take_chunk, overtake=False)
+        ripe = self._ahead.ripe()
+        if self.in_flight and 2 * (len(ripe) + self._continued) < self._last_size:
+            return ()  # what runs and what waits would take turns in half-empty steps from now on
+        following = [self._ahead.guess(each) for each in ripe if each.generation is not None]
+        guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
+        chunks = self._policy.choose([*self.waiting, *following], take_chunk, overtake=False, guesses=guesses)
         if not chunks and not self.in_flight:
             chunks = self._policy.choose(self.waiting, take_chunk, overtake=True)
+        self.stalled = bool(self.waiting) and not chunks and not self.in_flight
         for chunk in chunks:
-            del self.waiting[chunk.running]
-            chunk.running.in_flight = True
+            self.waiting.pop(chunk.running, None)
+            chunk.running.in_flight += 1
         return chunks
+
+    def _submitted(self, ticket: Ticket, chunks: Chunks) -> None:
+        """What has more rows goes on waiting, at the end of the queue; what has none can be run ahead of."""
+        self._cache.begin_step()
+        self.in_flight[ticket] = chunks
+        self._last_size, self._continued = len(chunks), 0
+        samplers = 0
+        for chunk in chunks:
+            running = chunk.running
+            samplers += chunk.samples.stop - chunk.samples.start
+            if chunk.is_last:
+                running.ticket, running.sampler = ticket, samplers - 1
+                self._ahead.submitted(running)
+            else:
+                self._continued += 1
+                self.waiting[running] = None
 
     def _copy_pages(self, chunks: Chunks) -> None:
         by_group: dict[int, list[PageCopy]] = defaultdict(list)
@@ -107,13 +131,23 @@ class Loop:
             self._driver.copy_pages(group, [each.source for each in copies], [each.target for each in copies])
 
     def _undo(self, chunks: Chunks) -> None:
-        """Copied pages are given up for the old ones: they may never have been copied."""
+        """Nothing of the step is at the driver. Copied pages are given up: they may never have been copied."""
         for chunk in chunks:
-            chunk.running.context.pages.undo(chunk.copies)
+            context = chunk.running.context
+            context.pages.undo(chunk.copies)
+            context.pages.drop_latest(1, chunk.start)
+            context.submitted = chunk.start
+            if chunk.running.request is None:
+                chunk.running.dropped = True
+                self._ahead.drop(context)
+
+    def _abort(self, chunks: Chunks) -> None:
+        """Their rows are not written. Of a guess that nobody has claimed, nothing counts as written yet."""
+        for chunk in chunks:
+            if chunk.running.request is not None and not chunk.running.dropped:
+                chunk.running.context.pages.abort(chunk.start)
 
     def _lose(self, chunks: Chunks, error: Exception) -> None:
-        for chunk in chunks:
-            chunk.running.context.pages.abort(chunk.start)
         cause = error if isinstance(error, ForwardError) else ForwardError(f"{type(error).__name__}: {error}")
         self._settle(chunks, dict.fromkeys(range(len(chunks)), cause))
 

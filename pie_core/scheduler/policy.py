@@ -23,8 +23,22 @@ class Policy:
     max_tokens: int
     max_requests: int
 
-    def choose(self, waiting: Iterable[Pass], take: Take, *, overtake: bool) -> list[Chunk]:
-        """The chunks of the next step. `overtake`: prompts may start while an earlier one waits for pages."""
+    def choose(
+        self, waiting: Iterable[Pass], take: Take, *, overtake: bool, guesses: Iterable[Pass] = ()
+    ) -> list[Chunk]:
+        """The chunks of the next step. `overtake`: prompts may start while an earlier one waits for pages.
+
+        Guesses get what is left over, and only if nothing had to wait.
+        """
+        waiting = list(waiting)
+        chosen = self._choose(waiting, take, overtake)
+        if len(chosen) == len(waiting):
+            tokens = self.max_tokens - sum(each.stop - each.start for each in chosen)
+            candidates = [(each, each.remaining) for each in guesses]
+            chosen += _fill(candidates, take, tokens, self.max_requests - len(chosen), overtake=True)
+        return chosen
+
+    def _choose(self, waiting: Iterable[Pass], take: Take, overtake: bool) -> list[Chunk]:
         candidates = [(each, each.remaining) for each in waiting]
         short = [each for each in candidates if each[1] <= each[0].indivisible]
         if len(short) == len(candidates):

@@ -6,12 +6,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pie_core.contracts.forward import Float32, Int32, UInt32
+from pie_core.contracts.forward import NO_TICKET, Float32, Int32, UInt32
 from pie_core.engine.context import Context
 from pie_core.engine.messages import ProbeValues
 from pie_core.errors import PieError
-from pie_core.ids import RequestId
+from pie_core.ids import RequestId, Ticket
 from pie_core.kv_pages.page_list import PageCopy
+
+_NO_TICKET = Ticket(NO_TICKET)
 
 # The numbers of a sampler, by place.
 Settings = tuple[float, float, float, float, float, float, float]
@@ -59,9 +61,9 @@ class Generation:
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """One request on one context. Its rows are those of the context's history behind `base`."""
+    """One request on one context: its rows are those of the context's history behind `base`. Or a guess of one."""
 
-    request: RequestId
+    request: RequestId | None  # None: a guess, whose one row is `base`
     context: Context
     base: int  # rows of the context before it
     arrival: int
@@ -70,20 +72,41 @@ class Pass:
     logit_mask: UInt32 | None = None
     num_drafts: int = 0
     generation: Generation | None = None
-    in_flight: bool = False
+    predictable: bool = False  # one sampler, on the last row, and nothing else: what follows can be guessed
+    in_flight: int = 0  # steps at the driver that compute rows of it
     ended: PieError | None = None  # it was answered while in flight; its results are dropped
     tokens: dict[int, int] = field(default_factory=dict)  # order -> token
     probed: dict[int, ProbeValues] = field(default_factory=dict)
+    # A guess: what draws its token, and where it is. Dropped: nobody will ask for it.
+    source: Pass | None = None
+    position: int = 0
+    computed: bool = False
+    dropped: bool = False
+    # A predictable pass: where its token is drawn, and the token once it is known.
+    ticket: Ticket = _NO_TICKET
+    sampler: int = 0
+    drawn: int | None = None
+
+    @property
+    def stop(self) -> int:
+        """The rows of the context with it."""
+        return self.context.history.length if self.request is not None else self.base + 1
 
     @property
     def remaining(self) -> int:
-        context = self.context
-        return context.history.length - context.written
+        """Rows that are not at the driver."""
+        return self.stop - self.context.submitted
 
     @property
     def indivisible(self) -> int:
         """Rows at its end that must be computed in one step: drafts, and the row whose sample verifies the first."""
         return self.num_drafts + 1
+
+    def draw_next(self) -> None:
+        """A generation goes on with a row for the token that was drawn."""
+        assert self.samples is not None
+        self.samples.rows[0] += 1
+        self.drawn = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +122,7 @@ class Chunk:
 
     @property
     def is_last(self) -> bool:
-        return self.stop == self.running.context.length
+        return self.stop == self.running.stop
 
 
 def rows_within(rows: list[int], start: int, stop: int) -> slice:

@@ -172,9 +172,8 @@ def test_several_misfits_are_told_together_in_the_order_of_the_file() -> None:
 
 
 def test_what_is_not_built_yet_is_refused_and_says_so() -> None:
-    text = complaint("runtime: {workers: 2}\nmodels: [{name: a, scheduler: {speculation_depth: 1}}]")
+    text = complaint("runtime: {workers: 2}")
     assert "runtime.workers: expected 0, but found 2: this version runs programs in one process" in text
-    assert "speculation_depth: expected 0, but found 1: this version runs no pass ahead" in text
 
 
 @pytest.mark.parametrize(

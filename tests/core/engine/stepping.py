@@ -102,6 +102,21 @@ class SteppedEngine:
             else:
                 return
 
+    def run_until_answered(self, request: RequestId) -> None:
+        """Steps until the request has its answer; what runs ahead may still be in flight."""
+        while not self.is_answered(request):
+            while self.start():
+                pass
+            if self.in_flight:
+                self.finish()
+            elif not self.is_answered(request):
+                assert self.engine.patience_s is not None, f"request {request} is stuck"
+                self.now += self.engine.patience_s
+
+    def is_answered(self, request: RequestId) -> bool:
+        events = self.events.get(request, [])
+        return any(not isinstance(each, Generated) or each.finish is not None for each in events[-1:])
+
     def _take_events(self) -> None:
         for event in self.engine.take_events():
             decoded: Event = through_codec(event, Event)

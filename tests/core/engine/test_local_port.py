@@ -136,8 +136,7 @@ def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
     """Guests that the sink resumes send their next passes before the next step is laid out."""
 
     async def run() -> None:
-        driver = dummy()
-        async with opened(driver) as (port, listener, _):
+        async with opened(dummy(), speculation_depth=0) as (port, listener, _):
             rounds = dict.fromkeys(range(1, 7), 0)
 
             def resume(events: Sequence[Event]) -> None:
@@ -177,7 +176,7 @@ def test_the_driver_goes_on_while_programs_hear_of_the_tokens_of_their_generatio
             create(port, 1)
             generate(port, 1, 1, 4)
             await listener.final(1)
-        assert at_work == [1, 1, 1, 0]
+        assert at_work == [2, 2, 1, 0]
 
     asyncio.run(run())
 

@@ -1,5 +1,6 @@
 """Random programs of passes, generations, forks, truncations and snapshots over several contexts give the same tokens
-as a plain sequential replay, whatever the batch limits, page size, chunking and cache groups; and leak no page."""
+as a plain sequential replay, whatever the batch limits, page size, chunking, cache groups and what runs ahead; and
+leak no page."""
 
 from __future__ import annotations
 
@@ -61,6 +62,7 @@ ops_st = st.builds(
     kind=st.sampled_from(
         [
             *["forward", "generate"] * 3,
+            *["loop"] * 3,
             "fork",
             "fork",
             "truncate",
@@ -202,6 +204,25 @@ class Machine:
         assert final.finish == ("length" if len(expected) == limit else "stop")
         assert (final.length, final.position) == (len(plain.tokens), plain.position)
 
+    def loop(self, context: int, op: Op) -> None:
+        """The explicit loop, with a pass now and then that is not what anybody would have guessed."""
+        self.catch_up()
+        plain, tokens = self.plain[context], op.tokens
+        for turn in range(1 + op.a % 7):
+            other = turn == op.b % 8
+            sampler = SAMPLERS[op.b % len(SAMPLERS)] if other else op.sampler
+            samples = (Sample(len(tokens) - 1, sampler),)
+            speculate = op.b % 9 != turn
+            request = self.engine.submit(context, tokens, samples=samples, pass_speculation=speculate)
+            self.engine.run_until_answered(request)
+            if self.failed(request):
+                return
+            plain.extend(tokens)
+            drawn = self.engine.final(request, ForwardDone).tokens
+            assert drawn == self.replay.draw(plain, [(len(plain.tokens) - 1, sampler)])
+            tokens = [op.a % VOCAB] if other and op.a % 2 else drawn
+            self.run_some(op.steps)
+
     def fork(self, context: int, op: Op) -> None:
         if len(self.plain) >= 6:
             return
@@ -301,7 +322,9 @@ class Machine:
     num_pages=st.sampled_from([40, 400]),
     max_batch_tokens=st.sampled_from([1, 3, 8, 64]),
     max_batch_requests=st.sampled_from([1, 2, 64]),
-    max_in_flight=st.integers(1, 2),
+    max_in_flight=st.integers(1, 3),
+    speculation_depth=st.integers(0, 4),
+    without=st.sampled_from([(), (), ("ticket-tokens",)]),
     checkpoint_tokens=st.integers(1, 9),
 )
 def test_any_program_gives_the_tokens_of_a_plain_replay_and_leaks_nothing(
@@ -313,14 +336,17 @@ def test_any_program_gives_the_tokens_of_a_plain_replay_and_leaks_nothing(
     max_batch_tokens: int,
     max_batch_requests: int,
     max_in_flight: int,
+    speculation_depth: int,
+    without: tuple[str, ...],
     checkpoint_tokens: int,
 ) -> None:
     model: dict[str, Any] = {"groups": groups, "window": window}
     engine = SteppedEngine(
-        dummy(**model, page_size=page_size, num_pages=num_pages),
+        dummy(**model, page_size=page_size, num_pages=num_pages, max_in_flight=3, without=without),
         max_batch_tokens=max_batch_tokens,
         max_batch_requests=max_batch_requests,
         max_in_flight=max_in_flight,
+        speculation_depth=speculation_depth,
         checkpoint_tokens=checkpoint_tokens,
     )
     replay = PlainReplay(dummy(**model, page_size=64, num_pages=64))

@@ -26,9 +26,11 @@ class Recorder(DummyDriver):
         return super().submit(batch)
 
 
-def recorded(contexts: int = 3, **options: Any) -> tuple[SteppedEngine, Recorder]:
+def recorded(
+    contexts: int = 3, limits: dict[str, Any] | None = None, **options: Any
+) -> tuple[SteppedEngine, Recorder]:
     driver = Recorder(**options)
-    engine = SteppedEngine(driver, max_batch_tokens=12)
+    engine = SteppedEngine(driver, **{"max_batch_tokens": 12, "speculation_depth": 0, **(limits or {})})
     for context in range(1, contexts + 1):
         engine.create(context, seed=context)
     return engine, driver

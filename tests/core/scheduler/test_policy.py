@@ -33,7 +33,7 @@ def waiting(*sizes: int, num_pages: int = 100, num_drafts: int = 0) -> list[Pass
 def chosen(passes: Sequence[Pass], tokens: int, requests: int = 99, overtake: bool = False) -> dict[int, int]:
     """How many rows of which pass the next step holds."""
     chunks = Policy(tokens, requests).choose(passes, take_chunk, overtake=overtake)
-    return {each.running.request: each.stop - each.start for each in chunks}
+    return {each.running.request or 0: each.stop - each.start for each in chunks}
 
 
 def test_decoding_goes_before_prompts_and_prompts_fill_the_rest() -> None:
