@@ -15,11 +15,15 @@ from dataclasses import Field, fields
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
+
+import msgspec
 
 from pie_core import errors, hookspecs
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.plugins import GROUP, PluginRegistry, load_plugins
+from pie_core.server import messages
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- (generated|quoted): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -139,12 +143,64 @@ def _descendants(kind: type[errors.PieError]) -> Iterator[type[errors.PieError]]
         yield from _descendants(child)
 
 
+def requests() -> str:
+    """Every message of a client, with its fields."""
+    return "\n".join(_message(kind, _needs(kind)) for kind in messages.REQUESTS)
+
+
+def replies() -> str:
+    """Every message of a server, with its fields."""
+    return "\n".join(_message(kind, "") for kind in messages.REPLIES)
+
+
+def _needs(kind: type[messages.Request]) -> str:
+    return "Needs no login." if kind.scope is None else f"Scope `{kind.scope}`."
+
+
+def _message(kind: type[messages.Request] | type[messages.Reply], needs: str) -> str:
+    rows = "".join(_field_row(kind, field) for field in msgspec.structs.fields(kind))
+    text = f"{inspect.getdoc(kind)}\n\n{needs}".strip()
+    return f"### `{messages.wire_name(kind)}`\n\n{text}\n\n| field | type | default |\n| --- | --- | --- |\n{rows}"
+
+
+def _field_row(kind: type[msgspec.Struct], field: msgspec.structs.FieldInfo) -> str:
+    default = "required" if field.required else f"`{field.default!r}`"
+    return f"| `{field.name}` | {_wire_type(field.type)} | {default} |\n"
+
+
+def _wire_type(hint: Any) -> str:
+    """In words of MessagePack, with the bounds that are enforced."""
+    if get_origin(hint) is Annotated:
+        bare, *extras = get_args(hint)
+        bounds = [_bounds(extra) for extra in extras if isinstance(extra, msgspec.Meta)]
+        return f"{_wire_type(bare)}{''.join(bounds)}"
+    if get_origin(hint) is list:
+        return f"array of {_wire_type(get_args(hint)[0])}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_wire_type(each) for each in get_args(hint))
+    return {str: "text", int: "integer", bool: "boolean", bytes: "binary", type(None): "nil"}[hint]
+
+
+def _bounds(meta: msgspec.Meta) -> str:
+    words = {
+        "ge": "from {}",
+        "le": "to {}",
+        "min_length": "at least {} long",
+        "max_length": "at most {} long",
+        "pattern": "that matches `{}`",
+    }
+    found = [text.format(value) for name, text in words.items() if (value := getattr(meta, name)) is not None]
+    return f" ({' '.join(found)})" if found else ""
+
+
 GENERATORS: dict[str, Callable[[], str]] = {
     "tree": tree,
     "hooks": hooks,
     "errors": error_tree,
     "drivers": drivers,
     "architectures": architectures,
+    "requests": requests,
+    "replies": replies,
 }
 
 

@@ -17,7 +17,8 @@
     │   ├── NotFound               no such context, snapshot, model, handle
     │   ├── PageShared             a write would touch KV that another context still reads
     │   ├── OutOfPages             no KV memory left, and waiting would not free any
-    │   └── LimitExceeded          a quota of the guest or tenant
+    │   ├── LimitExceeded          a quota of the guest or tenant
+    │   └── McpRefused             an MCP server answered with an error; its JSON is the message
     ├── ForwardError           a pass was accepted and failed; carries the driver's cause
     ├── EngineLost             the engine process died; its contexts are gone
     └── ServiceError           between a server and its clients
@@ -108,6 +109,10 @@ class OutOfPages(RequestError):
 
 class LimitExceeded(RequestError):
     code = "limit-exceeded"
+
+
+class McpRefused(RequestError):
+    code = "mcp"
 
 
 class ForwardError(PieError):

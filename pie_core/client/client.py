@@ -276,7 +276,10 @@ class Client:
             code = self._socket.close_code
             reason = message.extra if message.type is aiohttp.WSMsgType.CLOSE else None
             raise Disconnected(f"{self._url} closed the connection ({code}{f': {reason}' if reason else ''})")
-        return m.decode_reply(message.data)
+        try:
+            return m.decode_reply(message.data)
+        except m.BadMessage as error:
+            raise error.error from None
 
     async def _keep_reading(self) -> None:
         while True:

@@ -108,7 +108,7 @@ class Connection:
         try:
             request = m.decode_request(data)
         except m.BadMessage as error:
-            self._refuse(error.corr_id, error, "unreadable")
+            self._refuse(error.corr_id, error.error, "unreadable")
             return
         kind = m.wire_name(type(request))
         if not self._requests.take():

@@ -6,19 +6,13 @@ import asyncio
 import itertools
 from collections.abc import Callable
 
-from pie_core.errors import Disconnected, InvalidRequest, LimitExceeded, NotFound, RequestError, Unsupported
+from pie_core.errors import Disconnected, LimitExceeded, McpRefused, NotFound, ProtocolError, Unsupported
 from pie_core.ids import ProcessId
 from pie_core.naming import unknown
 from pie_core.server.messages import McpRequest, McpResponse, RegisterMcpServer
 
 MAX_SERVERS = 64
 TIMEOUT_S = 120.0
-
-
-class McpRefused(RequestError):
-    """The MCP server answered with an error; its JSON is the message."""
-
-    code = "mcp"
 
 
 class McpServers:
@@ -67,10 +61,10 @@ class McpServers:
             del self._waiting[corr_id]
 
     def answered(self, response: McpResponse) -> None:
-        """Raises InvalidRequest for an answer that nobody waits for."""
+        """Raises ProtocolError for an answer that nobody waits for."""
         answer = self._waiting.get(response.corr_id)
         if answer is None or answer.done():
-            raise InvalidRequest(f"no mcp_request {response.corr_id} waits for an answer")
+            raise ProtocolError(f"no mcp_request {response.corr_id} waits for an answer")
         if response.ok:
             answer.set_result(response.result)
         else:

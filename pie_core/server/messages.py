@@ -346,12 +346,13 @@ _any_reply: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(
 _encoder = msgspec.msgpack.Encoder()
 
 
-class BadMessage(ProtocolError):
-    """A message that cannot be read; carries the corr_id if that much is known."""
+class BadMessage(Exception):
+    """A message that cannot be read; carries its corr_id if that much is known, and the error to tell."""
 
-    def __init__(self, message: str, corr_id: int = 0) -> None:
-        super().__init__(message)
+    def __init__(self, problem: str, corr_id: int = 0) -> None:
+        super().__init__(problem)
         self.corr_id = corr_id
+        self.error = ProtocolError(problem)
 
 
 def encode(message: Request | Reply) -> bytes:

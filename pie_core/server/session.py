@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pie_core import __version__
-from pie_core.errors import AccessDenied, InvalidRequest, PieError, ProtocolError, Unsupported
+from pie_core.errors import AccessDenied, InvalidRequest, PieError, Unsupported
 from pie_core.server import messages as m
 from pie_core.server.authentication import Gate, Login
 from pie_core.server.credentials import Principal
@@ -424,14 +424,7 @@ def list_mcp_servers(session: Session, request: m.ListMcpServers) -> str:
 
 @_answers(m.McpResponse)
 def mcp_response(session: Session, request: m.McpResponse) -> None:
-    try:
-        session.mcp.answered(request)
-    except InvalidRequest as error:
-        raise _Unsolicited(str(error)) from None
-
-
-class _Unsolicited(ProtocolError):
-    """Told without the corr_id, which is the server's own and may be one of the client's requests as well."""
+    session.mcp.answered(request)
 
 
 # ---- what Pie 0.4 has and this version has not
