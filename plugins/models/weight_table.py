@@ -9,7 +9,7 @@ Tensors that a format stores transposed, or with their rows in another order, sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -50,6 +50,7 @@ class Entry:
     sources: tuple[Source, ...]
     targets: tuple[str, ...]
     rows: tuple[int, ...] = ()  # of each target, where there are several
+    otherwise: Entry | None = None  # the same parameters, where a file stores them another way
 
 
 @dataclass(slots=True)
@@ -69,6 +70,11 @@ class WeightTable:
     def stack(self, target: str, sources: Sequence[Source]) -> None:
         self.entries.append(Entry("stack", tuple(sources), (target,)))
 
+    def take_or_stack(self, target: str, source: Source, parts: Sequence[Source]) -> None:
+        """One tensor that is stacked in the file already, or equal tensors to be stacked."""
+        stacked = Entry("stack", tuple(parts), (target,))
+        self.entries.append(Entry("take", (source,), (target,), otherwise=stacked))
+
     def split(self, rows: Mapping[str, int], source: Source) -> None:
         assert sum(rows.values()) == source.shape[0]
         self.entries.append(Entry("take", (source,), tuple(rows), tuple(rows.values())))
@@ -87,6 +93,17 @@ class WeightTable:
             if stored.startswith(other):
                 return ours + stored.removeprefix(other)
         return stored
+
+    def resolved(self, names: Collection[str], form: Format) -> WeightTable:
+        """The table for a checkpoint with tensors of these names: where there are two ways, the one that it goes."""
+
+        def stored(entry: Entry) -> Entry:
+            other = entry.otherwise
+            if other is None or any(source.name(form) in names for source in entry.sources):
+                return entry
+            return other if any(source.name(form) in names for source in other.sources) else entry
+
+        return WeightTable([stored(entry) for entry in self.entries], self.left, self.other_names)
 
     def sources(self) -> Iterator[Source]:
         for entry in self.entries:

@@ -86,6 +86,23 @@ def add_experts(table: WeightTable, settings: ExpertSettings, hidden: int, ours:
         add_gated_mlp(table, settings.shared_size, hidden, f"{ours}.shared", f"{hf}.shared_experts")
 
 
+def add_stacked_experts(
+    table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str
+) -> None:
+    """The routed experts of one layer, stacked in the file already, or one by one."""
+    count, size = settings.num_experts, settings.intermediate_size
+    experts = [f"{hf}.experts.{expert}" for expert in range(count)]
+    table.take(f"{ours}.router", hf_source(f"{hf}.gate.weight", count, hidden, keep_float32=True))
+    halves = [
+        hf_source(f"{each}.{half}_proj.weight", size, hidden) for each in experts for half in ("gate", "up")
+    ]
+    gate_up = hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden)
+    table.take_or_stack(f"{ours}.experts.gate_up", gate_up, halves)
+    down = hf_source(f"{hf}.experts.down_proj", count, hidden, size)
+    singles = [hf_source(f"{each}.down_proj.weight", hidden, size) for each in experts]
+    table.take_or_stack(f"{ours}.experts.down", down, singles)
+
+
 def add_gated_mlp(table: WeightTable, size: int, hidden: int, ours: str, hf: str) -> None:
     halves = [hf_source(f"{hf}.{half}_proj.weight", size, hidden) for half in ("gate", "up")]
     table.fuse(f"{ours}.gate_up.weight", halves)

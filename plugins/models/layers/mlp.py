@@ -41,6 +41,17 @@ class GatedMLP:
 
 
 @dataclass(frozen=True, slots=True)
+class GatedPart:
+    """What a part gives, more or less of it for each row."""
+
+    gate: Linear  # hidden to 1
+    part: Callable[[Tensor, Step], Tensor]
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        return self.part(x, step).mul_(self.gate(x, step).sigmoid())
+
+
+@dataclass(frozen=True, slots=True)
 class PlainMLP:
     """down(activation(up(x)))"""
 

@@ -56,15 +56,16 @@ def _grouped(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
 
 
 def build_experts(settings: ExpertSettings, parameters: Parameters, name: str) -> MixtureOfExperts:
-    down = parameters.tensor(f"{name}.experts.down")
     shared = build_gated_mlp(parameters, f"{name}.shared") if settings.shared_size else None
-    return MixtureOfExperts(
-        router=_router(settings, parameters, name),
-        experts=Experts(
-            parameters.tensor(f"{name}.experts.gate_up").view(len(down), -1, down.shape[1]), down
-        ),
-        shared=shared,
-    )
+    return MixtureOfExperts(*build_routed(settings, parameters, name), shared)
+
+
+def build_routed(
+    settings: ExpertSettings, parameters: Parameters, name: str, activation: Activation = silu_gated
+) -> tuple[Router, Experts]:
+    down = parameters.tensor(f"{name}.experts.down")
+    up = parameters.tensor(f"{name}.experts.gate_up").view(len(down), -1, down.shape[1])
+    return _router(settings, parameters, name), Experts(up, down, activation)
 
 
 def build_gated_mlp(parameters: Parameters, name: str, bias: bool = False) -> GatedMLP:
