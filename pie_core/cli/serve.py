@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pie_core.server.server import Server, Surroundings
 
 _EXAMPLES = examples("pie serve -c pie.yaml", "pie serve --no-auth", "pie serve --host 0.0.0.0 --port 9000")
+
+_OTHER_FILES = 512  # models, caches, uploads
 
 ConfigOption = Annotated[
     Path | None,
@@ -72,6 +75,7 @@ def serve(
     require_usable(settings, registry)
     surroundings = Surroundings.of(settings)
     _say_who_may_come(settings, surroundings)
+    _allow_open_files(settings.server.max_connections)
     display = ProgressDisplay()
     try:
         run_until_done(
@@ -101,6 +105,20 @@ def _say_who_may_come(config: Config, surroundings: Surroundings) -> None:
         say("authentication is off: every program on this machine may connect")
     elif not len(surroundings.credentials):
         say("no key is registered, so nobody can log in yet: `pie auth add USER` registers one, at any time")
+
+
+def _allow_open_files(connections: int) -> None:
+    """Shells allow a process few files; what the system allows it may take by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OTHER_FILES
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, allowed), hard))
+    if allowed < wanted:
+        say(
+            f"this process may open {allowed} files, fewer than server.max_connections = {connections} may need"
+        )
 
 
 async def _serve(make: Callable[[], Server], drain_s: float) -> None:

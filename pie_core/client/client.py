@@ -150,6 +150,8 @@ class Client:
 
     async def attach(self, process_id: str, after: int | None = None) -> Process:
         """The events of a process that nobody has got yet; with `after`, all behind that number that are kept."""
+        if after is not None:
+            self._early.pop(process_id, None)  # all that was on its way comes again
         await self.request("attach_process", process_id=process_id, after=after)
         return self._adopt(process_id)
 

@@ -66,6 +66,11 @@ class EventBuffer:
         return self._last
 
     @property
+    def num_bytes(self) -> int:
+        """What it takes, sent and unsent."""
+        return self._bytes
+
+    @property
     def has_unsent(self) -> bool:
         return bool(self._unsent)
 

@@ -77,7 +77,12 @@ class HttpSide:
             raise AccessDenied(f"{request.path[:100]} needs a key with the scope {scope!r}")
 
     def _check_origin(self, request: web.BaseRequest) -> None:
-        """A browser lets any page open a WebSocket anywhere, with what the machine it runs on may reach."""
+        """A browser lets any page open a WebSocket anywhere, with what the machine it runs on may reach. Where nobody
+        needs credentials, a name that somebody made resolve to this machine is not taken for this machine either."""
+        if self._service.gate.is_open and _host_of(f"//{request.host}") not in _LOOPBACK:
+            raise AccessDenied(
+                f"without authentication this server answers to localhost, not to {request.host[:100]}"
+            )
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None or self._is_allowed(origin, request):
             return

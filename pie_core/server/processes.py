@@ -35,6 +35,7 @@ from pie_core.server.events import EventBuffer, ProcessOutput
 
 log = logging.getLogger(__name__)
 
+_ENDED_BYTES = 256 << 20  # events of all processes that ended; the oldest are forgotten first
 _UNREAD = 16  # messages of the greatest length that may be unread; of short ones it may be more
 
 
@@ -210,6 +211,8 @@ class ProcessTable:
         self._on_end = on_end
         self._processes: dict[ProcessId, ServerProcess] = {}
         self._running: dict[ProcessId, ServerProcess] = {}
+        self._ended: dict[ProcessId, ServerProcess] = {}
+        self._ended_bytes = 0
         self._timers: dict[ProcessId, asyncio.TimerHandle] = {}
         self.accepts = True
 
@@ -236,7 +239,8 @@ class ProcessTable:
         process.task = asyncio.create_task(
             process.run(self._app, source, arguments), name=f"process {process.id}"
         )
-        process.task.add_done_callback(lambda _: self._ended(process))
+        process.task.add_done_callback(lambda _: self._has_ended(process))
+        log.info("process %s: %s of %s started", process.id, inferlet, principal.user)
         return process
 
     def find(self, principal: Principal, process_id: str) -> ServerProcess:
@@ -283,19 +287,25 @@ class ProcessTable:
                 f"{mine} of your programs are running, no more may (server.max_processes_per_user): end some first"
             )
 
-    def _ended(self, process: ServerProcess) -> None:
+    def _has_ended(self, process: ServerProcess) -> None:
         process.end(
             _error(Cancelled("ended before it began"))
         )  # a task that is cancelled at once never runs at all
         del self._running[process.id]
+        log.info("process %s ended after %.3f s: %s", process.id, process.elapsed_s, process.outcome)
         self._on_end(process)
-        while len(self._processes) - len(self._running) > self._config.max_processes:
-            self._forget(next(each for each in self._processes.values() if not each.is_running))
+        self._ended[process.id] = process
+        self._ended_bytes += process.events.num_bytes
+        while len(self._ended) > self._config.max_processes or self._ended_bytes > _ENDED_BYTES:
+            self._forget(next(iter(self._ended.values())))
+        if process.id not in self._ended:  # too large to be kept itself
+            return
         loop = asyncio.get_running_loop()
         self._timers[process.id] = loop.call_later(self._config.keep_ended_s, self._forget, process)
 
     def _forget(self, process: ServerProcess) -> None:
-        self._processes.pop(process.id, None)
+        del self._ended[process.id], self._processes[process.id]
+        self._ended_bytes = sum(each.events.num_bytes for each in self._ended.values())
         timer = self._timers.pop(process.id, None)
         if timer is not None:
             timer.cancel()

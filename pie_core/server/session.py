@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pie_core import __version__
-from pie_core.errors import AccessDenied, InvalidRequest, PieError, Unsupported
+from pie_core.errors import AccessDenied, InvalidRequest, PieError, Unavailable, Unsupported
 from pie_core.server import messages as m
 from pie_core.server.authentication import Gate, Login
 from pie_core.server.credentials import Principal
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from pie_core.config import Config
     from pie_core.server.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
 R = TypeVar("R", bound=m.Request)
 Result = str | None  # None: no answer, now or at all
 Handler = Callable[["Session", Any], Result | Awaitable[Result]]
 
 _HANDLERS: dict[type[m.Request], Handler] = {}
 _SLOW: set[type[m.Request]] = set()
+_IDLE_UPLOADERS = 256
 
 
 @dataclass(slots=True)
@@ -43,6 +47,8 @@ class Service:
     uploads: dict[str, Uploads] = field(default_factory=dict)
 
     def uploads_of(self, principal: Principal) -> Uploads:
+        if len(self.uploads) > _IDLE_UPLOADERS:
+            self.uploads = {user: uploads for user, uploads in self.uploads.items() if uploads.is_open}
         if principal.user not in self.uploads:
             self.uploads[principal.user] = Uploads(
                 self.config.runtime.max_program_bytes, "runtime.max_program_bytes"
@@ -207,10 +213,12 @@ def _counted_login(session: Session, attempt: Callable[[], str]) -> str:
     session.login.principal = None
     try:
         answer = attempt()
-    except PieError:
+    except PieError as error:
+        log.warning("%s was refused a login: %s", session.client.peer, error)
         session.service.metrics.logins.labels("refused").inc()
         raise
     if session.login.is_done:
+        log.info("%s: %s", session.client.peer, answer)
         session.service.metrics.logins.labels("accepted").inc()
     return answer
 
@@ -312,6 +320,8 @@ async def _launch_all(
 
 
 def _launch(session: Session, inferlet: str, source: Any, given: str, capture: bool | None) -> ServerProcess:
+    if not session.service.models.is_ready:
+        raise Unavailable("the server is loading its models: try again soon (/ready tells when)")
     process = session.service.processes.launch(
         session.principal, inferlet, source, given, keep_printed=bool(capture)
     )

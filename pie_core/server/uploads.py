@@ -93,6 +93,11 @@ class Uploads:
         upload.add(chunk.data)
         return self._finish(chunk.file_hash) if upload.is_complete else None
 
+    @property
+    def is_open(self) -> bool:
+        """Something is unfinished."""
+        return bool(self._open)
+
     def next_chunk(self, file_hash: str) -> int:
         """Where to go on; 0 if there is nothing yet."""
         upload = self._open.get(file_hash)

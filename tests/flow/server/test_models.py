@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from pie_core.errors import EngineLost, NotFound, PieError
+from pie_core.errors import EngineLost, NotFound, PieError, Unavailable
 from tests.flow.server.conftest import Pie
 
 OnServer = Callable[..., Any]
@@ -99,6 +99,9 @@ def test_the_server_is_healthy_at_once_and_ready_once_its_models_are_loaded(on_s
             for path, status in (("/health", 200), ("/ready", 503)):
                 async with http.get(path) as answer:
                     assert answer.status == status
+            async with pie.client() as client:
+                with pytest.raises(Unavailable, match="loading its models"):
+                    await client.launch("helloworld")
             await pie.server.load_models()
             async with http.get("/ready") as answer:
                 assert (answer.status, await answer.json()) == (200, {"status": "ready"})
