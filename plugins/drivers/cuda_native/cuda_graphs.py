@@ -25,7 +25,7 @@ from pie_plugins.drivers.cuda_native.step_tensors import (
     pack,
     view_block,
 )
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Timeline
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Mark, Timeline
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 WARM_UPS = 2  # compile kernels and let the libraries choose before anything is recorded
@@ -87,9 +87,12 @@ class Bucket:
             len(group.pages) + padded <= pages for group, pages in zip(step.groups, room.pages, strict=True)
         )
 
-    def forward(self, step: HostStep, base: int) -> None:
+    def forward(self, step: HostStep, base: int) -> Mark:
+        """The mark stands where the device began."""
         self._send(step, base)
+        started = self._timeline.mark()
         self._forward()
+        return started
 
     def sample(self) -> None:
         """Draws from `logits` as they are, and settles the step."""

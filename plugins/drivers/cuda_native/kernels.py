@@ -67,7 +67,7 @@ class Kernels(Protocol):
         ...
 
     def sample(self, logits: Tensor, step: StepTensors) -> Tensor:
-        """[S] int32: the tokens that the samplers of the step draw from logits that are theirs to spoil."""
+        """[S] int32: the tokens that the samplers of the step draw."""
         ...
 
     def settle(self, step: StepTensors, sampled: Tensor, ring: Tensor) -> None:

@@ -89,16 +89,14 @@ class StepRunner:
         self.buckets: Buckets | None = None
 
     def enqueue(self, ticket: Ticket, batch: ForwardBatch) -> PendingStep:
-        started = self._timeline.mark()
         step = self._reader.read(batch, self._outcomes)
         self._check_size(step)
         base = self._outcomes.claim()
         bucket = self.buckets.find(step) if self.buckets else None
         probes = ProbeReader(batch.probes, self._timeline)
-        if bucket is None:
-            self._run_eagerly(step, base, probes)
-        else:
-            self._replay(bucket, step, base, probes)
+        started = (
+            self._replay(bucket, step, base, probes) if bucket else self._run_eagerly(step, base, probes)
+        )
         layout, count = self._outcomes.layout, len(step.sampler_requests)
         row = self._timeline.download(self._outcomes.ring[base : base + layout.tokens + count])
         self._outcomes.keep(ticket, KeptStep(base, len(step.counts), step.sampler_requests, step.failed))
@@ -117,8 +115,8 @@ class StepRunner:
             if seen > limit:
                 raise ForwardError(f"driver cuda_native: the step has {seen} {what}, at most {limit} fit")
 
-    def _replay(self, bucket: Bucket, step: HostStep, base: int, probes: ProbeReader) -> None:
-        bucket.forward(step, base)
+    def _replay(self, bucket: Bucket, step: HostStep, base: int, probes: ProbeReader) -> Mark:
+        started = bucket.forward(step, base)
         if len(step.batch.probes.rows):
             probes.read(step.batch.probes.rows.astype(np.int64), bucket.logits, bucket.normalized)
         if changes_logits(step.batch.samplers):
@@ -127,9 +125,11 @@ class StepRunner:
             self._settle(bucket.tensors, logits)
         else:
             bucket.sample()
+        return started
 
-    def _run_eagerly(self, step: HostStep, base: int, probes: ProbeReader) -> None:
+    def _run_eagerly(self, step: HostStep, base: int, probes: ProbeReader) -> Mark:
         tensors = self._tensors(step, base)
+        started = self._timeline.mark()
         self._runner.kernels.prepare(tensors, self._outcomes.ring, self._runner.vocab_size)
         samplers, probed = step.batch.samplers, step.batch.probes
         asked, places = np.unique(np.concatenate([samplers.rows, probed.rows]), return_inverse=True)
@@ -138,15 +138,18 @@ class StepRunner:
         normalized, logits = self._runner.answer(tensors, self._planner.plan(step, tensors), rows)
         if len(probed.rows):
             probes.read(places[len(samplers.rows) :], logits, normalized)
-        own = self._own_logits(logits, places[: len(samplers.rows)])
-        self._changes.apply(own, step, tensors.fail)
+        own = self._rows(logits, places[: len(samplers.rows)])
+        if changes_logits(samplers):
+            own = own.to(torch.float32, copy=True)
+            self._changes.apply(own, step, tensors.fail)
         self._settle(tensors, own)
+        return started
 
-    def _own_logits(self, logits: Tensor, places: Int64) -> Tensor:
-        """The samplers' rows in float32, which they may change."""
+    def _rows(self, logits: Tensor, places: Int64) -> Tensor:
+        """The rows of the samplers; as they lie, where every row has one."""
         if len(places) == len(logits) and (places == np.arange(len(places))).all():
-            return logits.to(torch.float32)
-        return logits.index_select(0, self._timeline.upload(places)).to(torch.float32)
+            return logits
+        return logits.index_select(0, self._timeline.upload(places))
 
     def _settle(self, tensors: StepTensors, logits: Tensor) -> None:
         kernels = self._runner.kernels

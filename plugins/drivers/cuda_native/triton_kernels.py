@@ -59,6 +59,7 @@ class TritonKernels:
     def __init__(self, layout: RingLayout, batch_invariant: bool = False) -> None:
         self._layout = layout
         self._batch_invariant = batch_invariant
+        self._forced: Tiling | None = None
         self._plain = TorchKernels(layout)  # for heads that turn in part or not at all
 
     def prepare(self, step: StepTensors, ring: Tensor, vocab_size: int) -> None:
@@ -176,7 +177,13 @@ class TritonKernels:
             call.run_narrow(self._narrow_tiling(call, step), narrow_rows)
         return out
 
+    def force_narrow_tiling(self, tiling: Tiling | None) -> None:
+        """For measuring: this one for every step, until None."""
+        self._forced = tiling
+
     def _narrow_tiling(self, call: _Attending, step: StepTensors) -> Tiling:
+        if self._forced is not None:
+            return self._forced
         programs = step.sizes.requests * call.kv_heads
         splits = min(MOST_SPLITS, max(4, triton.next_power_of_2(triton.cdiv(PROGRAMS_WANTED, programs))))
         if self._batch_invariant:

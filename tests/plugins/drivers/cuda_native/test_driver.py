@@ -43,9 +43,9 @@ def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
     forward = Bucket.forward
 
-    def noting(self: Bucket, *arguments: Any) -> None:
+    def noting(self: Bucket, *arguments: Any) -> Any:
         sizes.append(self.tensors.sizes.requests)
-        forward(self, *arguments)
+        return forward(self, *arguments)
 
     monkeypatch.setattr(Bucket, "forward", noting)
     return sizes

@@ -1,0 +1,53 @@
+"""The GPU benchmark's own arithmetic, and its loop over a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import _peer, _peer_entries, mixed_stories
+from benchmarks.gpu_loop import Story, run
+from benchmarks.gpu_models import SHAPES, decode_floor_ms
+from tests.plugins.drivers.cuda_native.machine import cuda_native
+from tests.plugins.models.reference import tiny
+
+
+def test_the_mixed_workload_has_the_tokens_it_is_known_by() -> None:
+    assert sum(story.tokens for story in mixed_stories()) == 133_966
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "floor"), [("0.6B", 1, 0.284), ("0.6B", 256, 2.025), ("8B", 32, 3.801)]
+)
+def test_the_floor_is_the_memory_s(model: str, batch: int, floor: float) -> None:
+    assert decode_floor_ms(SHAPES[model], batch, 256) == pytest.approx(floor, rel=2e-3)
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_every_story_gets_its_tokens(tmp_path: Path, depth: int) -> None:
+    """More contexts than fit in a step, and prompts longer than a step."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3")))
+    driver = cuda_native(tmp_path, random_weights=True, max_batch_tokens=16, max_batch_requests=4)
+    stories = [Story(40, 3), Story(2, 5), Story(9, 1), Story(7, 4)]
+    timed = run(driver, stories, temperature=0.5, depth=depth)
+    assert timed.tokens == 13
+    assert (
+        len(timed.periods_s) == len(timed.busy_s) == 4
+    )  # the longest story's, less the one its prefill drew
+    assert timed.first_token_s > 0
+
+
+def test_results_of_a_peer_are_found_by_model_and_cell(tmp_path: Path) -> None:
+    one, two = tmp_path / "vllm_mixed_8B.json", tmp_path / "vllm_check.json"
+    one.write_text(
+        json.dumps(
+            [{"model": "8B", "bs": 1, "ms_per_step": 5.2}, {"model": "8B", "workload": "mixed256", "s": 9.0}]
+        )
+    )
+    two.write_text(json.dumps({"results": [{"bs": 1, "n_in": 128, "ms_per_step": 1.6}]}))
+    peers = [*_peer_entries(one), *_peer_entries(two)]
+    assert _peer(peers, "8B", {"bs": 1}, "ms_per_step") == 5.2
+    assert _peer(peers, "0.6B", {"bs": 1, "n_in": 128}, "ms_per_step") == 1.6
+    assert _peer(peers, "0.6B", {"bs": 2}, "ms_per_step") == 0.0
