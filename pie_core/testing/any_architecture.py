@@ -285,9 +285,10 @@ def _set(key: str, value: object, config: dict[str, Any]) -> None:
 
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the language model's configuration, which may lie inside a larger one."""
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    change(config)
+    change(config.get("text_config") or config)
     path.write_text(json.dumps(config))
 
 

@@ -21,6 +21,7 @@ from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.composite import text_part
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.experts import add_gated_mlp
+from pie_plugins.models.layers.transformers_reference import causal_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
     keys = text.keys
     keys.only("hidden_activation", "gelu_pytorch_tanh")
     keys.only("attention_bias", False)
-    keys.only("tie_word_embeddings", True)
+    if not text.is_tied:
+        raise keys.error("tie_word_embeddings is false; this architecture is implemented for true")
     keys.only("use_bidirectional_attention", "vision")  # inside images, which come as media spans
     layers, vocab_size = keys.integer("num_hidden_layers"), keys.integer("vocab_size")
     per_layer_size = keys.integer("hidden_size_per_layer_input", 0)
@@ -272,6 +274,7 @@ DECLARATION = ArchitectureDeclaration(
     summary="Gemma 4, the language model: E2B, E4B, 31B and 26B-A4B",
     model_types=("gemma4", "gemma4_text"),
     load=Gemma4,
+    reference=causal_logits,
 )
 
 

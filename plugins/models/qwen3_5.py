@@ -27,6 +27,7 @@ from pie_plugins.models.layers.experts import (
     add_gated_mlp,
     add_stacked_experts,
 )
+from pie_plugins.models.layers.transformers_reference import causal_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def read_qwen3_5(outer: ConfigKeys, has_experts: bool) -> Qwen35Config:
         head_dim=keys.integer("head_dim"),
         rms_norm_eps=keys.number("rms_norm_eps"),
         max_position_embeddings=keys.integer("max_position_embeddings"),
-        tie_word_embeddings=keys.flag("tie_word_embeddings", False),
+        tie_word_embeddings=text.is_tied,
         rope=read_axes_rope(keys, keys.integer("head_dim")),
         layer_types=_layer_types(keys, layers),
         delta=DeltaShape(
@@ -209,12 +210,14 @@ DENSE = ArchitectureDeclaration(
     summary="Qwen3.5 and 3.6, dense: the language model",
     model_types=("qwen3_5", "qwen3_5_text"),
     load=Qwen35,
+    reference=causal_logits,
 )
 EXPERTS = ArchitectureDeclaration(
     name="qwen3_5_moe",
     summary="Qwen3.5 and 3.6, mixture of experts: the language model",
     model_types=("qwen3_5_moe", "qwen3_5_moe_text"),
     load=Qwen35Moe,
+    reference=causal_logits,
 )
 DECLARATIONS = (DENSE, EXPERTS)
 

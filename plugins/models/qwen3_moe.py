@@ -13,7 +13,8 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.dense import DenseConfig, DenseDecoder, read_dense
-from pie_plugins.models.layers.experts import ExpertSettings, SoftmaxRouting
+from pie_plugins.models.layers.experts import read_softmax_experts
+from pie_plugins.models.layers.transformers_reference import causal_logits
 
 
 class Qwen3Moe(DenseDecoder):
@@ -24,21 +25,7 @@ class Qwen3Moe(DenseDecoder):
         keys.only_all("layer_types", "full_attention")
         bias = keys.flag("attention_bias", False)
         dense = read_dense(keys, qkv_bias=bias, output_bias=bias, qk_norm=True)
-        return replace(dense, experts=_experts(keys, dense.num_hidden_layers))
-
-
-def _experts(keys: ConfigKeys, num_layers: int) -> ExpertSettings:
-    step, plain = keys.integer("decoder_sparse_step"), keys.integers("mlp_only_layers")
-    layers = (layer for layer in range(num_layers) if layer not in plain and (layer + 1) % max(step, 1) == 0)
-    experts = ExpertSettings(
-        layers=frozenset(layers),
-        num_experts=keys.integer("num_experts"),
-        experts_per_token=keys.integer("num_experts_per_tok"),
-        intermediate_size=keys.integer("moe_intermediate_size"),
-        routing=SoftmaxRouting(normalize=keys.flag("norm_topk_prob")),
-    )
-    experts.check(keys)
-    return experts
+        return replace(dense, experts=read_softmax_experts(keys, dense.num_hidden_layers))
 
 
 DECLARATION = ArchitectureDeclaration(
@@ -46,6 +33,7 @@ DECLARATION = ArchitectureDeclaration(
     summary="Qwen3, mixture of experts: 30B-A3B, 235B-A22B, Coder",
     model_types=("qwen3_moe",),
     load=Qwen3Moe,
+    reference=causal_logits,
 )
 
 

@@ -9,8 +9,8 @@ Tensors that a format stores transposed, or with their rows in another order, sa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -50,7 +50,12 @@ class Entry:
     sources: tuple[Source, ...]
     targets: tuple[str, ...]
     rows: tuple[int, ...] = ()  # of each target, where there are several
-    otherwise: Entry | None = None  # the same parameters, where a file stores them another way
+    others: tuple[Entry, ...] = ()  # the same parameters, where a file stores them another way
+
+    def fits(self, shapes: Mapping[str, tuple[int, ...]], form: Format) -> int:
+        """How many of its tensors a checkpoint has, counting those of the right shape once more."""
+        seen = [(shapes.get(source.name(form)), source.stored_shape(form)) for source in self.sources]
+        return sum((found is not None) + (found == expected) for found, expected in seen)
 
 
 @dataclass(slots=True)
@@ -70,10 +75,10 @@ class WeightTable:
     def stack(self, target: str, sources: Sequence[Source]) -> None:
         self.entries.append(Entry("stack", tuple(sources), (target,)))
 
-    def take_or_stack(self, target: str, source: Source, parts: Sequence[Source]) -> None:
-        """One tensor that is stacked in the file already, or equal tensors to be stacked."""
-        stacked = Entry("stack", tuple(parts), (target,))
-        self.entries.append(Entry("take", (source,), (target,), otherwise=stacked))
+    def either(self, target: str, *ways: Sequence[Source]) -> None:
+        """Files store this in one of several ways, the most common first: one tensor is taken, several are stacked."""
+        entries = [Entry("take" if len(way) == 1 else "stack", tuple(way), (target,)) for way in ways]
+        self.entries.append(replace(entries[0], others=tuple(entries[1:])))
 
     def split(self, rows: Mapping[str, int], source: Source) -> None:
         assert sum(rows.values()) == source.shape[0]
@@ -94,16 +99,12 @@ class WeightTable:
                 return ours + stored.removeprefix(other)
         return stored
 
-    def resolved(self, names: Collection[str], form: Format) -> WeightTable:
-        """The table for a checkpoint with tensors of these names: where there are two ways, the one that it goes."""
-
-        def stored(entry: Entry) -> Entry:
-            other = entry.otherwise
-            if other is None or any(source.name(form) in names for source in entry.sources):
-                return entry
-            return other if any(source.name(form) in names for source in other.sources) else entry
-
-        return WeightTable([stored(entry) for entry in self.entries], self.left, self.other_names)
+    def resolved(self, shapes: Mapping[str, tuple[int, ...]], form: Format) -> WeightTable:
+        """The table for a checkpoint of these tensors: where files store something in several ways, its own."""
+        entries = [
+            max((entry, *entry.others), key=lambda way: way.fits(shapes, form)) for entry in self.entries
+        ]
+        return WeightTable(entries, self.left, self.other_names)
 
     def sources(self) -> Iterator[Source]:
         for entry in self.entries:

@@ -26,13 +26,14 @@ class TextPart:
 
     keys: ConfigKeys
     prefix: str
+    is_tied: bool  # the head shares the matrix of the embedding: either configuration may say so
 
 
 def text_part(outer: ConfigKeys) -> TextPart:
     """From `text_config` where there is one; the configuration itself is the language model's otherwise."""
-    text = outer.section("text_config")
+    text, is_tied = outer.section("text_config"), outer.flag("tie_word_embeddings", False)
     if text is None:
-        return TextPart(outer, "model")
-    outer.ignore("vision_config", "audio_config", "tie_word_embeddings", *TOKENS)
+        return TextPart(outer, "model", is_tied)
+    outer.ignore("vision_config", "audio_config", *TOKENS)
     outer.finish()
-    return TextPart(text, "model.language_model")
+    return TextPart(text, "model.language_model", text.flag("tie_word_embeddings", False) or is_tied)

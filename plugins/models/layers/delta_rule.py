@@ -68,12 +68,14 @@ def _chunked(
         new = corrections[:, :, chunk] - reading[:, :, chunk] @ state
         outs.append(outer_q[:, :, chunk] @ state + within[:, :, chunk] @ new)
         state = state * chunk_decay[:, :, chunk] + outer_k[:, :, chunk] @ new
-    return torch.cat(outs, 2)[:, :, :count], state
+    out: Tensor = torch.cat(outs, 2)[:, :, :count]
+    return out, state
 
 
 def _in_chunks(x: Tensor, size: int) -> Tensor:
     """[R, H, n, d] to [R, H, chunks, size, d]; rows of zeros at the end change nothing."""
-    return functional.pad(x, (0, 0, 0, -x.shape[2] % size)).unflatten(2, (-1, size))
+    padded: Tensor = functional.pad(x, (0, 0, 0, -x.shape[2] % size))
+    return padded.unflatten(2, (-1, size))
 
 
 def _pairs(k_beta: Tensor, q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pie_plugins.models.layers.architecture import PagedLayout
+from pie_plugins.models.layers.axes_rope_settings import AXES, AxesRopeSettings
 from pie_plugins.models.layers.config import ConfigKeys
-from pie_plugins.models.layers.experts import ExpertSettings, add_experts
+from pie_plugins.models.layers.experts import ExpertSettings, add_experts, add_stacked_experts
 from pie_plugins.models.layers.rope_settings import RopeSettings, read_rope
 from pie_plugins.models.weight_table import Source, WeightTable
 
@@ -32,12 +33,17 @@ class DenseConfig:
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
-    rope: RopeSettings
+    rope: RopeSettings | AxesRopeSettings
     qkv_bias: bool
     output_bias: bool
     mlp_bias: bool
     qk_norm: bool
     experts: ExpertSettings | None = None
+    prefix: str = "model"  # of the tensors' names
+
+    @property
+    def position_axes(self) -> int:
+        return AXES if isinstance(self.rope, AxesRopeSettings) else 1
 
     def has_experts(self, layer: int) -> bool:
         return self.experts is not None and layer in self.experts.layers
@@ -52,6 +58,7 @@ def read_dense(
     output_bias: bool = False,
     mlp_bias: bool = False,
     qk_norm: bool = False,
+    rope: AxesRopeSettings | None = None,
 ) -> DenseConfig:
     """The keys that all members of the family share. `head_dim` is the default; None means hidden / heads."""
     hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
@@ -67,7 +74,7 @@ def read_dense(
         rms_norm_eps=keys.number("rms_norm_eps"),
         max_position_embeddings=keys.integer("max_position_embeddings"),
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
-        rope=read_rope(keys, rope_theta),
+        rope=rope or read_rope(keys, rope_theta),
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         mlp_bias=mlp_bias,
@@ -115,12 +122,12 @@ class _Matrix:
     columns: int
     bias: bool
 
-    def add_to(self, table: WeightTable, layer: int) -> None:
+    def add_to(self, table: WeightTable, prefix: str, layer: int) -> None:
         shapes = {"weight": (self.columns,), "bias": ()} if self.bias else {"weight": (self.columns,)}
         for kind, columns in shapes.items():
             sources = [
                 Source(
-                    f"model.layers.{layer}.{part.hf}.{kind}",
+                    f"{prefix}.layers.{layer}.{part.hf}.{kind}",
                     f"blk.{layer}.{part.gguf}.{kind}",
                     (part.rows, *columns),
                     gguf_heads=part.gguf_heads,
@@ -150,13 +157,15 @@ class DenseDecoder:
     def weights(self, config: DenseConfig) -> WeightTable:
         table = WeightTable()
         vocab, hidden = config.vocab_size, config.hidden_size
-        table.take("embedding", Source("model.embed_tokens.weight", "token_embd.weight", (vocab, hidden)))
+        table.take(
+            "embedding", Source(f"{config.prefix}.embed_tokens.weight", "token_embd.weight", (vocab, hidden))
+        )
         for layer in range(config.num_hidden_layers):
             for matrix in self._attention(config):
-                matrix.add_to(table, layer)
+                matrix.add_to(table, config.prefix, layer)
             self._feed_forward(table, config, layer)
             self._norms(table, config, layer)
-        table.take("norm", Source("model.norm.weight", "output_norm.weight", (hidden,)))
+        table.take("norm", Source(f"{config.prefix}.norm.weight", "output_norm.weight", (hidden,)))
         if config.tie_word_embeddings:
             table.leave("lm_head.weight")
         else:
@@ -184,15 +193,19 @@ class DenseDecoder:
     def _feed_forward(self, table: WeightTable, config: DenseConfig, layer: int) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         if config.experts is not None and config.has_experts(layer):
-            add_experts(table, config.experts, hidden, f"layers.{layer}", f"model.layers.{layer}.mlp")
+            ours, hf = f"layers.{layer}", f"{config.prefix}.layers.{layer}.mlp"
+            if config.experts.is_stacked:
+                add_stacked_experts(table, config.experts, hidden, ours, hf, transposed=True)
+            else:
+                add_experts(table, config.experts, hidden, ours, hf)
             return
         gate_up = (_Part("mlp.gate_proj", "ffn_gate", inner), _Part("mlp.up_proj", "ffn_up", inner))
-        _Matrix("gate_up", gate_up, hidden, config.mlp_bias).add_to(table, layer)
+        _Matrix("gate_up", gate_up, hidden, config.mlp_bias).add_to(table, config.prefix, layer)
         down = (_Part("mlp.down_proj", "ffn_down", hidden),)
-        _Matrix("down", down, inner, config.mlp_bias).add_to(table, layer)
+        _Matrix("down", down, inner, config.mlp_bias).add_to(table, config.prefix, layer)
 
     def _norms(self, table: WeightTable, config: DenseConfig, layer: int) -> None:
-        hf, gguf, ours = f"model.layers.{layer}", f"blk.{layer}", f"layers.{layer}"
+        hf, gguf, ours = f"{config.prefix}.layers.{layer}", f"blk.{layer}", f"layers.{layer}"
         hidden, dim = (config.hidden_size,), (config.head_dim,)
         table.take(
             f"{ours}.input_norm", Source(f"{hf}.input_layernorm.weight", f"{gguf}.attn_norm.weight", hidden)

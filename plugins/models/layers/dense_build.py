@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 
 from pie_plugins.models.layers.attention import Attention
+from pie_plugins.models.layers.axes_rope_settings import AxesRopeSettings
 from pie_plugins.models.layers.decoder import Decoder, Part, PreNormLayer
 from pie_plugins.models.layers.dense import DenseConfig
 from pie_plugins.models.layers.moe import build_experts, build_gated_mlp
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.rope import Rope, build_rope
+from pie_plugins.models.layers.rope_variants import interleaved_axes_rope
 from pie_plugins.models.layers.step import AttentionHeads, CacheRef
 
 
 def build_dense(config: DenseConfig, parameters: Parameters) -> Decoder:
-    rope = build_rope(config.head_dim, config.rope)
+    rope = _rope(config)
     embedding = parameters.tensor("embedding")
     tied = config.tie_word_embeddings
     return Decoder(
@@ -24,6 +26,13 @@ def build_dense(config: DenseConfig, parameters: Parameters) -> Decoder:
         norm=RMSNorm(parameters.tensor("norm"), config.rms_norm_eps),
         head=parameters.tied_linear(embedding) if tied else parameters.linear("head"),
     )
+
+
+def _rope(config: DenseConfig) -> Rope:
+    rope = config.rope
+    if isinstance(rope, AxesRopeSettings):
+        return interleaved_axes_rope(rope.theta, rope.rotary_dim, rope.sections)
+    return build_rope(config.head_dim, rope)
 
 
 def _layer(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> PreNormLayer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.weight_table import WeightTable, hf_source
@@ -38,6 +38,7 @@ class ExpertSettings:
     intermediate_size: int
     routing: SoftmaxRouting | GroupRouting
     shared_size: int = 0  # of the expert that all tokens go through; 0 = none
+    is_stacked: bool = False  # on the hub: all experts in one tensor, which is transposed
 
     def check(self, keys: ConfigKeys) -> None:
         """Refuses numbers that do not fit each other."""
@@ -58,6 +59,22 @@ class ExpertSettings:
             raise keys.error(
                 f"moe_intermediate_size is {self.intermediate_size}, expected a multiple of {SIZE_MULTIPLE}"
             )
+
+
+def read_softmax_experts(keys: ConfigKeys, num_layers: int, *, is_stacked: bool = False) -> ExpertSettings:
+    """As Qwen3's configurations say it."""
+    step, plain = keys.integer("decoder_sparse_step"), keys.integers("mlp_only_layers")
+    layers = (layer for layer in range(num_layers) if layer not in plain and (layer + 1) % max(step, 1) == 0)
+    experts = ExpertSettings(
+        layers=frozenset(layers),
+        num_experts=keys.integer("num_experts"),
+        experts_per_token=keys.integer("num_experts_per_tok"),
+        intermediate_size=keys.integer("moe_intermediate_size"),
+        routing=SoftmaxRouting(normalize=keys.flag("norm_topk_prob")),
+        is_stacked=is_stacked,
+    )
+    experts.check(keys)
+    return experts
 
 
 def add_experts(table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str) -> None:
@@ -87,9 +104,9 @@ def add_experts(table: WeightTable, settings: ExpertSettings, hidden: int, ours:
 
 
 def add_stacked_experts(
-    table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str
+    table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str, transposed: bool = False
 ) -> None:
-    """The routed experts of one layer, stacked in the file already, or one by one."""
+    """The routed experts of one layer, stacked in the file (`transposed`: turned too, on the hub), or one by one."""
     count, size = settings.num_experts, settings.intermediate_size
     experts = [f"{hf}.experts.{expert}" for expert in range(count)]
     table.take(f"{ours}.router", hf_source(f"{hf}.gate.weight", count, hidden, keep_float32=True))
@@ -97,10 +114,11 @@ def add_stacked_experts(
         hf_source(f"{each}.{half}_proj.weight", size, hidden) for each in experts for half in ("gate", "up")
     ]
     gate_up = hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden)
-    table.take_or_stack(f"{ours}.experts.gate_up", gate_up, halves)
-    down = hf_source(f"{hf}.experts.down_proj", count, hidden, size)
     singles = [hf_source(f"{each}.down_proj.weight", hidden, size) for each in experts]
-    table.take_or_stack(f"{ours}.experts.down", down, singles)
+    down = hf_source(f"{hf}.experts.down_proj", count, hidden, size)
+    for name, stacked, single in (("gate_up", gate_up, halves), ("down", down, singles)):
+        ways = [[replace(stacked, hf_transposed=True)]] if transposed else []
+        table.either(f"{ours}.experts.{name}", *ways, [stacked], single)
 
 
 def add_gated_mlp(table: WeightTable, size: int, hidden: int, ours: str, hf: str) -> None:

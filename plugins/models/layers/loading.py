@@ -41,7 +41,7 @@ def load_weights(
 ) -> LoadedWeights:
     """Raises LoadError that names the tensors which are missing, left over or misshaped."""
     checkpoint = _Renamed(checkpoint, table)
-    table = table.resolved(checkpoint.tensors.keys(), checkpoint.form)
+    table = table.resolved({name: each.shape for name, each in checkpoint.tensors.items()}, checkpoint.form)
     _check_names(checkpoint, table)
     _check_shapes(checkpoint, table)
     loader = _Loader(checkpoint, dtype, device, progress, sum(_sizes(checkpoint, table)))

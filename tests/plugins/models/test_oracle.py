@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from pie_core.contracts.forward import Float32, ProbeKind
 from pie_core.testing.any_architecture import logits
 from pie_core.testing.batches import Probe, Request, Sample, Stepper, probe_values
+from pie_plugins.models.layers.transformers_reference import multimodal_logits
 from tests.plugins.models.reference import ARCHITECTURES, portable
 
 ORACLE = os.environ.get("PIE_ORACLE")
@@ -28,6 +29,12 @@ def checkpoints() -> list[Path]:
     """Those that an architecture reads and whose prompt is text alone."""
     found = sorted(Path(ORACLE).glob("*/golden.safetensors")) if ORACLE else []
     return [each.parent for each in found if _model_type(each.parent) in KNOWN and not _has_media(each)]
+
+
+def checkpoints_with_towers() -> list[Path]:
+    """Those whose golden prompt holds media; transformers says what they make of text alone."""
+    found = sorted(Path(ORACLE).glob("*/golden.safetensors")) if ORACLE else []
+    return [each.parent for each in found if _model_type(each.parent) in KNOWN and _has_media(each)]
 
 
 def _model_type(folder: Path) -> str:
@@ -62,3 +69,13 @@ def test_a_checkpoint_in_public_naming_gives_its_golden_logits_and_tokens(folder
     driver.close()
     print(f"{folder.name}: prompt {whole:.1e}, steps {steps:.1e} of the deviation")
     assert max(whole, steps) <= TOLERANCE
+
+
+@pytest.mark.skipif(not ORACLE, reason="PIE_ORACLE names no folder of checkpoints")
+@pytest.mark.parametrize("folder", checkpoints_with_towers(), ids=lambda folder: folder.name)
+def test_a_checkpoint_with_towers_gives_what_transformers_gives_for_text(folder: Path) -> None:
+    tokens = np.random.default_rng(0).integers(3, 290, 40).tolist()
+    driver = portable(folder)
+    seen = logits(Stepper(driver), [tokens])
+    driver.close()
+    assert deviation(seen, multimodal_logits(folder, tokens)) <= TOLERANCE
