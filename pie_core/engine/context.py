@@ -14,6 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from pie_core.contracts.sampling import derive_stream
+from pie_core.engine.evictions import Evictions
 from pie_core.engine.history import History
 from pie_core.engine.messages import Command
 from pie_core.errors import PieError
@@ -38,6 +39,7 @@ class Context:
     stream: int
     pages: ContextPages
     history: History = field(default_factory=History)
+    evictions: Evictions = field(default_factory=Evictions)
     written: int = 0
     submitted: int = 0
     ahead: int = 0
@@ -63,14 +65,26 @@ class Context:
         """Back to its first `length` rows, as if the later ones had never been; no guess is left."""
         assert self.ahead == 0, "guesses are dropped first"
         self.history.truncate(length)
+        self.evictions.truncate(length)
         self.submitted = self.written = self.pages.truncate(min(self.written, length))
+
+    def evict(self, start: int, stop: int) -> None:
+        """Rows that are written from now on do not read these."""
+        self.evictions.evict(start, stop, self.length)
+        self.free_evicted()
+
+    def free_evicted(self) -> None:
+        """Frees the pages of evicted rows, unless a row that has to be computed again would read them."""
+        if self.evictions.evicted and self.written >= self.evictions.latest:
+            self.pages.evict(self.evictions.evicted)
 
     def take_over(self, other: Context) -> None:
         """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""
         assert other.ahead == 0, "guesses are dropped first"
         self.pages.release()
         self.pages = other.pages.fork(other.written)
-        self.history, self.written, self.submitted = other.history.copy(), other.written, other.written
+        self.history, self.evictions = other.history.copy(), other.evictions.copy()
+        self.written = self.submitted = other.written
         self.stream = other.derive_stream()
         self.unborn = False
 

@@ -27,6 +27,7 @@ from pie_core.engine.messages import (
     DropContext,
     EndProcess,
     Event,
+    EvictRows,
     Failed,
     ForkContext,
     Forward,
@@ -34,6 +35,7 @@ from pie_core.engine.messages import (
     ListSnapshots,
     ModelInfo,
     OpenSnapshot,
+    PinRows,
     ReadStatus,
     ReadTokens,
     SaveSnapshot,
@@ -71,8 +73,8 @@ class Engine:
         self._cache = Cache(driver.capabilities.cache)
         self._snapshots = Snapshots(self._cache, options)
         self._contexts = Contexts(self._cache, self._snapshots, self._events.append)
-        admission = Admission(driver.capabilities, options, self._cache)
-        self._ahead = RunAhead(driver.capabilities, options, self._cache)
+        self._admission = admission = Admission(driver.capabilities, options)
+        self._ahead = RunAhead(driver.capabilities, options)
         self._passes = Passes(admission, self._ahead, self._events.append, self._pass_ended)
         self._passes.loop = self._loop = Loop(driver, options, self._cache, self._ahead, self._passes.settle)
         self._intake = Intake(self._in_turn(), self._events.append, self._discarded)
@@ -147,6 +149,8 @@ class Engine:
         return {
             ForkContext: self._without_guesses(self._fork),
             TruncateContext: self._without_guesses(self._truncate),
+            EvictRows: self._without_guesses(self._evict),
+            PinRows: self._pin,
             DropContext: self._without_guesses(self._drop),
             Forward: self._passes.forward,
             Generate: self._passes.generate,
@@ -165,7 +169,15 @@ class Engine:
         return dropped
 
     def _queue(
-        self, command: Forward | Generate | TruncateContext | DropContext | SaveSnapshot | ReadTokens
+        self,
+        command: Forward
+        | Generate
+        | TruncateContext
+        | EvictRows
+        | PinRows
+        | DropContext
+        | SaveSnapshot
+        | ReadTokens,
     ) -> None:
         context = self._contexts.get(command.context)
         if context is None:
@@ -261,6 +273,15 @@ class Engine:
     def _truncate(self, context: Context, command: TruncateContext) -> None:
         self._contexts.truncate(context, command)
         self._passes.forget_generation(context)
+
+    def _evict(self, context: Context, command: EvictRows) -> None:
+        self._admission.evict(command, context)
+        context.evict(command.start, command.stop)
+        self._passes.forget_generation(context)
+
+    def _pin(self, context: Context, command: PinRows) -> None:
+        self._admission.evict(command, context)
+        context.evictions.pin(command.start, command.stop)
 
     def _drop(self, context: Context, command: DropContext) -> None:
         self._intake.fail_all(context, no_context(context.id))

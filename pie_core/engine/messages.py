@@ -86,6 +86,22 @@ class TruncateContext(Message, frozen=True):
     length: int  # KV rows to keep
 
 
+class EvictRows(Message, frozen=True):
+    """Rows that the context gets from now on do not read these; a page is freed once all its rows are evicted."""
+
+    context: ContextId
+    start: int  # KV rows
+    stop: int
+
+
+class PinRows(Message, frozen=True):
+    """Later evictions leave these rows alone."""
+
+    context: ContextId
+    start: int
+    stop: int
+
+
 class DropContext(Message, frozen=True):
     context: ContextId
 
@@ -174,6 +190,8 @@ Command = (
     CreateContext
     | ForkContext
     | TruncateContext
+    | EvictRows
+    | PinRows
     | DropContext
     | EndProcess
     | Forward

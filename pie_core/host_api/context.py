@@ -16,10 +16,12 @@ from pie_core.engine.messages import (
     DeleteSnapshot,
     DropContext,
     Event,
+    EvictRows,
     ForkContext,
     Forward,
     ForwardDone,
     OpenSnapshot,
+    PinRows,
     ReadTokens,
     SaveSnapshot,
     SnapshotOpened,
@@ -108,6 +110,10 @@ class HostContext:
         self.transcript.truncate(length)
         self._handed_out = []
         self.model.engine.send(TruncateContext(context=self.id, length=length))
+
+    def check_rows(self, start: int, end: int) -> None:
+        if not start <= end <= self.rows.length:
+            raise InvalidRequest(f"rows {start} to {end}: the context has {self.rows.length}")
 
     def drain(self) -> list[int]:
         """Hands the buffer out for a pass of the program's own."""
@@ -368,3 +374,17 @@ def truncate(guest: ProgramState, context: HostContext, count: int) -> None:
     if count > context.rows.length:
         raise InvalidRequest(f"cannot truncate {count} rows: the context has {context.rows.length}")
     context.truncate(context.rows.length - count)
+
+
+@interface.function("context.evict")
+def evict(guest: ProgramState, context: HostContext, start: int, end: int) -> None:
+    context.check_usable()
+    context.check_rows(start, end)
+    context.model.engine.send(EvictRows(context=context.id, start=start, stop=end))
+
+
+@interface.function("context.pin")
+def pin(guest: ProgramState, context: HostContext, start: int, end: int) -> None:
+    context.check_usable()
+    context.check_rows(start, end)
+    context.model.engine.send(PinRows(context=context.id, start=start, stop=end))

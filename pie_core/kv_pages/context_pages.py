@@ -10,6 +10,7 @@ import numpy as np
 from pie_core.contracts.driver import CacheSpace
 from pie_core.contracts.forward import Int32
 from pie_core.errors import OutOfPages
+from pie_core.kv_pages.intervals import Range
 from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.pool import PagePool
 from pie_core.kv_pages.state_slots import StateSlots
@@ -36,20 +37,9 @@ class Cache:
         for pool in self.pools:
             pool.end_step()
 
-    def can_ever_fit(self, length: int) -> bool:
+    def always_fits(self, length: int) -> bool:
+        """Whether a context of this length fits when it is alone, whatever it evicted."""
         return length <= self._longest
-
-    def refuse_what_never_fits(self, length: int) -> None:
-        """OutOfPages if a context of this length exceeds a group even when it is alone."""
-        if self.can_ever_fit(length):
-            return
-        for space, pool in zip(self.spaces, self.pools, strict=True):
-            needed = -(-length // space.page_size)
-            if space.group.kind in ("paged", "latent") and needed > pool.num_pages:
-                raise OutOfPages(
-                    f"{length} tokens need {needed} pages of {space.page_size} in cache group {pool.name!r}, "
-                    f"which has {pool.num_pages} in all; shorten the context or give the model more KV memory"
-                )
 
 
 class ContextPages:
@@ -57,9 +47,10 @@ class ContextPages:
     and end in the same order; until they have, nothing else may happen but `drop_latest`.
     """
 
-    __slots__ = ("_paged", "_state", "_windowed", "groups")
+    __slots__ = ("_cache", "_paged", "_state", "_windowed", "groups")
 
-    def __init__(self, groups: tuple[PageList | StateSlots, ...]) -> None:
+    def __init__(self, cache: Cache, groups: tuple[PageList | StateSlots, ...]) -> None:
+        self._cache = cache
         self.groups = groups
         self._paged = tuple(each for each in groups if isinstance(each, PageList))
         self._windowed = tuple(each for each in self._paged if each.window is not None)
@@ -69,10 +60,11 @@ class ContextPages:
     def empty(cls, cache: Cache) -> ContextPages:
         pairs = zip(cache.spaces, cache.pools, strict=True)
         return cls(
+            cache,
             tuple(
                 StateSlots(group, pool) if space.group.kind == "state" else PageList(group, space, pool)
                 for group, (space, pool) in enumerate(pairs)
-            )
+            ),
         )
 
     @property
@@ -93,6 +85,34 @@ class ContextPages:
     def covers(self, length: int) -> bool:
         """Whether rows up to `length` can be written on the pages that are here: most steps of most contexts."""
         return not self._state and all(pages.covers(length) for pages in self._paged)
+
+    def can_ever_fit(self, length: int) -> bool:
+        """Whether the context can get as long when it is alone."""
+        return self._cache.always_fits(length) or self._too_small_for(length) is None
+
+    def refuse_what_never_fits(self, length: int) -> None:
+        """OutOfPages if a context of this length exceeds a group even when it is alone."""
+        pages = None if self._cache.always_fits(length) else self._too_small_for(length)
+        if pages is not None:
+            raise OutOfPages(
+                f"{length} tokens need {pages.size_at(length)} pages of {pages.page_size} in cache group "
+                f"{pages.pool.name!r}, which has {pages.pool.num_pages} in all; shorten the context, evict rows of "
+                "it, or give the model more KV memory"
+            )
+
+    def _too_small_for(self, length: int) -> PageList | None:
+        unbounded = (pages for pages in self._paged if pages.window is None)
+        return next((pages for pages in unbounded if pages.size_at(length) > pages.pool.num_pages), None)
+
+    def evict(self, ranges: Sequence[Range]) -> None:
+        """Frees every page all of whose rows are evicted."""
+        for pages in self._paged:
+            for start, stop in ranges:
+                pages.evict(start, stop)
+
+    def lists_any(self, ranges: Sequence[Range]) -> bool:
+        """Whether a row of these ranges could still be read."""
+        return any(pages.lists_any(start, stop) for pages in self._paged for start, stop in ranges)
 
     def fitting_rows(self, written: int, count: int, reserved: int, outcomes: int) -> int:
         """How many of the next `count` rows can be written now; 0 if there are not pages enough.
@@ -169,7 +189,7 @@ class ContextPages:
         """The same pages, shared: whoever writes to one first gets a copy. What is reserved behind is given back."""
         for pages in self._paged:
             pages.truncate(written)
-        return ContextPages(tuple(group.fork() for group in self.groups))
+        return ContextPages(self._cache, tuple(group.fork() for group in self.groups))
 
     def release(self) -> None:
         for group in self.groups:

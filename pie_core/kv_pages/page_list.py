@@ -23,7 +23,8 @@ class PageCopy:
 class PageList:
     """Physical pages by ascending logical number; logical numbers that are missing are holes.
 
-    Rows are only ever written behind the last one, so just the page of the next row can need a copy.
+    Rows are only ever written behind the last one, so just the page of the next row can need a copy; or a new page,
+    where the context went back into a hole.
     """
 
     __slots__ = ("_end", "_logical", "_may_share", "_pages", "_size", "group", "page_size", "pool", "window")
@@ -63,16 +64,24 @@ class PageList:
 
     def missing(self, written: int, length: int) -> int:
         """How many pages writing the rows from `written` to `length` takes from the pool."""
-        return max(self._pages_for(length) - self._end, 0) + self._writes_shared(written)
+        return max(self._pages_for(length) - self._end, 0) + self._needs_page(written)
+
+    def size_at(self, length: int) -> int:
+        """How many pages the context has once it has so many rows."""
+        return self._size + max(self._pages_for(length) - self._end, 0)
 
     def room(self, written: int) -> int:
         """How many rows can be written behind `written` with what the pool has."""
-        free = self.pool.num_free - self._writes_shared(written)
+        free = self.pool.num_free - self._needs_page(written)
         return (self._end + free) * self.page_size - written if free >= 0 else 0
 
     def reserve(self, written: int, length: int) -> PageCopy | None:
         """Takes the missing pages; a shared page that would be written is replaced and its copy returned."""
-        copy = self._replace_shared(written) if self._writes_shared(written) else None
+        copy = None
+        if self._writes_hole(written):
+            self._fill_hole(written // self.page_size)
+        elif self._writes_shared(written):
+            copy = self._replace_shared(written)
         self._may_share = False
         start, stop = self._end, self._pages_for(length)
         if stop > start:
@@ -99,6 +108,22 @@ class PageList:
         readable = max(length - self.window + 1, 0) // self.page_size
         if self._first < readable:
             self._keep(int(np.searchsorted(self.logical, readable)), self._size)
+
+    def evict(self, start: int, stop: int) -> None:
+        """Frees the pages all of whose rows lie in the range."""
+        low = int(np.searchsorted(self.logical, -(-start // self.page_size)))
+        high = int(np.searchsorted(self.logical, stop // self.page_size))
+        if low < high:
+            self.pool.release(self._pages[low:high])
+            kept = self._size - (high - low)
+            self._pages[low:kept] = self._pages[high : self._size].copy()
+            self._logical[low:kept] = self._logical[high : self._size].copy()
+            self._size = kept
+
+    def lists_any(self, start: int, stop: int) -> bool:
+        """Whether some row of the range lies on a page that is here."""
+        low = np.searchsorted(self.logical, start // self.page_size)
+        return bool(low < np.searchsorted(self.logical, self._pages_for(stop)))
 
     def can_restart(self, length: int) -> bool:
         """Whether everything that a row at `length` may read is still here."""
@@ -128,10 +153,19 @@ class PageList:
     def _pages_for(self, length: int) -> int:
         return -(-length // self.page_size)
 
-    def _writes_shared(self, written: int) -> bool:
-        if not self._may_share or written % self.page_size == 0 or not self._size:
+    def _needs_page(self, written: int) -> bool:
+        """Whether the page of the next row is there, but not to be written to."""
+        return self._writes_hole(written) or self._writes_shared(written)
+
+    def _writes_hole(self, written: int) -> bool:
+        if not self._may_share or written % self.page_size == 0:
             return False
-        return self.pool.is_shared(self._page_of(written))
+        return not self.lists_any(written - 1, written)
+
+    def _writes_shared(self, written: int) -> bool:
+        if not self._may_share or written % self.page_size == 0:
+            return False
+        return self.lists_any(written - 1, written) and self.pool.is_shared(self._page_of(written))
 
     def _page_of(self, row: int) -> int:
         return int(self._pages[np.searchsorted(self.logical, row // self.page_size)])
@@ -142,6 +176,9 @@ class PageList:
         self.pool.release([source])
         self._pages[place] = target
         return PageCopy(self.group, source, target)
+
+    def _fill_hole(self, number: int) -> None:
+        self._append(self.pool.allocate(1), number, number + 1)
 
     def _append(self, pages: list[int], start: int, stop: int) -> None:
         size = self._size + len(pages)

@@ -13,10 +13,10 @@ import numpy as np
 from pie_core.contracts.driver import DriverCapabilities, Feature
 from pie_core.contracts.forward import Float32, Int32, ProbeKind, UInt32
 from pie_core.engine.context import Context
-from pie_core.engine.messages import Forward, Generate, Probe, Sample, SamplerSpec
+from pie_core.engine.messages import EvictRows, Forward, Generate, PinRows, Probe, Sample, SamplerSpec
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import InvalidRequest, LimitExceeded, Unsupported
-from pie_core.kv_pages.context_pages import Cache
+from pie_core.kv_pages.intervals import Range, hidden_too
 from pie_core.scheduler.request import REPETITION, Generation, Pass, ProbeRows, SampleRows, Settings
 
 PROBE_FEATURES = {
@@ -31,10 +31,9 @@ PROBE_FEATURES = {
 class Admission:
     """What this model and driver can do, asked once for each request."""
 
-    def __init__(self, capabilities: DriverCapabilities, options: EngineOptions, cache: Cache) -> None:
+    def __init__(self, capabilities: DriverCapabilities, options: EngineOptions) -> None:
         self._can = capabilities
         self._options = options
-        self._cache = cache
         windows = [space.group.window for space in capabilities.cache if space.group.kind == "window"]
         self._window = min((each for each in windows if each is not None), default=None)
         self._recurrent = [space.group.name for space in capabilities.cache if space.group.kind == "state"]
@@ -124,7 +123,7 @@ class Admission:
                 f"too many tokens: {context.length} in the context and {len(given)} in the pass exceed the "
                 f"model's length of {self._can.max_model_len}"
             )
-        self._cache.refuse_what_never_fits(length)
+        context.pages.refuse_what_never_fits(length)
 
     def _check_positions(self, command: Forward, context: Context) -> None:
         count, given = len(command.tokens), command.positions
@@ -152,19 +151,15 @@ class Admission:
     def _masks(self, command: Forward, context: Context) -> list[Int32]:
         if not command.masks:
             return []
-        self._require(Feature.ATTENTION_MASK)
-        if self._recurrent:
-            raise Unsupported(
-                f"architecture {self._can.architecture!r} on driver {self._can.driver!r} has recurrent layers "
-                f"(cache groups {', '.join(self._recurrent)}): an attention mask has no meaning there"
-            )
+        self._require_masks()
         if len(command.masks) != len(command.tokens):
             raise InvalidRequest(
                 f"{len(command.masks)} mask rows for {len(command.tokens)} tokens; expected one for each"
             )
-        return [self._mask(runs, row, context.length + row) for row, runs in enumerate(command.masks)]
+        hidden = context.evictions.evicted
+        return [self._mask(runs, row, context.length + row, hidden) for row, runs in enumerate(command.masks)]
 
-    def _mask(self, runs: Sequence[int], row: int, own: int) -> Int32:
+    def _mask(self, runs: Sequence[int], row: int, own: int, hidden: Sequence[Range]) -> Int32:
         """The runs of one row, whose own KV index is `own`."""
         limit = self._can.max_model_len
         if runs and min(runs) < 0:
@@ -173,13 +168,32 @@ class Admission:
             raise InvalidRequest(
                 f"mask row {row}: {len(runs)} runs over {sum(runs)} KV rows; the model has at most {limit} rows"
             )
+        mask = np.array(runs, np.int32)
+        left = hidden_too(mask, hidden).tolist() if hidden else runs
         lowest = 0 if self._window is None else max(own - self._window + 1, 0)
-        if not _sees(runs, lowest, own):
+        if not _sees(left, lowest, own):
             raise InvalidRequest(
                 f"mask row {row} hides every KV row from {lowest} to {own}: nothing is left to attend to; "
-                "run lengths begin with hidden, so (0, n) shows the first n"
+                "run lengths begin with hidden, so (0, n) shows the first n, and evicted rows are hidden anyway"
             )
-        return np.array(runs, np.int32)
+        return mask
+
+    def evict(self, command: EvictRows | PinRows, context: Context) -> None:
+        """Whether rows of this model can be left out of what later rows read, and these rows are there."""
+        self._require_masks()
+        if not 0 <= command.start <= command.stop <= context.length:
+            what = "evict" if isinstance(command, EvictRows) else "pin"
+            raise InvalidRequest(
+                f"cannot {what} rows {command.start} to {command.stop}: the context has {context.length}"
+            )
+
+    def _require_masks(self) -> None:
+        self._require(Feature.ATTENTION_MASK)
+        if self._recurrent:
+            raise Unsupported(
+                f"architecture {self._can.architecture!r} on driver {self._can.driver!r} has recurrent layers "
+                f"(cache groups {', '.join(self._recurrent)}): hiding rows from attention has no meaning there"
+            )
 
     # ---- samplers
 

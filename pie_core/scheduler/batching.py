@@ -27,6 +27,8 @@ from pie_core.contracts.forward import (
     TokenRefs,
     UInt32,
 )
+from pie_core.engine.context import Context
+from pie_core.kv_pages.intervals import hidden_too, hiding_runs
 from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.state_slots import StateSlots
 from pie_core.scheduler.request import (
@@ -185,11 +187,11 @@ def _masks(chunks: Sequence[Chunk], shifts: Int32) -> AttentionMasks:
     rows: list[int] = []
     runs: list[Int32] = []
     for chunk, shift in zip(chunks, shifts, strict=True):
-        masks = chunk.running.context.history.masks
-        if masks:
-            masked = [row for row in range(chunk.start, chunk.stop) if row in masks]
-            rows += [row + int(shift) for row in masked]
-            runs += [masks[row] for row in masked]
+        context = chunk.running.context
+        if context.history.masks or context.evictions.evicted:
+            masks = _masked_rows(context, chunk.start, chunk.stop)
+            rows += [row + int(shift) for row in masks]
+            runs += masks.values()
     return AttentionMasks(
         rows=np.array(rows, np.int32),
         groups=np.full(len(rows), -1, np.int32),
@@ -197,6 +199,18 @@ def _masks(chunks: Sequence[Chunk], shifts: Int32) -> AttentionMasks:
         indptr=_indptr([len(each) for each in runs]),
         runs=_joined(runs),
     )
+
+
+def _masked_rows(context: Context, start: int, stop: int) -> dict[int, Int32]:
+    """Rows that do not read all before them: masked by the program, or written after an eviction."""
+    masks, masked = context.history.masks, {}
+    for row in range(start, stop):
+        hidden = context.evictions.hidden_from(row)
+        if hidden and context.pages.lists_any(hidden):
+            masked[row] = hidden_too(masks[row], hidden) if row in masks else hiding_runs(hidden, row + 1)
+        elif row in masks:
+            masked[row] = masks[row]
+    return masked
 
 
 # ---- samplers

@@ -58,6 +58,7 @@ def _write_rows(chunk: Chunk, accepted: int) -> None:
     context.written = stop
     if stop < chunk.stop:
         context.rewind(stop)
+    context.free_evicted()
 
 
 def write_guess(running: Pass) -> None:

@@ -17,19 +17,17 @@ import numpy as np
 from pie_core.contracts.driver import DriverCapabilities, Feature
 from pie_core.engine.context import Context
 from pie_core.engine.options import EngineOptions
-from pie_core.kv_pages.context_pages import Cache
 from pie_core.scheduler.request import Pass, SampleRows
 
 
 class RunAhead:
     """The chain of guesses of each context, and the pass at its end that the next guess would follow."""
 
-    def __init__(self, can: DriverCapabilities, options: EngineOptions, cache: Cache) -> None:
+    def __init__(self, can: DriverCapabilities, options: EngineOptions) -> None:
         self.hits = 0  # passes that were served from a guess
         self.misses = 0  # ... and those that were not what was guessed
         self.drops = 0  # guesses that were computed for nothing, generations that ended included
         self._can = can
-        self._cache = cache
         self._refers = can.has(Feature.TICKET_TOKENS)
         self._depth = options.speculation_depth
         self._steps = min(options.max_in_flight, can.max_in_flight)
@@ -72,7 +70,7 @@ class RunAhead:
         if tail.drawn is None and not self._refers:
             return False
         row, position = context.submitted, context.position + context.ahead
-        if max(row, position) >= self._can.max_model_len or not self._cache.can_ever_fit(row + 1):
+        if max(row, position) >= self._can.max_model_len or not context.pages.can_ever_fit(row + 1):
             return False
         generation = tail.generation
         if generation is None:

@@ -287,6 +287,14 @@ class Context(Resource):
         del self.history[len(self.history) - count :]
         self.waiting = []
 
+    def evict(self, start: int, end: int) -> None:
+        self.use("evict")
+        world.calls[f"evict {start} {end}"] += 1
+
+    def pin(self, start: int, end: int) -> None:
+        self.use("pin")
+        world.calls[f"pin {start} {end}"] += 1
+
 
 class PendingFlush(Resource):
     def __init__(self, end: int) -> None:

@@ -83,6 +83,13 @@ def test_truncating_drops_rows_and_the_buffer(model: Model) -> None:
     run(main())
 
 
+def test_rows_are_evicted_and_pinned_by_their_numbers(model: Model, world: World) -> None:
+    ctx = Context(model).append([1, 2, 3])
+    ctx.pin(0, 1)
+    ctx.evict(1, 2)
+    assert (world.calls["pin 0 1"], world.calls["evict 1 2"]) == (1, 1)
+
+
 def test_a_token_held_back_by_a_generation_is_seen_by_every_other_call(model: Model) -> None:
     async def main() -> None:
         ctx = Context(model).user("hi")

@@ -170,6 +170,17 @@ class Context:
         call(self.settled().truncate, count)
         self._buffered = False
 
+    def evict(self, start: int, end: int) -> None:
+        """No new token reads the written tokens from `start` to `end` any more, and their pages are freed.
+
+        A page goes when all its tokens are evicted. `seq_len`, positions and `tokens()` stay as they are.
+        """
+        call(self.settled().evict, start, end)
+
+    def pin(self, start: int, end: int) -> None:
+        """Keeps the written tokens from `start` to `end` from later evictions."""
+        call(self.settled().pin, start, end)
+
     def equip(self, tools: Sequence[Any]) -> Context:
         raise not_in_this_version("Context.equip")
 

@@ -25,6 +25,8 @@ class PlainContext:
     masks: list[Runs | None] = field(default_factory=list)
     epoch: int = 0
     children: int = 0
+    pinned: set[int] = field(default_factory=set)
+    since: dict[int, int] = field(default_factory=dict)  # evicted row -> rows that there were then
 
     def extend(
         self, tokens: Sequence[int], positions: Sequence[int] | None = None, masks: Sequence[Runs] = ()
@@ -40,6 +42,22 @@ class PlainContext:
 
     def cut(self, length: int) -> None:
         del self.tokens[length:], self.positions[length:], self.masks[length:]
+        self.pinned = {row for row in self.pinned if row < length}
+        self.since = {row: min(since, length) for row, since in self.since.items() if row < length}
+
+    def evict(self, start: int, stop: int) -> None:
+        for row in range(start, stop):
+            if row not in self.pinned:
+                self.since.setdefault(row, len(self.tokens))
+
+    def visible(self, row: int) -> list[tuple[int, int]] | None:
+        """What a row reads, where that is not everything before it."""
+        hidden = {each for each, since in self.since.items() if since <= row}
+        runs = self.masks[row]
+        if runs is None and not hidden:
+            return None
+        shown = _ranges(runs) if runs is not None else [(0, row + 1)]
+        return [(each, each + 1) for low, high in shown for each in range(low, high) if each not in hidden]
 
     def truncate(self, length: int) -> None:
         self.epoch += length < len(self.tokens)
@@ -48,7 +66,9 @@ class PlainContext:
     def child(self) -> PlainContext:
         self.children += 1
         stream = derive_stream(self.stream, self.children - 1)
-        return PlainContext(stream, list(self.tokens), list(self.positions), list(self.masks))
+        copy = PlainContext(stream, list(self.tokens), list(self.positions), list(self.masks))
+        copy.pinned, copy.since = set(self.pinned), dict(self.since)
+        return copy
 
 
 class PlainReplay:
@@ -64,7 +84,8 @@ class PlainReplay:
             samples.append(_sample(context, row, seen[row], spec, logit_mask))
             seen[row] += 1
         scratch = self._stepper.context()
-        masks = [Mask(row, _ranges(runs)) for row, runs in enumerate(context.masks) if runs is not None]
+        visible = {row: context.visible(row) for row in range(len(context.tokens))}
+        masks = [Mask(row, ranges) for row, ranges in visible.items() if ranges is not None]
         request = Request(scratch, context.tokens, context.positions, samples=samples, masks=masks)
         result = self._stepper.run([request])
         self._stepper.book.drop_context(scratch)

@@ -17,10 +17,12 @@ from pie_core.engine.messages import (
     DeleteSnapshot,
     DropContext,
     EndProcess,
+    EvictRows,
     Failed,
     ForwardDone,
     Generated,
     OpenSnapshot,
+    PinRows,
     Sample,
     SamplerSpec,
     SaveSnapshot,
@@ -65,6 +67,8 @@ ops_st = st.builds(
             *["loop"] * 3,
             "fork",
             "fork",
+            "evict",
+            "evict",
             "truncate",
             "save",
             "open",
@@ -234,7 +238,7 @@ class Machine:
 
         def copy() -> None:
             made = parent.child()
-            for name in ("stream", "tokens", "positions", "masks"):
+            for name in ("stream", "tokens", "positions", "masks", "pinned", "since"):
                 setattr(placeholder, name, getattr(made, name))
 
         self.checks.append(copy)
@@ -248,6 +252,21 @@ class Machine:
         self.engine.send(TruncateContext(ContextId(context), length))
         self.checks.append(lambda: plain.truncate(length))
         self.forward(context, op)
+
+    def evict(self, context: int, op: Op) -> None:
+        """Pins a little, evicts some, and goes on from what is left."""
+        self.catch_up()
+        if not self.masks:
+            return
+        plain = self.plain[context]
+        length = len(plain.tokens)
+        start, pinned = op.a % (length + 1), min(op.b % 4, length)
+        stop = min(start + op.b % 20, length)
+        self.engine.send(PinRows(ContextId(context), 0, pinned))
+        self.engine.send(EvictRows(ContextId(context), start, stop))
+        plain.pinned |= set(range(pinned))
+        plain.evict(start, stop)
+        self.generate(context, op)
 
     def save(self, context: int, op: Op) -> None:
         name, request = f"s{op.a % 3}", self.engine.new_request()

@@ -135,7 +135,29 @@ def test_beyond_their_limit_the_oldest_checkpoint_goes() -> None:
 
 def test_a_context_that_can_never_fit_is_refused_with_the_numbers() -> None:
     with pytest.raises(OutOfPages, match=r"33 tokens need 9 pages of 4 in cache group 'full', which has 8"):
-        Cache([paged(4, 8)]).refuse_what_never_fits(33)
+        ContextPages.empty(Cache([paged(4, 8)])).refuse_what_never_fits(33)
+
+
+def test_a_context_that_evicts_may_get_longer_than_all_memory() -> None:
+    pages = ContextPages.empty(Cache([paged(4, 4)]))
+    for row in range(100):
+        pages.refuse_what_never_fits(row + 1)
+        write(pages, row, 1)
+        pages.evict([(4, max(row - 5, 4))])
+        assert pages.num_pages[0] <= 4
+
+
+def test_going_back_into_an_evicted_page_takes_a_new_one() -> None:
+    cache = Cache([paged(4, 8)])
+    pages = ContextPages.empty(cache)
+    write(pages, 0, 12)
+    pages.evict([(4, 12)])
+    assert cache.pools[0].num_free == 7
+    assert pages.truncate(6) == 6
+    assert write(pages, 6, 1) == []
+    group = pages.groups[0]
+    assert isinstance(group, PageList)
+    assert group.logical.tolist() == [0, 1]
 
 
 class Owner:
@@ -144,6 +166,7 @@ class Owner:
     def __init__(self, pages: ContextPages, rows: list[int]) -> None:
         self.pages = pages
         self.rows = rows
+        self.evicted: set[int] = set()
 
 
 class ContextPagesMachine(RuleBasedStateMachine):
@@ -215,6 +238,15 @@ class ContextPagesMachine(RuleBasedStateMachine):
     def fork(self, number: int) -> None:
         owner = self.owner(number)
         self.owners.append(Owner(owner.pages.fork(len(owner.rows)), list(owner.rows)))
+        self.owners[-1].evicted = set(owner.evicted)
+
+    @rule(number=st.integers(0, 9), start=st.integers(0, 30), count=st.integers(0, 12))
+    def evict(self, number: int, start: int, count: int) -> None:
+        owner = self.owner(number)
+        start = min(start, len(owner.rows))
+        stop = min(start + count, len(owner.rows))
+        owner.pages.evict([(start, stop)])
+        owner.evicted |= set(range(start, stop))
 
     @rule(number=st.integers(0, 9), length=st.integers(0, 40))
     def truncate(self, number: int, length: int) -> None:
@@ -223,6 +255,7 @@ class ContextPagesMachine(RuleBasedStateMachine):
         kept = owner.pages.truncate(length)
         assert 0 <= kept <= length
         del owner.rows[kept:]
+        owner.evicted = {row for row in owner.evicted if row < kept}
 
     @rule(number=st.integers(0, 9))
     def drop_checkpoints(self, number: int) -> None:
@@ -249,6 +282,8 @@ class ContextPagesMachine(RuleBasedStateMachine):
         places = dict(zip(logical.tolist(), pages.tolist(), strict=True))
         oldest = max(len(owner.rows) - self.window + 1, 0) if held.window else 0
         for row in range(oldest, len(owner.rows)):
+            if row in owner.evicted:
+                continue
             page = places[row // held.page_size]
             assert self.memory[group][page, row % held.page_size] == owner.rows[row]
 

@@ -176,6 +176,21 @@ class Context:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def evict(self, start: int, end: int) -> None:
+        """
+        From now on, no new row reads the rows from `start` to `end`; a page is freed once all its rows are evicted.
+        Lengths, positions and `tokens` stay as they are; pinned rows are left alone.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def pin(self, start: int, end: int) -> None:
+        """
+        Keeps the rows from `start` to `end` from later evictions.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
     def __enter__(self) -> Self:
         """Returns self"""
         return self
