@@ -3,7 +3,7 @@
     python -m benchmarks.boundary [--rounds 5] [--quick] [--json FILE]
 
 Each program does one thing n times; a run without it is taken off, and the lowest of the rounds counts. So a figure
-holds both sides: the guest's interpreter, the boundary, and for passes the engine and the dummy driver. Times are CPU
+holds both sides: the guest's interpreter, the boundary, and for passes the engine, but not the driver. Times are CPU
 time of the event loop's thread, where all of that runs. `benchmarks.host_calls` measures the boundary alone.
 """
 
@@ -18,8 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.pie_in_process import QuietClient, dummy
-from pie_core.app import Application
+from benchmarks.pie_in_process import QuietClient, WatchedApplication, dummy
 from pie_core.programs import PythonProgram
 
 SIZES = {"1 kB": 1_000, "100 kB": 100_000, "1 MB": 1_000_000}
@@ -92,7 +91,8 @@ async def _pass(forward, sampler):
 
 async def measure(arguments: argparse.Namespace) -> dict[str, float]:
     rows = {}
-    async with Application(dummy(), lambda _: None) as app:
+    app = WatchedApplication(dummy(), lambda _: None)
+    async with app:
         for case in cases():
             count = max(1, case.count // arguments.divisor)
             empty, full = [], []
@@ -103,13 +103,13 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
     return rows
 
 
-async def _cpu_s(app: Application, case: Case, count: int) -> float:
+async def _cpu_s(app: WatchedApplication, case: Case, count: int) -> float:
     state = app.new_process("benchmark", QuietClient())
     for _ in range(count if case.sends_files else 0):
         state.files.put(bytes(case.size))
-    begin = time.thread_time()
+    begin, driver = time.thread_time(), app.watched.submit_cpu_s
     await app.run(_program(case), {"count": count, "size": case.size}, state)
-    return time.thread_time() - begin
+    return time.thread_time() - begin - (app.watched.submit_cpu_s - driver)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
