@@ -1,4 +1,4 @@
-"""`pie model`: what is in the store of models, and how something gets into it."""
+"""`pie model`: what is in the store of models, how something gets into it, and what a checkpoint is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pie_core.cli import checkpoint
 from pie_core.cli.examples import examples
 from pie_core.cli.outcomes import reporting, say
 from pie_core.cli.progress import ProgressDisplay
@@ -17,12 +18,13 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(
     no_args_is_help=True,
-    help="See and fill the store of models.",
+    help="See and fill the store of models; examine a checkpoint.",
     epilog=examples("pie model list", "pie model fetch", "pie model import ~/models/Qwen3-0.6B"),
 )
 
 
 def add_to(app: typer.Typer) -> None:
+    checkpoint.add_to(commands)
     app.add_typer(commands, name="model")
 
 

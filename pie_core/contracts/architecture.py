@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from pie_core.contracts.forward import Float32
+
+# Logits [tokens, vocab] of an independent implementation in float32, for the checkpoint at a path.
+ReferenceLogits = Callable[[Path, Sequence[int]], Float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,4 +25,5 @@ class ArchitectureDeclaration:
     model_types: tuple[str, ...]  # `model_type` of config.json
     load: Callable[[], Any]
     gguf_architectures: tuple[str, ...] = ()  # `general.architecture` of GGUF files
+    reference: ReferenceLogits | None = None  # what `pie model check` compares with
     api_version: int = 1

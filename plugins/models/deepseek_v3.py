@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.latent_decoder import LatentDecoder
+from pie_plugins.models.layers.transformers_reference import causal_logits
 
 DECLARATION = ArchitectureDeclaration(
     name="deepseek_v3",
     summary="DeepSeek V3, V3.1 and R1, Moonlight",
     model_types=("deepseek_v3",),
     load=LatentDecoder,
+    reference=causal_logits,
 )
 
 

@@ -14,6 +14,7 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.latent_decoder import LatentConfig, LatentDecoder, read_index, read_latent
+from pie_plugins.models.layers.transformers_reference import causal_logits
 
 
 class DeepseekV32(LatentDecoder):
@@ -28,6 +29,7 @@ DECLARATION = ArchitectureDeclaration(
     summary="DeepSeek V3.2",
     model_types=("deepseek_v32",),
     load=DeepseekV32,
+    reference=causal_logits,
 )
 
 

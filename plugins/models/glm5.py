@@ -13,6 +13,7 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.latent_decoder import LatentConfig, LatentDecoder, read_index, read_latent
+from pie_plugins.models.layers.transformers_reference import causal_logits
 
 LETTERS = {"F": "full", "S": "shared"}
 
@@ -45,6 +46,7 @@ DECLARATION = ArchitectureDeclaration(
     summary="GLM-5, 5.1 and 5.2",
     model_types=("glm_moe_dsa",),
     load=Glm5,
+    reference=causal_logits,
 )
 
 

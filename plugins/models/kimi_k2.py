@@ -12,6 +12,7 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.latent_decoder import LatentConfig, LatentDecoder, read_latent
+from pie_plugins.models.layers.transformers_reference import deepseek_logits, multimodal_logits
 from pie_plugins.models.weight_table import WeightTable
 
 MEDIA_KEYS = (
@@ -55,12 +56,14 @@ K2 = ArchitectureDeclaration(
     summary="Kimi K2",
     model_types=("kimi_k2",),
     load=LatentDecoder,
+    reference=deepseek_logits,
 )
 K25 = ArchitectureDeclaration(
     name="kimi_k25",
     summary="Kimi K2.5 to K2.7, language model",
     model_types=("kimi_k25",),
     load=KimiK25,
+    reference=multimodal_logits,
 )
 
 

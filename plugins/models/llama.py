@@ -11,6 +11,7 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.dense import DenseConfig, DenseDecoder, read_dense
+from pie_plugins.models.layers.transformers_reference import causal_logits
 
 
 class Llama(DenseDecoder):
@@ -30,6 +31,7 @@ DECLARATION = ArchitectureDeclaration(
     model_types=("llama",),
     gguf_architectures=("llama",),
     load=Llama,
+    reference=causal_logits,
 )
 
 

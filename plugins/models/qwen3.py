@@ -12,6 +12,7 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.dense import DenseConfig, DenseDecoder, read_dense
+from pie_plugins.models.layers.transformers_reference import causal_logits
 
 
 class Qwen3(DenseDecoder):
@@ -29,6 +30,7 @@ DECLARATION = ArchitectureDeclaration(
     model_types=("qwen3",),
     gguf_architectures=("qwen3",),
     load=Qwen3,
+    reference=causal_logits,
 )
 
 

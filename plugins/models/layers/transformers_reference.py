@@ -66,8 +66,7 @@ def _logits(model: Any, **inputs: Any) -> Float32:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the progress and the remarks of loading: tensors that are left aside are no news."""
-    from transformers.utils import logging
-
+    logging = _transformers().utils.logging
     verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
