@@ -41,6 +41,8 @@ from pie_core.text.text_model import TextModel, load_text
 
 T = TypeVar("T")
 
+_KEPT_PROGRAMS = 256  # compiled and ready to start
+
 
 class ProgramClient(ClientLink, Protocol):
     """A client that also has lines to say."""
@@ -62,7 +64,7 @@ class Application:
         self._progress = progress
         self._registry = registry or load_plugins()
         self._stack = AsyncExitStack()
-        self._programs: dict[Path, asyncio.Task[Program]] = {}
+        self._programs: dict[Path | None, asyncio.Task[Program]] = {}
         self._ports: dict[ModelName, LocalPort] = {}
         self._limits = _guest_limits(config.runtime)
         self.models: dict[ModelName, ServedModel] = {}
@@ -117,18 +119,31 @@ class Application:
         inputs = checked_input(source.manifest, arguments)
         return inputs, _narrowed(self._limits, source.manifest.capabilities.limits)
 
+    async def prepare(self) -> None:
+        """Loads the Python guest before the first program needs it."""
+        await self._loaded(None, "the Python guest")
+
     async def _program(self, source: ProgramSource) -> Program:
-        path = source.path if isinstance(source, ComponentProgram) else python_guest()
-        if path not in self._programs or _has_failed(self._programs[path]):
-            label = source.name if isinstance(source, ComponentProgram) else "the Python guest"
+        if isinstance(source, ComponentProgram):
+            return await self._loaded(source.path, source.name)
+        return await self._loaded(None, "the Python guest")
 
-            def report(what: str, seconds: float) -> None:
-                self._progress(Progress(what, int(seconds), 0, "s"))
+    async def _loaded(self, path: Path | None, label: str) -> Program:
+        """Of the component at `path`; None is the Python guest, whose file is looked for once only."""
+        task = self._programs.get(path)
+        if task is None or _has_failed(task):
+            if len(self._programs) >= _KEPT_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))  # running guests keep theirs
+            task = self._programs[path] = asyncio.ensure_future(self._load_program(path, label))
+            task.add_done_callback(_has_failed)
+        return await asyncio.shield(task)  # several may wait for it: one that gives up ends no other
 
-            self._programs[path] = asyncio.ensure_future(Program.load(self.runtime, path, label, report))
-            self._programs[path].add_done_callback(_has_failed)
-        # Several may wait for it: one that gives up ends no other.
-        return await asyncio.shield(self._programs[path])
+    async def _load_program(self, path: Path | None, label: str) -> Program:
+        def report(what: str, seconds: float) -> None:
+            self._progress(Progress(what, int(seconds), 0, "s"))
+
+        file = path if path is not None else await _in_thread(python_guest)
+        return await Program.load(self.runtime, file, label, report)
 
     async def load_model(self, model: ModelConfig) -> None:
         """Programs find the model from now on, those that run already as well. Downloads it if need be."""
@@ -145,7 +160,8 @@ class Application:
 
     async def _give_up_loading(self) -> None:
         for task in self._programs.values():
-            await _cancelled(task)
+            if not task.done():
+                await _cancelled(task)
 
     async def _unload_all(self) -> None:
         for name in list(self._ports):
@@ -256,7 +272,7 @@ def _grants(config: RuntimeConfig) -> Grants:
 
 def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
     """A program that asks for less than it could have gets no more than that."""
-    chosen = {
+    chosen: dict[str, Any] = {
         "memory_bytes": asked.memory_mb and asked.memory_mb * MIB,
         "cpu_seconds_per_resume": asked.cpu_s,
         "wall_seconds": asked.wall_s,

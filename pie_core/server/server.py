@@ -16,7 +16,7 @@ from aiohttp import WSCloseCode, web
 from pie_core.app import Application
 from pie_core.config import Config
 from pie_core.contracts.driver import ProgressCallback
-from pie_core.errors import Unavailable
+from pie_core.errors import PieError, Unavailable
 from pie_core.paths import credentials_file
 from pie_core.plugins import PluginRegistry
 from pie_core.program_store import ProgramStore
@@ -122,12 +122,19 @@ class Server:
         await self.stop(0)
 
     async def load_models(self) -> None:
-        """Raises what the first model that cannot be loaded fails with."""
-        await self.service.models.load_all()
+        """And what programs run on, so that the first one need not wait for it. Raises what the first model that
+        cannot be loaded fails with."""
+        await asyncio.gather(self._prepare(), self.service.models.load_all())
 
     def hurry(self) -> None:
         """Ends what is still running: somebody who stops the server does not want to wait."""
         self.service.processes.terminate_all("the server was told to stop at once")
+
+    async def _prepare(self) -> None:
+        try:
+            await self._app.prepare()
+        except PieError as error:  # programs in other languages run all the same
+            log.warning("Python programs cannot run: %s", error)
 
     async def stop(self, patience_s: float) -> None:
         """Takes no more clients and programs, lets programs end for a while, then ends everything. Safe to repeat."""
