@@ -68,6 +68,9 @@ class ConfigKeys:
         self._values = values
         self._read: set[str] = set()
 
+    def has(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
     def integer(self, key: str, default: int = _REQUIRED) -> int:
         return self._typed(key, int, default)
 

@@ -23,13 +23,29 @@ class PreNormLayer:
     mlp_norm: RMSNorm
     mlp: Part
 
+    @property
+    def parts(self) -> tuple[tuple[RMSNorm, Part], ...]:
+        return (self.mixer_norm, self.mixer), (self.mlp_norm, self.mlp)
+
+
+@dataclass(frozen=True, slots=True)
+class PreNormPart:
+    """A layer of one part alone: x + part(norm(x))."""
+
+    norm: RMSNorm
+    part: Part
+
+    @property
+    def parts(self) -> tuple[tuple[RMSNorm, Part], ...]:
+        return ((self.norm, self.part),)
+
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """Embedding, layers, final norm, head. A layer's output is added by the norm behind it, which fuses well."""
 
     embedding: Tensor  # [vocab, hidden]
-    layers: tuple[PreNormLayer, ...]
+    layers: tuple[PreNormLayer, ...] | tuple[PreNormPart, ...]
     norm: RMSNorm
     head: Linear
 
@@ -37,10 +53,8 @@ class Decoder:
         x = step.embed(self.embedding)
         delta: Tensor | None = None
         for layer in self.layers:
-            first, second = layer.mixer_norm, layer.mlp_norm
-            normed = first(x, step) if delta is None else first.after_add(x, delta, step)
-            normed = second.after_add(x, layer.mixer(normed, step), step)
-            delta = layer.mlp(normed, step)
+            for norm, part in layer.parts:
+                delta = part(norm(x, step) if delta is None else norm.after_add(x, delta, step), step)
         return x if delta is None else x.add_(delta)
 
     def normalized(self, hidden: Tensor, step: Step) -> Tensor:

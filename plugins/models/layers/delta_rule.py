@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from pie_plugins.models.layers.chunks import future, in_chunks, pair_decay
 
 CHUNK = 64
 FINE_CHUNK = 16  # where each value of a key decays on its own: pairs of rows then take as much memory as keys
@@ -53,7 +54,7 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     count = q.shape[2]
     size = min(CHUNK if log_decay.shape[-1] == 1 else FINE_CHUNK, count)
-    q, k, v, log_decay, beta = (_in_chunks(each, size) for each in (q, k, v, log_decay, beta))
+    q, k, v, log_decay, beta = (in_chunks(each, size) for each in (q, k, v, log_decay, beta))
     total = log_decay.cumsum(-2)  # (R, H, chunks, size, 1 or dk): decay from the chunk's beginning
     own, within = _pairs(k * beta, q, k, total)
     corrections: Tensor = torch.linalg.solve_triangular(own, v * beta, upper=False, unitriangular=True)
@@ -72,19 +73,12 @@ def _chunked(
     return out, state
 
 
-def _in_chunks(x: Tensor, size: int) -> Tensor:
-    """[R, H, n, d] to [R, H, chunks, size, d]; rows of zeros at the end change nothing."""
-    padded: Tensor = functional.pad(x, (0, 0, 0, -x.shape[2] % size))
-    return padded.unflatten(2, (-1, size))
-
-
 def _pairs(k_beta: Tensor, q: Tensor, k: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
     """[..., i, j]: products of k_beta and of q of row i with k of row j, decayed from j to i; zero where j > i."""
-    future = torch.ones(k.shape[-2], k.shape[-2], dtype=torch.bool, device=k.device).triu(1)
     if total.shape[-1] == 1:
-        decay = (total - total.transpose(-1, -2)).masked_fill(future, float("-inf")).exp()
-        turned = k.transpose(-1, -2)
+        decay, turned = pair_decay(total), k.transpose(-1, -2)
         return (k_beta @ turned) * decay, (q @ turned) * decay
     between = total[..., :, None, :] - total[..., None, :, :]  # (..., i, j, dk)
-    decayed = between.masked_fill(future[..., None], float("-inf")).exp() * k[..., None, :, :]
+    hidden = future(k.shape[-2], k.device)[..., None]
+    decayed = between.masked_fill(hidden, float("-inf")).exp() * k[..., None, :, :]
     return (decayed @ k_beta[..., None])[..., 0], (decayed @ q[..., None])[..., 0]

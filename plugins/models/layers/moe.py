@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from pie_plugins.models.layers.decoder import Part
 from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting
+from pie_plugins.models.layers.linear import Linear
 from pie_plugins.models.layers.mlp import Activation, GatedMLP, silu_gated
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.router import Choice, GroupRouter, Router, SoftmaxRouter
@@ -39,9 +40,13 @@ class MixtureOfExperts:
     router: Router
     experts: Experts
     shared: Part | None
+    enter: Linear | None = None  # to the smaller rows that routed experts work on, and back
+    leave: Linear | None = None
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
-        mixed = self.experts(x, self.router(x), step)
+        inner = x if self.enter is None else self.enter(x, step)
+        mixed = self.experts(inner, self.router(x), step)
+        mixed = mixed if self.leave is None else self.leave(mixed, step)
         return mixed if self.shared is None else mixed.add_(self.shared(x, step))
 
 
