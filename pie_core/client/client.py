@@ -19,8 +19,9 @@ from blake3 import blake3
 
 from pie_core import __version__
 from pie_core.client.keys import PrivateKey
+from pie_core.client.mcp import StdioMcpServer
 from pie_core.client.process import Event, Process, value_of
-from pie_core.errors import Disconnected, PieError, Unauthenticated, error_from_code
+from pie_core.errors import Disconnected, McpRefused, PieError, Unauthenticated, error_from_code
 from pie_core.server import messages as m
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Client:
         self._early: dict[str, list[m.Reply]] = {}  # of processes whose id is on its way to us
         self._chunks: dict[str, list[bytes]] = {}
         self._mcp: dict[str, McpAnswer] = {}
+        self._mcp_servers: dict[str, StdioMcpServer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
@@ -90,6 +92,8 @@ class Client:
             task.cancel()
             await asyncio.wait((task,))
         self._lose(Disconnected("the client was closed"))
+        for server in self._mcp_servers.values():
+            await server.close()
         if self._http is not None:
             await self._http.close()
 
@@ -180,8 +184,14 @@ class Client:
     async def ping(self) -> None:
         await self.request("ping")
 
-    async def register_mcp_server(self, name: str, answer: McpAnswer) -> None:
-        """Offers an MCP server to the programs of this connection; `answer` gets each call's method and params."""
+    async def register_mcp_server(
+        self, name: str, answer: McpAnswer | None = None, *, command: Sequence[str] = ()
+    ) -> None:
+        """Offers an MCP server to the programs of this connection: a `command` to run here, or a function that gets
+        each call's method and params."""
+        if answer is None:
+            server = self._mcp_servers[name] = await StdioMcpServer.start(name, command)
+            answer = server.answer
         self._mcp[name] = answer
         await self.request("register_mcp_server", name=name, transport="stdio")
 
@@ -303,6 +313,8 @@ class Client:
             await asyncio.sleep(delay)
             try:
                 await self._connect()
+                for name in self._mcp:
+                    await self._ask(m.RegisterMcpServer(corr_id=self._next(), name=name, transport="stdio"))
                 for process in list(self._processes.values()):
                     await self._attach_again(process)
             except Disconnected:
@@ -387,6 +399,8 @@ class Client:
         try:
             answer = self._mcp[request.server_name]
             result = json.dumps(await answer(request.method, json.loads(request.params)))
+        except McpRefused as error:
+            ok, result = False, str(error)
         except Exception as error:  # whatever it is, the program that asked is to learn it
             ok, result = False, json.dumps({"code": -32000, "message": f"{type(error).__name__}: {error}"})
         await self._send(m.McpResponse(corr_id=request.corr_id, ok=ok, result=result))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pie_core.errors import Disconnected, LimitExceeded, NotFound, RequestError, Unsupported
+from pie_core.errors import Disconnected, LimitExceeded, McpRefused, NotFound, RequestError, Unsupported
 from pie_core.ids import ProcessId
 from tests.flow.server.conftest import Pie
 from tests.flow.server.wire import wire
@@ -23,6 +24,27 @@ async def calculator(method: str, params: Any) -> Any:
     if method != "tools/call":
         raise ValueError(f"no method {method}")
     return {"sum": sum(params["numbers"])}
+
+
+# Adds numbers, says a line that is no JSON first, and ends at the word.
+SERVER = """
+import json, sys
+print("starting up", flush=True)
+for line in sys.stdin:
+    message = json.loads(line)
+    if "id" not in message:
+        continue
+    answer = {"jsonrpc": "2.0", "id": message["id"]}
+    if message["method"] == "initialize":
+        answer["result"] = {"protocolVersion": "2024-11-05", "capabilities": {}}
+    elif message["method"] == "add":
+        answer["result"] = sum(message["params"])
+    elif message["method"] == "end":
+        sys.exit(0)
+    else:
+        answer["error"] = {"code": -32601, "message": "no such method"}
+    print(json.dumps(answer), flush=True)
+"""
 
 
 def relay(pie: Pie) -> Any:
@@ -42,6 +64,24 @@ def test_a_call_travels_to_the_client_and_its_answer_back(on_server: OnServer) -
                 await relay(pie).call(PROCESS, "calculator", "nothing", "{}")
             with pytest.raises(NotFound, match="not registered"):
                 await relay(pie).call(PROCESS, "weather", "tools/call", "{}")
+
+    on_server(scenario)
+
+
+def test_a_client_runs_an_mcp_server_of_its_own(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            await client.register_mcp_server("adds", command=[sys.executable, "-c", SERVER])
+            assert await relay(pie).call(PROCESS, "adds", "add", "[1, 2, 3]") == "6"
+            with pytest.raises(McpRefused, match="no such method") as refusal:
+                await relay(pie).call(PROCESS, "adds", "multiply", "[]")
+            assert json.loads(str(refusal.value))["code"] == -32601
+            for _ in range(2):
+                with pytest.raises(McpRefused, match="has ended"):
+                    await relay(pie).call(PROCESS, "adds", "end", "[]")
+            for command in (["/no/such/program"], [sys.executable, "-c", ""]):
+                with pytest.raises(Disconnected, match="the MCP server 'broken'"):
+                    await client.register_mcp_server("broken", command=command)
 
     on_server(scenario)
 
