@@ -22,6 +22,7 @@ import msgspec
 
 from pie_core import errors, hookspecs
 from pie_core.contracts.architecture import ArchitectureDeclaration
+from pie_core.models.plan import FORMATS, GIB, GPU_COUNTS, ModelPlan, plan_model
 from pie_core.plugins import GROUP, PluginRegistry, load_plugins
 from pie_core.server import messages
 
@@ -128,6 +129,56 @@ def _architecture_row(each: ArchitectureDeclaration) -> str:
     return f"| `{each.name}` | {', '.join(each.model_types)} | {gguf} | {each.summary} |\n"
 
 
+def architecture_files() -> str:
+    """The file of each architecture with its length: what a new one costs."""
+    rows = []
+    for plugin in sorted(_built_in().plugins, key=lambda each: each.name):
+        names = [
+            each.removeprefix("architecture ") for each in plugin.provides if each.startswith("architecture ")
+        ]
+        if names:
+            path = Path("plugins", *plugin.module.split(".")[1:]).with_suffix(".py")
+            count = len((ROOT / path).read_text().splitlines())
+            rows.append(f"| {', '.join(f'`{name}`' for name in names)} | `{path}` | {count} |\n")
+    return "| architecture | file | lines |\n| --- | --- | --- |\n" + "".join(rows)
+
+
+def checkpoints() -> str:
+    """What each configuration in docs/checkpoints needs of memory."""
+    head = [
+        "checkpoint",
+        "architecture",
+        "parameters",
+        *(f"{form} GiB" for form in FORMATS),
+        "cache of a token",
+    ]
+    head += [f"{count} x H200" for count in GPU_COUNTS]
+    rows = [head, ["---"] * len(head)]
+    for file in sorted((ROOT / "docs/checkpoints").glob("*.json")):
+        rows.append([file.stem, *_planned(plan_model(file, _built_in().architectures))])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _planned(plan: ModelPlan) -> Iterator[str]:
+    yield f"`{plan.architecture}`"
+    yield f"{plan.num_parameters / 1e9:.1f} B"
+    for form in FORMATS:
+        yield f"{plan.weight_bytes[form] / GIB:.0f}" if plan.weight_bytes[form] > GIB else "< 1"
+    state = f" + {plan.bytes_per_context / 2**20:.0f} MiB a context" if plan.bytes_per_context else ""
+    yield f"{plan.bytes_per_token / 1024:.0f} KiB{state}"
+    for count in GPU_COUNTS:
+        yield _best_fit(plan, count)
+
+
+def _best_fit(plan: ModelPlan, count: int) -> str:
+    """The widest format that fits, and how many tokens beside it."""
+    for form in FORMATS:
+        tokens = plan.tokens_that_fit(form, count)
+        if tokens is not None:
+            return f"{form}, {tokens / 1e6:.1f} M" if tokens >= 1e5 else f"{form}, {tokens / 1e3:.0f} K"
+    return "no"
+
+
 @cache
 def _built_in() -> PluginRegistry:
     registry = load_plugins(
@@ -199,6 +250,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "errors": error_tree,
     "drivers": drivers,
     "architectures": architectures,
+    "architecture-files": architecture_files,
+    "checkpoints": checkpoints,
     "requests": requests,
     "replies": replies,
 }

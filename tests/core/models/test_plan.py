@@ -11,13 +11,21 @@ import pytest
 from pie_core.errors import LoadError
 from pie_core.models.plan import GIB, ModelPlan, plan_model
 from pie_plugins.models import deepseek_v3, kimi_k2, llama, qwen3_moe
-from tests.plugins.models.published import DEEPSEEK_V3, KIMI_K2, QWEN3_30B
+from tests.rules.source_tree import ROOT
 
 ARCHITECTURES = {
     declaration.name: declaration
     for module in (deepseek_v3, kimi_k2, llama, qwen3_moe)
     for declaration in module.pie_architectures()
 }
+
+
+def published(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((ROOT / f"docs/checkpoints/{name}.json").read_text())
+    return config
+
+
+DEEPSEEK_V3, KIMI_K2, QWEN3_30B = published("DeepSeek-V3"), published("Kimi-K2"), published("Qwen3-30B-A3B")
 
 
 def planned(folder: Path, config: dict[str, Any]) -> ModelPlan:
