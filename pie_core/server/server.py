@@ -34,6 +34,7 @@ from pie_core.server.session import Service
 log = logging.getLogger(__name__)
 
 _INSPECTION_S = 1.0
+_KEEPALIVE_S = 75.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,10 @@ class Server:
             Metrics(),
         )
         self.http = HttpSide(self.service, self._open_socket)
-        self._web = web.Server(self._answer, access_log=None)
+        # No body is unpacked on the way in: a few bytes can inflate to many.
+        self._web = web.Server(
+            self._answer, access_log=None, keepalive_timeout=_KEEPALIVE_S, auto_decompress=False
+        )
         self._doorkeeper = Doorkeeper(self._web, config.server, self._count_refusal)
         self._listener: asyncio.Server | None = None
         self._inspection: asyncio.Task[None] | None = None
@@ -112,7 +116,10 @@ class Server:
     async def __aenter__(self) -> Server:
         self._app.start()
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._doorkeeper, sock=self._bound, ssl=self._tls)
+        handshake_s = None if self._tls is None else self._config.server.login_s
+        self._listener = await loop.create_server(
+            self._doorkeeper, sock=self._bound, ssl=self._tls, ssl_handshake_timeout=handshake_s
+        )
         self._inspection = asyncio.create_task(self._inspect())
         return self
 

@@ -31,6 +31,11 @@ def pie(*arguments: str) -> Result:
 COMMANDS = [
     [],
     ["run"],
+    ["serve"],
+    ["auth"],
+    ["auth", "add"],
+    ["auth", "remove"],
+    ["auth", "list"],
     ["new"],
     ["check"],
     ["doctor"],
