@@ -52,6 +52,7 @@ class Context:
     fault: PieError | None = None  # what the next request on it is told ...
     lost: bool = False  # ... and every later one: there is nothing behind this id
     last_generation: GenerationEnd | None = None
+    last_used: int = 0  # a count of passes that ended
 
     @property
     def length(self) -> int:
@@ -77,6 +78,12 @@ class Context:
         """Frees the pages of evicted rows, unless a row that has to be computed again would read them."""
         if self.evictions.evicted and self.written >= self.evictions.latest:
             self.pages.evict(self.evictions.evicted)
+
+    def suspend(self) -> None:
+        """Gives its pages up; its rows are computed again when it goes on."""
+        assert self.ahead == 0, "guesses are dropped first"
+        self.pages.release()
+        self.written = self.submitted = 0
 
     def take_over(self, other: Context) -> None:
         """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""

@@ -17,6 +17,7 @@ from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.context import Context
 from pie_core.engine.contexts import Contexts, no_context
+from pie_core.engine.deadlines import Deadlines
 from pie_core.engine.messages import (
     Ack,
     BreakOff,
@@ -46,8 +47,8 @@ from pie_core.engine.messages import (
 from pie_core.engine.options import EngineOptions
 from pie_core.engine.passes import Passes
 from pie_core.engine.snapshots import Snapshots
-from pie_core.errors import Cancelled, NotFound, OutOfPages, PieError
-from pie_core.ids import Ticket
+from pie_core.errors import Cancelled, DeadlineExceeded, NotFound, OutOfPages, PieError
+from pie_core.ids import RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.scheduler.admission import Admission
 from pie_core.scheduler.intake import Intake, Perform, request_of
@@ -79,7 +80,8 @@ class Engine:
         self._passes.loop = self._loop = Loop(driver, options, self._cache, self._ahead, self._passes.settle)
         self._intake = Intake(self._in_turn(), self._events.append, self._discarded)
         self._at_once = self._on_arrival()
-        self._stalled_since: float | None = None
+        self._deadlines = Deadlines()
+        self.suspended = self.tokens_to_replay = 0
         # Whether the last step ended passes of programs that step themselves: their next ones belong in the next step.
         self.awaits_programs = False
 
@@ -94,14 +96,12 @@ class Engine:
 
     def start_step(self) -> Ticket | None:
         """Submits a step to the driver: collect the ticket and bring the outcome to `finish_step`."""
+        self._end_overdue()
         while True:
             ticket = self._loop.start()
             begun = self._intake.advance()
             if ticket is not None:
-                self._stalled_since = None
                 return ticket
-            if not self._is_stalled:
-                self._stalled_since = None
             if not begun and not (self._is_stalled and self._relieve()):
                 return None
 
@@ -124,11 +124,10 @@ class Engine:
         return events
 
     @property
-    def patience_s(self) -> float | None:
+    def wakes_in_s(self) -> float | None:
         """After how long `start_step` is to be called though nothing has happened; None: never."""
-        if self._stalled_since is None or not self._is_stalled:
-            return None
-        return max(self._stalled_since + self.options.page_wait_s - self._clock(), 0.0)
+        moment = self._deadlines.next
+        return None if moment is None else max(moment - self._clock(), 0.0)
 
     # ---- which command does what
 
@@ -182,7 +181,20 @@ class Engine:
         context = self._contexts.get(command.context)
         if context is None:
             raise no_context(command.context)
+        if isinstance(command, Forward | Generate):
+            self._set_deadline(command)
         self._intake.add(context, command)
+
+    def _set_deadline(self, command: Forward | Generate) -> None:
+        timeout_s = command.timeout_s if command.timeout_s is not None else self.options.request_timeout_s
+        if timeout_s is not None:
+            self._deadlines.set(command.request, self._clock() + timeout_s)
+
+    def _end_overdue(self) -> None:
+        for request in self._deadlines.expired(self._clock()):
+            self._end_request(
+                request, DeadlineExceeded("the request took longer than it may, waiting included")
+            )
 
     def _refuse(self, command: Command, error: PieError) -> None:
         """A command was refused on arrival; one that cannot fail by itself spoils the next request on its context."""
@@ -230,12 +242,14 @@ class Engine:
             raise NotFound(f"no generation {generation} to break off: it failed, or its context has moved on")
 
     def _cancel(self, command: Cancel) -> None:
-        error = Cancelled("the request was cancelled")
-        running = self._passes.get(command.target)
+        self._end_request(command.target, Cancelled("the request was cancelled"))
+
+    def _end_request(self, request: RequestId, error: PieError) -> None:
+        running = self._passes.get(request)
         if running is not None:
             self._passes.end(running, error)
-        elif command.target in self._intake.queued:
-            self._intake.cancel(command.target, error)
+        elif request in self._intake.queued:
+            self._intake.cancel(request, error)
 
     def _read_status(self, command: ReadStatus) -> None:
         status = Status(
@@ -251,6 +265,8 @@ class Engine:
             run_ahead_hits=self._ahead.hits,
             run_ahead_misses=self._ahead.misses,
             run_ahead_drops=self._ahead.drops,
+            suspensions=self.suspended,
+            replayed_tokens=self.tokens_to_replay,
         )
         self._events.append(status)
 
@@ -304,24 +320,46 @@ class Engine:
         return self._loop.stalled and bool(self._loop.waiting)
 
     def _relieve(self) -> bool:
-        """Frees what can be freed, or fails the youngest pass once waiting helps nobody; False: wait on."""
-        if self._ahead.drop_idle() or self._drop_checkpoints():
-            return True
-        idle = any(not each.busy and not each.pages.is_empty for each in self._contexts)
-        now = self._clock()
-        if self._stalled_since is None:
-            self._stalled_since = now
-        if idle and now - self._stalled_since < self.options.page_wait_s:
-            return False
+        """Frees what is worth least, or fails the youngest pass if nothing can be freed; False: nothing waits."""
+        return (
+            self._ahead.drop_idle()
+            or self._drop_checkpoints()
+            or self._suspend_idle()
+            or self._snapshots.suspend_one()
+            or self._suspend_youngest()
+            or self._fail_youngest()
+        )
+
+    def _suspend_idle(self) -> bool:
+        """Whoever has not asked for anything for longest."""
+        idle = [each for each in self._contexts if not each.busy and not each.pages.is_empty]
+        if idle:
+            self._suspend(min(idle, key=lambda each: each.last_used))
+        return bool(idle)
+
+    def _suspend_youngest(self) -> bool:
+        """Passes that wait give way to older ones, so that the oldest goes on until it ends."""
+        younger = [
+            each.context for each in self._passes.waiting_by_age()[1:] if not each.context.pages.is_empty
+        ]
+        if younger:
+            self._suspend(younger[-1])
+        return bool(younger)
+
+    def _suspend(self, context: Context) -> None:
+        self.suspended += 1
+        self.tokens_to_replay += context.written
+        context.suspend()
+
+    def _fail_youngest(self) -> bool:
         free = ", ".join(f"{pool.name} {pool.num_free} of {pool.num_pages}" for pool in self._cache.pools)
         self._passes.end(
-            self._passes.youngest_waiting(),
+            self._passes.waiting_by_age()[-1],
             OutOfPages(
-                f"no KV pages for this request (free: {free}), and nothing runs that would give any back; "
-                "drop contexts or snapshots, run fewer at a time, or give the model more KV memory"
+                f"no KV pages for this request (free: {free}), though nothing else has any; "
+                "shorten the context, evict rows of it, or give the model more KV memory"
             ),
         )
-        self._stalled_since = None
         return True
 
     def _drop_checkpoints(self) -> bool:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
@@ -43,8 +44,9 @@ class LocalPort:
         self._sink: EventSink = _nobody
         self._open: set[RequestId] = set()
         self._turn_is_due = False
-        self._patience: asyncio.TimerHandle | None = None
-        self._deadlines: dict[Ticket, asyncio.TimerHandle] = {}
+        self._alarm: asyncio.TimerHandle | None = None
+        self._tickets: deque[Ticket] = deque()  # at the driver, oldest first
+        self._step_deadline: asyncio.TimerHandle | None = None
         self._lost: EngineLost | None = None
 
     @property
@@ -91,7 +93,7 @@ class LocalPort:
         self._handle_inbox()
         self._start_steps()
         self._outbox += self._engine.take_events()
-        self._renew_patience()
+        self._set_alarm()
 
     def _start_steps(self) -> None:
         while (ticket := self._engine.start_step()) is not None:
@@ -107,9 +109,10 @@ class LocalPort:
 
         A step of generations alone is followed at once: the driver works on the next while programs hear of the last.
         """
-        self._deadlines.pop(ticket).cancel()
         if self._lost is not None:
             return
+        self._tickets.popleft()
+        self._watch_oldest()
         try:
             self._handle_inbox()  # what was sent before the step was known to have ended comes before its end
             self._engine.finish_step(ticket, outcome)
@@ -131,18 +134,26 @@ class LocalPort:
 
     # ---- what time brings
 
-    def _renew_patience(self) -> None:
-        """While passes wait for pages and nothing happens, the engine is asked again after a while."""
-        if self._patience is not None:
-            self._patience.cancel()
-        patience_s = self._engine.patience_s
-        self._patience = (
-            None if patience_s is None else self._loop.call_later(patience_s, self._schedule_turn)
-        )
+    def _set_alarm(self) -> None:
+        """A turn for what happens though nobody has sent anything: a request's time is over."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+        seconds = self._engine.wakes_in_s
+        self._alarm = None if seconds is None else self._loop.call_later(seconds, self._schedule_turn)
 
     def _watch(self, ticket: Ticket) -> None:
-        deadline_s = self._engine.driver.capabilities.step_deadline_s
-        self._deadlines[ticket] = self._loop.call_later(deadline_s, self._hangs, ticket, deadline_s)
+        """The driver's deadline for a step counts from the end of the step before."""
+        self._tickets.append(ticket)
+        if len(self._tickets) == 1:
+            self._watch_oldest()
+
+    def _watch_oldest(self) -> None:
+        if self._step_deadline is not None:
+            self._step_deadline.cancel()
+            self._step_deadline = None
+        if self._tickets:
+            deadline_s = self._engine.driver.capabilities.step_deadline_s
+            self._step_deadline = self._loop.call_later(deadline_s, self._hangs, self._tickets[0], deadline_s)
 
     def _hangs(self, ticket: Ticket, deadline_s: float) -> None:
         driver = self._engine.driver.capabilities.driver
@@ -160,10 +171,10 @@ class LocalPort:
         self._lost = error
         self._outbox += self._engine.take_events()
         self._inbox.clear()
-        if self._patience is not None:
-            self._patience.cancel()
-        for timer in self._deadlines.values():
-            timer.cancel()
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._tickets.clear()
+        self._watch_oldest()
         self._fail_open(error)
 
     def _fail_open(self, error: EngineLost) -> None:

@@ -123,6 +123,7 @@ class Forward(Message, frozen=True):
     probes: tuple[Probe, ...] = ()
     num_drafts: int = 0
     pass_speculation: bool = True
+    timeout_s: float | None = None  # from its arrival; None: the engine's own, if it has one
 
 
 class Generate(Message, frozen=True):
@@ -132,6 +133,7 @@ class Generate(Message, frozen=True):
     sampler: SamplerSpec
     stop_tokens: tuple[int, ...]
     max_tokens: int  # 0: until the model's length ends
+    timeout_s: float | None = None
 
 
 class BreakOff(Message, frozen=True):
@@ -270,6 +272,8 @@ class Status(Message, frozen=True):
     run_ahead_hits: int = 0  # passes served from a guess
     run_ahead_misses: int = 0  # passes that were not what was guessed
     run_ahead_drops: int = 0  # guesses that were computed for nothing
+    suspensions: int = 0  # contexts that gave their pages up to others
+    replayed_tokens: int = 0  # ... and how many rows they had
 
 
 Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status

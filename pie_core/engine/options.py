@@ -26,9 +26,9 @@ class EngineOptions:
             "help": "Passes to run before a program asks for them, fed with the token that is being drawn; 0 is none."
         },
     )
-    page_wait_s: float = field(
-        default=2.0,
-        metadata={"help": "How long passes wait for KV pages while nothing runs, before the youngest fails."},
+    request_timeout_s: float | None = field(
+        default=None,
+        metadata={"help": "How long a pass or generation may take, waiting included; null is no limit."},
     )
     max_snapshots: int = field(default=256, metadata={"help": "Named snapshots of one tenant."})
     max_snapshot_share: float = field(

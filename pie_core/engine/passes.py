@@ -38,6 +38,7 @@ class Passes:
         self._generations: dict[RequestId, Context] = {}  # running ones, and the last of each context
         self._breaks: dict[RequestId, BreakOff] = {}  # by generation: accepted and not yet carried out
         self._arrivals = itertools.count()
+        self._endings = itertools.count(1)
         self.loop: Loop  # set by the engine: the loop reports back to `settle`
 
     def forward(self, context: Context, command: Forward) -> None:
@@ -60,8 +61,9 @@ class Passes:
     def of(self, context: Context) -> Pass | None:
         return next((each for each in self._running.values() if each.context is context), None)
 
-    def youngest_waiting(self) -> Pass:
-        return max(self.loop.waiting, key=lambda each: each.arrival)
+    def waiting_by_age(self) -> list[Pass]:
+        """Oldest first."""
+        return sorted(self.loop.waiting, key=lambda each: each.arrival)
 
     def end(self, running: Pass, error: PieError) -> None:
         """Answers the request with an error and undoes it, now or when the driver is done with it."""
@@ -198,6 +200,7 @@ class Passes:
             start, count = running.generation.start, running.generation.generated
             context.last_generation = GenerationEnd(request, start, count)
         context.busy = False
+        context.last_used = next(self._endings)
         self._ended(context, None)
 
     def _leave(self, running: Pass) -> None:

@@ -1,6 +1,7 @@
 """Named snapshots, by tenant: frozen contexts that hold their pages until they are deleted, taken or replaced.
 
-They are never dropped to make room: a tenant that saves too much is refused at saving, by number and by pages.
+They are never lost to make room: a tenant that saves too much is refused at saving, by number and by pages. Their pages
+may be, when nothing else helps: then their rows are computed again.
 """
 
 from __future__ import annotations
@@ -60,6 +61,16 @@ class Snapshots:
         snapshot = self._find(tenant, name)
         del self._by_tenant[tenant][name]
         self._release(snapshot)
+
+    def suspend_one(self) -> bool:
+        """The pages of some snapshot are given up; opening it computes its rows again. False: none has any."""
+        for kept in self._by_tenant.values():
+            for snapshot in kept.values():
+                if not snapshot.context.pages.is_empty:
+                    self._hold(snapshot.context, -1)
+                    snapshot.context.suspend()
+                    return True
+        return False
 
     def names(self, tenant: Tenant) -> list[str]:
         return sorted(self._by_tenant.get(tenant, {}))

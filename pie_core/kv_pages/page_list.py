@@ -27,7 +27,18 @@ class PageList:
     where the context went back into a hole.
     """
 
-    __slots__ = ("_end", "_logical", "_may_share", "_pages", "_size", "group", "page_size", "pool", "window")
+    __slots__ = (
+        "_end",
+        "_left",
+        "_logical",
+        "_may_share",
+        "_pages",
+        "_size",
+        "group",
+        "page_size",
+        "pool",
+        "window",
+    )
 
     def __init__(self, group: int, space: CacheSpace, pool: PagePool) -> None:
         self.group = group
@@ -38,6 +49,7 @@ class PageList:
         self._logical: Int32 = np.empty(4, np.int32)
         self._size = 0
         self._end = 0  # one more than the last logical number
+        self._left = 0  # logical numbers below have left the window
         self._may_share = False  # the last page may have other holders: look before writing
 
     @property
@@ -98,6 +110,7 @@ class PageList:
     def truncate(self, length: int) -> None:
         """Keeps the pages of the first `length` rows."""
         self._end = min(self._end, self._pages_for(length))
+        self._left = min(self._left, self._end)
         self._keep(0, int(np.searchsorted(self.logical, self._end)))
         self._may_share = True
 
@@ -106,7 +119,8 @@ class PageList:
         if self.window is None:
             return
         readable = max(length - self.window + 1, 0) // self.page_size
-        if self._first < readable:
+        if self._left < readable:
+            self._left = readable
             self._keep(int(np.searchsorted(self.logical, readable)), self._size)
 
     def evict(self, start: int, stop: int) -> None:
@@ -126,10 +140,10 @@ class PageList:
         return bool(low < np.searchsorted(self.logical, self._pages_for(stop)))
 
     def can_restart(self, length: int) -> bool:
-        """Whether everything that a row at `length` may read is still here."""
+        """Whether everything that a row at `length` may read is still here, but for what was evicted."""
         if self.window is None or length == 0:
             return True
-        return self._first <= max(length - self.window + 1, 0) // self.page_size
+        return self._left <= max(length - self.window + 1, 0) // self.page_size
 
     def fork(self) -> PageList:
         """No page may be reserved: both would write to it."""
@@ -137,18 +151,14 @@ class PageList:
         child.group, child.pool = self.group, self.pool
         child.page_size, child.window = self.page_size, self.window
         child._pages, child._logical = self.pages.copy(), self.logical.copy()
-        child._size, child._end = self._size, self._end
+        child._size, child._end, child._left = self._size, self._end, self._left
         self._may_share = child._may_share = True
         self.pool.share(self.pages)
         return child
 
     def release(self) -> None:
         self._keep(0, 0)
-        self._end = 0
-
-    @property
-    def _first(self) -> int:
-        return int(self._logical[0]) if self._size else self._end
+        self._end = self._left = 0
 
     def _pages_for(self, length: int) -> int:
         return -(-length // self.page_size)

@@ -90,17 +90,13 @@ class SteppedEngine:
         self.engine.finish_step(ticket, outcome)
         self._take_events()
 
-    def run(self, *, wait: bool = True) -> None:
-        """Steps until nothing moves; with `wait`, also through the time that waiting for pages takes."""
-        while True:
+    def run(self) -> None:
+        """Steps until nothing moves."""
+        while self.start() or self.in_flight:
             while self.start():
                 pass
             if self.in_flight:
                 self.finish()
-            elif wait and self.engine.patience_s is not None:
-                self.now += self.engine.patience_s
-            else:
-                return
 
     def run_until_answered(self, request: RequestId) -> None:
         """Steps until the request has its answer; what runs ahead may still be in flight."""
@@ -109,9 +105,8 @@ class SteppedEngine:
                 pass
             if self.in_flight:
                 self.finish()
-            elif not self.is_answered(request):
-                assert self.engine.patience_s is not None, f"request {request} is stuck"
-                self.now += self.engine.patience_s
+            else:
+                assert self.is_answered(request), f"request {request} is stuck"
 
     def is_answered(self, request: RequestId) -> bool:
         events = self.events.get(request, [])

@@ -18,13 +18,16 @@ from pie_core.engine.messages import (
     Failed,
     ForwardDone,
     Generated,
+    OpenSnapshot,
     Probe,
     ReadTokens,
     Sample,
     SamplerSpec,
+    SaveSnapshot,
+    SnapshotOpened,
     TruncateContext,
 )
-from pie_core.ids import ContextId, ProcessId, RequestId, Ticket
+from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
 
@@ -478,62 +481,75 @@ def test_passes_wait_for_pages_and_all_complete() -> None:
         engine.create(context, process=str(context))
         requests.append(engine.submit(context, [context] * 17))
         engine.send(DropContext(ContextId(context)))
-    engine.run(wait=False)
+    engine.run()
     for request in requests:
         engine.final(request, ForwardDone)
     assert engine.all_pages_are_free()
 
 
-def test_when_every_holder_waits_the_youngest_fails_and_the_others_go_on() -> None:
+def test_when_every_holder_waits_the_younger_give_way_and_all_complete() -> None:
     engine = SteppedEngine(dummy(num_pages=8))
-    for context in (1, 2):
+    for context in (1, 2, 3):
         engine.create(context, process=str(context))
-    requests = [engine.begin_generation(context, [context], 30) for context in (1, 2)]
-    engine.run(wait=False)
-    assert engine.final(requests[0], Generated).finish == "length"
-    failed = engine.final(requests[1], Failed)
-    assert failed.code == "out-of-pages"
-    assert "full 0 of 8" in failed.message or "0 of 8" in failed.message
-    assert engine.now == 0
-
-
-def test_while_somebody_idle_holds_pages_a_pass_waits_a_while_before_it_fails() -> None:
-    engine = SteppedEngine(dummy(num_pages=8), page_wait_s=3.0)
-    engine.create(1, process="idle")
-    engine.create(2)
-    engine.forward(1, [1] * 24)
-    waiting = engine.submit(2, [2] * 12)
-    engine.run(wait=False)
-    assert engine.engine.patience_s == 3.0
-    assert engine.status().waiting == 1
-    engine.send(DropContext(ContextId(1)))
-    engine.run(wait=False)
-    engine.final(waiting, ForwardDone)
-    engine.create(3)
-    late = engine.submit(3, [2] * 24)
+    requests = [engine.begin_generation(context, [context], 30) for context in (1, 2, 3)]
     engine.run()
-    assert engine.now == 3.0
-    assert engine.final(late, Failed).code == "out-of-pages"
+    for context, request in enumerate(requests, start=1):
+        alone = SteppedEngine()
+        alone.create(context)
+        assert engine.generated(request) == alone.generate(context, [context], 30)
+    assert engine.status().suspensions > 0
 
 
-def test_every_wait_for_pages_is_counted_from_its_own_beginning() -> None:
-    engine = SteppedEngine(dummy(num_pages=8), page_wait_s=3.0)
-    engine.create(1, process="idle")
+def test_idle_contexts_give_their_pages_up_and_go_on_as_if_they_had_not() -> None:
+    engine = SteppedEngine(dummy(num_pages=8))
+    for context in (1, 2, 3):
+        engine.create(context)
+        assert engine.forward(context, [context] * 24).length == 24
+    for context in (1, 2, 3):
+        assert engine.draw(context, [9]) == draw_alone([*[context] * 24, 9])
+    assert engine.status().suspensions == 5
+
+
+def test_a_snapshot_whose_pages_were_needed_opens_as_it_was() -> None:
+    engine = SteppedEngine(dummy(num_pages=8))
+    engine.create(1)
+    engine.forward(1, [1] * 16)
+    engine.send(SaveSnapshot(engine.new_request(), ContextId(1), "s", b""), DropContext(ContextId(1)))
     engine.create(2)
-    engine.forward(1, [1] * 24)
-    engine.send(Cancel(engine.submit(2, [2] * 12)))
+    engine.forward(2, [2] * 30)
+    assert engine.status().free_pages == [0]
+    opening = engine.new_request()
+    engine.send(OpenSnapshot(opening, ContextId(3), ProcessId("p"), Tenant("t"), "s", take=True))
+    assert engine.final(opening, SnapshotOpened).length == 16
+    assert engine.draw(3, [9]) == draw_alone([*[1] * 16, 9])
+
+
+@pytest.mark.parametrize("factor", [2, 8, 64])
+def test_whatever_the_oversubscription_everything_completes(factor: int) -> None:
+    engine = SteppedEngine(dummy(num_pages=8), max_batch_requests=64)
+    requests = []
+    for context in range(1, factor + 1):
+        engine.create(context, process=str(context))
+        requests.append(engine.begin_generation(context, [context] * (1 + context % 13), 17))
+        engine.send(DropContext(ContextId(context)))
     engine.run()
-    request = engine.submit(2, [2] * 12)
-    engine.run(wait=False)
-    engine.send(Cancel(request))
-    engine.run(wait=False)
-    engine.now += 10.0
-    waiting = engine.submit(2, [2] * 12)
-    engine.run(wait=False)
-    assert engine.engine.patience_s == 3.0
-    engine.send(DropContext(ContextId(1)))
-    engine.run(wait=False)
-    engine.final(waiting, ForwardDone)
+    assert {engine.final(request, Generated).finish for request in requests} == {"length"}
+    assert engine.all_pages_are_free()
+
+
+def test_a_request_that_takes_too_long_ends_and_frees_its_pages() -> None:
+    engine = SteppedEngine(request_timeout_s=5.0)
+    engine.create(1)
+    slow, own = engine.begin_generation(1, [1], 0), engine.submit(1, [2], timeout_s=3.0)
+    engine.start()
+    assert engine.engine.wakes_in_s == 3.0
+    engine.now = 4.0
+    engine.start()
+    assert engine.final(own, Failed).code == "deadline-exceeded"
+    engine.now = 5.0
+    engine.run()
+    assert engine.final(slow, Failed).code == "deadline-exceeded"
+    assert engine.all_pages_are_free()
 
 
 def test_a_prompt_longer_than_the_pages_of_a_window_still_gets_through() -> None:

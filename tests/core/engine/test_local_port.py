@@ -274,13 +274,16 @@ class CountingDriver(DummyDriver):
 class SlowDriver(DummyDriver):
     """Declares a short deadline and hangs until it is let go."""
 
-    def __init__(self, working: DummyDriver) -> None:
+    def __init__(self, working: DummyDriver, deadline_s: float = 0.05, *, hangs: bool = True) -> None:
         self.__dict__ = working.__dict__
+        self.deadline_s = deadline_s
         self.let_go = threading.Event()
+        if not hangs:
+            self.let_go.set()
 
     @property
     def capabilities(self) -> DriverCapabilities:
-        return replace(self._capabilities, step_deadline_s=0.05)
+        return replace(self._capabilities, step_deadline_s=self.deadline_s)
 
     def collect(self, ticket: Ticket) -> ForwardResult:
         self.let_go.wait(10)
@@ -323,16 +326,31 @@ def test_a_step_that_fails_ends_its_requests_only() -> None:
     asyncio.run(run())
 
 
-def test_a_pass_that_waits_for_pages_fails_after_the_time_set_for_it() -> None:
+def test_a_request_ends_when_its_time_is_over_though_nothing_else_happens() -> None:
     async def run() -> None:
-        async with opened(dummy(num_pages=4), page_wait_s=0.05) as (port, listener, _):
+        driver = SlowDriver(dummy(), deadline_s=10.0)
+        async with opened(driver, request_timeout_s=0.05) as (port, listener, _):
             create(port, 1)
-            create(port, 2)
-            forward(port, 1, 1, *[1] * 12)
-            assert isinstance(await listener.final(1), ForwardDone)
-            forward(port, 2, 2, *[1] * 12)
-            failed = await listener.final(2)
+            forward(port, 1, 1, 3)
+            failed = await listener.final(1)
             assert isinstance(failed, Failed)
-            assert failed.code == "out-of-pages"
+            assert failed.code == "deadline-exceeded"
+            driver.let_go.set()
+
+    asyncio.run(run())
+
+
+def test_a_step_that_waits_for_another_does_not_hang() -> None:
+    """The deadline of a queued step counts from the end of the one before it."""
+
+    async def run() -> None:
+        async with opened(SlowDriver(dummy(step_ms=60.0), deadline_s=0.1, hangs=False)) as (
+            port,
+            listener,
+            _,
+        ):
+            create(port, 1)
+            generate(port, 1, 1, 3)
+            assert isinstance(await listener.final(1), Generated)
 
     asyncio.run(run())
