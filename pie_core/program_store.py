@@ -226,9 +226,8 @@ class ProgramStore:
         return content
 
     def _names(self) -> list[str]:
-        return sorted(
-            folder.name for folder in _listing(self._records) if re.match(NAME_PATTERN, folder.name)
-        )
+        named = [folder.name for folder in _listing(self._records) if re.match(NAME_PATTERN, folder.name)]
+        return [name for name in named if any(self._version_names(name))]
 
     def _version_names(self, name: str) -> Iterator[str]:
         """In order, the newest last."""

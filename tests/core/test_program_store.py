@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from pie_core.errors import NotFound, ProgramError
+from pie_core.manifest import version_key
 from pie_core.program_artifact import is_safe_path, pack, pack_folder, unpack
-from pie_core.program_store import DamagedProgram, ProgramStore, content_hash, split_label
+from pie_core.program_store import DamagedProgram, InstalledProgram, ProgramStore, content_hash, split_label
 from pie_core.programs import ComponentProgram, PythonProgram, find_installable, find_program
 
 MANIFEST = '[package]\nname = "{}"\nversion = "{}"\n'
@@ -326,3 +329,59 @@ def test_labels_are_split_at_their_version() -> None:
     for label in ("a@", "a@1", "a@1.2.3.4", "a@01.2.3"):
         with pytest.raises(ProgramError, match=r"MAJOR\.MINOR\.PATCH"):
             split_label(label)
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """The store against a dictionary of what should be in it."""
+
+    labels = st.tuples(st.sampled_from(["a", "b"]), st.sampled_from(["0.1.0", "0.2.0", "0.10.0"]))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = ProgramStore(Path(self.folder.name) / "store")
+        self.expected: dict[tuple[str, str], str] = {}
+
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
+    @rule(label=labels, source=st.sampled_from(["x = 1\n", "x = 2\n"]), overwrite=st.booleans())
+    def add(self, label: tuple[str, str], source: str, overwrite: bool) -> None:
+        content = zipped(Pie_toml=MANIFEST.format(*label).encode(), main_py=source.encode())
+        if self.expected.get(label, source) != source and not overwrite:
+            with pytest.raises(ProgramError, match="other content"):
+                self.store.add_content(content)
+        else:
+            self.store.add_content(content, overwrite=overwrite)
+            self.expected[label] = source
+
+    @rule(label=labels, everything=st.booleans())
+    def remove(self, label: tuple[str, str], everything: bool) -> None:
+        name, version = label
+        gone = [each for each in self.expected if each == label or (everything and each[0] == name)]
+        if not gone or (not everything and label not in self.expected):
+            with pytest.raises(NotFound):
+                self.store.remove(name, None if everything else version)
+        else:
+            removed = self.store.remove(name, None if everything else version)
+            assert sorted(removed) == sorted(version for _, version in gone)
+            for each in gone:
+                del self.expected[each]
+
+    @invariant()
+    def holds_what_it_should(self) -> None:
+        found = {(entry.name, entry.version): self.source(entry) for entry in self.store.installed()}
+        assert found == self.expected
+        for name in ("a", "b"):
+            versions = sorted((version for each, version in self.expected if each == name), key=version_key)
+            newest = self.store.find(name)
+            assert (newest.version if newest else None) == (versions[-1] if versions else None)
+
+    def source(self, entry: InstalledProgram) -> str:
+        program = self.store.open(entry)
+        assert isinstance(program, PythonProgram)
+        return program.files[0][1]
+
+
+StoreMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+TestStoreMachine = StoreMachine.TestCase

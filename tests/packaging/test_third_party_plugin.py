@@ -162,6 +162,9 @@ def test_both_plugins_are_listed_with_where_they_are_from(site: Path) -> None:
     assert "architecture seed_oss" in rows["seed_oss"]
     assert all("pie-example-plugins 0.3.0" in rows[name] for name in ("copycat", "seed_oss"))
     assert pie(site, "plugins", "doctor").returncode == 0
+    for kind in Kind:  # the templates travel with the wheel
+        assert pie(site, "plugins", "new", kind, f"new-{kind}").returncode == 0
+        assert list((site / f"new-{kind}").glob("tests/test_*.py"))
 
 
 @pytest.mark.slow
@@ -180,9 +183,8 @@ def test_yaml_alone_runs_and_serves_models_on_them(site: Path, config: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_its_own_tests_run_our_contract_suites_there(site: Path) -> None:
-    run = call(
-        [site / "venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", site / "sources"], cwd=site
-    )
+    command = [site / "venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", site / "sources"]
+    run = call(command, cwd=site, PYTHONPATH="", OMP_NUM_THREADS="1")
     assert " passed" in run
 
 
