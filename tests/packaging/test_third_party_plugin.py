@@ -183,7 +183,15 @@ def test_yaml_alone_runs_and_serves_models_on_them(site: Path, config: Path) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_its_own_tests_run_our_contract_suites_there(site: Path) -> None:
-    command = [site / "venv/bin/python", "-m", "pytest", "-q", "-p", "no:cacheprovider", site / "sources"]
+    command: list[str | Path] = [
+        site / "venv/bin/python",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        site / "sources",
+    ]
     run = call(command, cwd=site, PYTHONPATH="", OMP_NUM_THREADS="1")
     assert " passed" in run
 
