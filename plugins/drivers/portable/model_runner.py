@@ -98,8 +98,10 @@ class PortableStep:
         rows.index_copy_(0, plan.write_slots, both[:, -1])
         self._chosen[cache] = choose_rows(plan, rows, both[:, :-1], head_weights, heads)
 
-    def _rotated(self, heads: Tensor, rope: Rope) -> Tensor:
+    def _rotated(self, heads: Tensor, rope: Rope | None) -> Tensor:
         """[T, heads, rotary dimensions]; interleaved pairs come out in halves."""
+        if rope is None:
+            return heads
         if rope.interleaved:
             heads = heads.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
         cos, sin = self._cos_sin(rope, heads.dtype)

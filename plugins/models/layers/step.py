@@ -45,7 +45,7 @@ class LatentHeads:
     """
 
     num_heads: int
-    rope: Rope
+    rope: Rope | None  # None: attention does not know positions
     rope_dim: int  # P
     key_expansion: Tensor  # [H, N, C]
     value_expansion: Tensor  # [H, V, C]
