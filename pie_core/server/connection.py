@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _MAX_ANSWERS = 256  # waiting to be sent; beyond, nothing more is read
 _MAX_SLOW = 32  # requests being worked on beside the others
 _FAREWELL_S = 1.0
+_TURN = 32  # events sent in one go
 _BURST = 2.0  # seconds' worth of messages that may come at once
 
 
@@ -172,6 +173,7 @@ class Connection:
 
     async def _write(self) -> None:
         """Answers first, then one event of each process in turn: none of them starves the others."""
+        sent = 0
         try:
             while True:
                 if self._answers:
@@ -180,6 +182,9 @@ class Connection:
                         self._room.set()
                 elif self._ready:
                     await self._send_event(self._ready.popleft())
+                    sent += 1
+                    if sent % _TURN == 0:  # sending need not wait for anything, and others want the loop, too
+                        await asyncio.sleep(0)
                 else:
                     self._sent.set()
                     self._wake.clear()
