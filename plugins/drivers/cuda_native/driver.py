@@ -113,6 +113,17 @@ class CudaNativeDriver:
     def generate(self, request: GenerationRequest) -> Int32:
         raise Unsupported("driver cuda_native runs single steps; it has no request level")
 
+    def parts(self) -> tuple[StepRunner, tuple[KvCache, ...], Timeline]:
+        """What another driver takes over, with everything that is loaded."""
+        assert self._steps is not None
+        return self._steps, self._caches, self._timeline
+
+    def leave_uncollected(self, ticket: Ticket) -> None:
+        """Nobody will ask for this step. Raises if it could not even be queued: the ranks would part."""
+        pending = self._open.pop(ticket)
+        if isinstance(pending, ForwardError):
+            raise pending
+
     def close(self) -> None:
         if self._steps is not None:
             self._timeline.synchronize()

@@ -75,6 +75,12 @@ class KvCache:
         return content.view(torch.uint8).reshape(len(pages), -1).numpy()
 
     def write(self, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
+        self.check_content(pages, content)
+        page = self._pages[:, 0]
+        values = torch.from_numpy(np.array(content)).view(self._pages.dtype).view(len(pages), *page.shape)
+        self._pages[:, self._indexes(pages)] = values.transpose(0, 1).to(page.device)
+
+    def check_content(self, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
         page = self._pages[:, 0]
         expected = (len(pages), page.numel() * page.itemsize)
         if content.shape != expected:
@@ -82,8 +88,6 @@ class KvCache:
                 f"driver cuda_native: pages to import are {content.shape}, expected {expected}: another model, dtype"
                 " or page size wrote them"
             )
-        values = torch.from_numpy(np.array(content)).view(self._pages.dtype).view(len(pages), *page.shape)
-        self._pages[:, self._indexes(pages)] = values.transpose(0, 1).to(page.device)
 
     def check_pages(self, pages: Sequence[int]) -> None:
         _check(pages, self.num_pages, "page")

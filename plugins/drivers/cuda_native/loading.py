@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.util import find_spec
+from socket import socket
+from typing import Any
 
 import torch
 
+from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.driver import (
     CacheGroup,
     CacheSpace,
@@ -30,6 +34,8 @@ from pie_plugins.drivers.cuda_native.memory import MemoryUse, pages_that_fit
 from pie_plugins.drivers.cuda_native.model_runner import AngleTables, ModelRunner
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
+from pie_plugins.drivers.cuda_native.parallel import Ranks, SharedLinear, devices_of, join, leave
+from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver, Worker
 from pie_plugins.drivers.cuda_native.step_runner import StepRunner
 from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
@@ -68,16 +74,76 @@ def load_cuda_native(request: DriverRequest) -> CudaNativeDriver:
         raise LoadError(
             "driver cuda_native: no model is configured; name a Hugging Face directory or a GGUF file"
         )
+    _device(request.device)
+    if options.tensor_parallel > 1:
+        return _load_parallel(request, options)
+    return load_rank(request, options)
+
+
+def load_rank(
+    request: DriverRequest, options: CudaNativeOptions, rank: int = 0, size: int = 1, port: int = 0
+) -> CudaNativeDriver:
+    """One rank's share of the model; the whole of it where there is one rank."""
     device = _device(request.device)
     timeline = timeline_of(device)
     try:
         with torch.inference_mode(), timeline.main():
-            return _Loading(request, options, timeline).driver()
+            ranks = join(rank, size, port, device) if size > 1 else Ranks()
+            return _Loading(request, options, timeline, ranks).driver()
     except torch.OutOfMemoryError as error:
         raise LoadError(
             f"driver cuda_native: {device} has too little memory for this model with these options: {error};"
             " lower gpu_mem_utilization, total_pages or max_batch_tokens"
         ) from error
+
+
+def _load_parallel(request: DriverRequest, options: CudaNativeOptions) -> ParallelDriver:
+    size, port = options.tensor_parallel, _free_port()
+    devices = devices_of(torch.device(request.device), size)
+    described = [_described(each) for each in request.architectures.values()]
+    workers = [
+        Worker(
+            rank,
+            {
+                "rank": rank,
+                "size": size,
+                "port": port,
+                "device": devices[rank],
+                "path": str(request.model_path),
+                "options": asdict(options),
+                "architectures": described,
+            },
+        )
+        for rank in range(1, size)
+    ]
+    try:
+        own = load_rank(replace(request, device=devices[0]), options, 0, size, port)
+        for worker in workers:
+            worker.answer()
+    except BaseException:
+        for worker in workers:
+            worker.end()
+        leave()
+        raise
+    return ParallelDriver(own, workers)
+
+
+def _described(declaration: ArchitectureDeclaration) -> dict[str, Any]:
+    """How another process finds it."""
+    return {
+        "name": declaration.name,
+        "model_types": list(declaration.model_types),
+        "gguf_architectures": list(declaration.gguf_architectures),
+        "module": declaration.load.__module__,
+        "qualname": declaration.load.__qualname__,
+    }
+
+
+def _free_port() -> int:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _device(name: str) -> torch.device:
@@ -95,13 +161,16 @@ def _device(name: str) -> torch.device:
 class _Loading:
     """What the steps of loading hand on to each other."""
 
-    def __init__(self, request: DriverRequest, options: CudaNativeOptions, timeline: Timeline) -> None:
-        self._request, self._options, self._timeline = request, options, timeline
+    def __init__(
+        self, request: DriverRequest, options: CudaNativeOptions, timeline: Timeline, ranks: Ranks
+    ) -> None:
+        self._request, self._options, self._timeline, self._ranks = request, options, timeline, ranks
         self._dtype, self._device = DTYPES[options.dtype], timeline.device
         max_samplers = max(options.max_batch_tokens, 4 * options.max_batch_requests)
         self._outcomes = Outcomes(RingLayout(options.max_batch_requests, max_samplers), self._device)
         self._kernels = choose_kernels(options, self._device, self._outcomes.layout)
-        self._linear = choose_linear(options, self._kernels)
+        linear = choose_linear(options, self._kernels)
+        self._linear: Any = linear if ranks.size == 1 else SharedLinear(linear, ranks)
 
     def driver(self) -> CudaNativeDriver:
         options = self._options
@@ -109,6 +178,7 @@ class _Loading:
         loaded = self._model()
         angles = AngleTables(loaded.config.max_position_embeddings, self._device)
         pages = options.total_pages or self._pages_that_fit(loaded, angles, others)
+        pages = self._ranks.least(pages, self._device)
         caches = self._lay_out(loaded, pages, options.host_pages)
         runner = self._runner(loaded, caches, angles)
         steps = self._steps(loaded, runner)
@@ -121,7 +191,7 @@ class _Loading:
     def _model(self) -> LoadedModel:
         path, request = self._request.model_path, self._request
         assert path is not None
-        placed = (self._dtype, self._device, self._linear)
+        placed = (self._dtype, self._device, self._linear, self._ranks)
         if self._options.random_weights:
             return draw_model(path, request.architectures, *placed)
         return load_model(path, request.architectures, *placed, request.progress)

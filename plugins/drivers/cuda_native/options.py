@@ -53,6 +53,13 @@ class CudaNativeOptions:
         default=True,
         metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
     )
+    tensor_parallel: int = field(
+        default=1,
+        metadata={
+            "help": "GPUs that share the model, each with a part of the heads; dense decoders",
+            "minimum": 1,
+        },
+    )
     random_weights: bool = field(
         default=False,
         metadata={"help": "reads config.json only and draws weights of its shapes, for measuring"},

@@ -14,6 +14,13 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.driver import ProgressCallback
 from pie_core.errors import LoadError
 from pie_plugins.drivers.cuda_native.linear import Linear
+from pie_plugins.drivers.cuda_native.parallel import (
+    Ranks,
+    SharedLinear,
+    SharedParameters,
+    share_of_config,
+    share_of_weights,
+)
 from pie_plugins.drivers.cuda_native.random_weights import draw_weights
 from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig, PagedLayout
 from pie_plugins.models.layers.checkpoint import Checkpoint, read_json
@@ -36,21 +43,26 @@ def load_model(
     architectures: Mapping[str, ArchitectureDeclaration],
     dtype: torch.dtype,
     device: torch.device,
-    linear: Linear,
+    linear: Linear | SharedLinear,
+    ranks: Ranks,
     progress: ProgressCallback,
 ) -> LoadedModel:
-    """Raises LoadError that says which file, key or tensor is wrong. Tensors go to the device one by one."""
+    """Raises LoadError that says which file, key or tensor is wrong. Tensors go to the device one by one; where ranks
+    share the model, each reads all of it on the host and takes its own part."""
     checkpoint = open_checkpoint(path)
     try:
         declaration = _architecture(checkpoint, architectures)
         architecture: Architecture[Any] = declaration.load()
         config = architecture.config(checkpoint.config, _config_origin(checkpoint))
-        loaded = load_weights(checkpoint, architecture.weights(config), dtype, str(device), progress)
+        table = architecture.weights(config)
+        first = str(device) if ranks.size == 1 else "cpu"
+        loaded = load_weights(checkpoint, table, dtype, first, progress)
     finally:
         checkpoint.close()
-    return _built(
-        declaration.name, architecture, config, loaded.tensors, linear, f"{loaded.revision}-{dtype}"
-    )
+    shared = share_of_weights(table, loaded.tensors, ranks)
+    placed = {name: tensor.to(device) for name, tensor in shared.items()}
+    built = _built(declaration.name, architecture, config, placed, linear, ranks)
+    return LoadedModel(*built, f"{loaded.revision}-{dtype}")
 
 
 def draw_model(
@@ -58,7 +70,8 @@ def draw_model(
     architectures: Mapping[str, ArchitectureDeclaration],
     dtype: torch.dtype,
     device: torch.device,
-    linear: Linear,
+    linear: Linear | SharedLinear,
+    ranks: Ranks,
 ) -> LoadedModel:
     """The model that config.json describes, with random weights."""
     file = path / "config.json"
@@ -66,8 +79,10 @@ def draw_model(
     declaration = _declared(str(values.get("model_type")), architectures, str(file))
     architecture: Architecture[Any] = declaration.load()
     config = architecture.config(values, str(file))
-    drawn = draw_weights(architecture.weights(config), dtype, device)
-    return _built(declaration.name, architecture, config, drawn, linear, f"random-{file}-{dtype}")
+    table = architecture.weights(config)
+    drawn = share_of_weights(table, draw_weights(table, dtype, device), ranks)
+    built = _built(declaration.name, architecture, config, drawn, linear, ranks)
+    return LoadedModel(*built, f"random-{file}-{dtype}")
 
 
 def _built(
@@ -75,14 +90,17 @@ def _built(
     architecture: Architecture[Any],
     config: ModelConfig,
     tensors: dict[str, Tensor],
-    linear: Linear,
-    revision: str,
-) -> LoadedModel:
-    layouts = _plain_layouts(name, architecture.cache_layouts(config))
-    parameters = Parameters(tensors, linear)
-    model = architecture.build(config, parameters)
+    linear: Linear | SharedLinear,
+    ranks: Ranks,
+) -> tuple[str, ModelConfig, tuple[PagedLayout, ...], Model]:
+    own = share_of_config(config, ranks)
+    layouts = _plain_layouts(name, architecture.cache_layouts(own))
+    parameters = (
+        SharedParameters(tensors, linear) if isinstance(linear, SharedLinear) else Parameters(tensors, linear)
+    )
+    model = architecture.build(own, parameters)
     parameters.finish()
-    return LoadedModel(name, config, layouts, model, revision)
+    return name, config, layouts, model
 
 
 def _plain_layouts(architecture: str, layouts: tuple[CacheLayout, ...]) -> tuple[PagedLayout, ...]:

@@ -1,0 +1,153 @@
+"""Tensor parallelism: every rank has a share of the heads and of the inner columns, and runs every step whole.
+
+The products that end attention and the gated layer are sums over the ranks; all else is alike on each of them, logits
+and sampled tokens too, so nothing has to be gathered. The driver's process is rank 0; the others are processes of
+`worker.py` that are told every call in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from pie_core.errors import LoadError
+from pie_plugins.drivers.cuda_native.linear import Linear, Matrix
+from pie_plugins.models.layers.architecture import ModelConfig
+from pie_plugins.models.layers.dense import DenseConfig
+from pie_plugins.models.layers.linear import Linear as LayerLinear
+from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.weight_table import Entry, WeightTable
+
+ROW_SHARES = ("qkv", "gate_up")  # every part's rows are shared out
+COLUMN_SHARES = ("output", "down")  # sums over the ranks
+PATIENCE = timedelta(seconds=120)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One rank and those it works with."""
+
+    rank: int = 0
+    size: int = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """In place, over all ranks, and the same bits on each."""
+        distributed.all_reduce(values)
+        return values
+
+    def least(self, value: int, device: torch.device) -> int:
+        if self.size == 1:
+            return value
+        found = torch.tensor([value], dtype=torch.int64, device=device)
+        distributed.all_reduce(found, distributed.ReduceOp.MIN)
+        return int(found.item())
+
+
+def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
+    """Waits for the others."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    try:
+        distributed.init_process_group(
+            backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=PATIENCE
+        )
+    except distributed.DistError as error:
+        raise LoadError(f"driver cuda_native: the {size} ranks did not find each other: {error}") from error
+    return Ranks(rank, size)
+
+
+def leave() -> None:
+    """Ends what `join` began."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def share_of_config(config: ModelConfig, ranks: Ranks) -> Any:
+    """The configuration of one rank's layers."""
+    if ranks.size == 1:
+        return config
+    if not isinstance(config, DenseConfig):
+        raise LoadError("driver cuda_native: tensor_parallel is implemented for dense decoders only")
+    shared = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    for name in shared:
+        if getattr(config, name) % ranks.size:
+            raise LoadError(
+                f"driver cuda_native: tensor_parallel is {ranks.size}, which does not divide {name}"
+                f" ({getattr(config, name)})"
+            )
+    return replace(config, **{name: getattr(config, name) // ranks.size for name in shared})
+
+
+def share_of_weights(table: WeightTable, tensors: dict[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """One rank's rows and columns of tensors that the whole table made."""
+    if ranks.size == 1:
+        return tensors
+    sources = {target: entry for entry in table.entries for target in entry.targets}
+    return {name: _share(name, tensor, sources[name], ranks) for name, tensor in tensors.items()}
+
+
+def _share(name: str, tensor: Tensor, entry: Entry, ranks: Ranks) -> Tensor:
+    layer, _, kind = name.rpartition(".")
+    layer = layer.rpartition(".")[2]
+    if layer in ROW_SHARES:
+        parts = tensor.split([source.shape[0] for source in entry.sources])
+        return torch.cat([part.chunk(ranks.size)[ranks.rank] for part in parts])
+    if layer in COLUMN_SHARES and kind == "weight":
+        return tensor.chunk(ranks.size, dim=1)[ranks.rank].contiguous()
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SharedMatrix:
+    matrix: Matrix
+    is_sum: bool  # over the ranks
+
+
+class SharedLinear:
+    """Products whose matrices are shared out."""
+
+    def __init__(self, linear: Linear, ranks: Ranks) -> None:
+        self._linear, self._ranks = linear, ranks
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> SharedMatrix:
+        return SharedMatrix(self._linear.prepare(weight, bias), is_sum=False)
+
+    def prepare_sum(self, weight: Tensor, bias: Tensor | None) -> SharedMatrix:
+        """A bias is added once, by rank 0."""
+        kept = bias if self._ranks.rank == 0 else None
+        return SharedMatrix(self._linear.prepare(weight, kept), is_sum=True)
+
+    def __call__(self, x: Tensor, shared: SharedMatrix) -> Tensor:
+        product = self._linear(x, shared.matrix)
+        return self._ranks.sum(product) if shared.is_sum else product
+
+
+class SharedParameters(Parameters):
+    """Knows by its name which linear layer is a sum over the ranks."""
+
+    def __init__(self, tensors: dict[str, Tensor], linear: SharedLinear) -> None:
+        super().__init__(tensors, linear)
+        self._linear = linear
+
+    def linear(self, name: str, bias: bool = False) -> LayerLinear:
+        if name.rpartition(".")[2] not in COLUMN_SHARES:
+            return super().linear(name, bias)
+        weight = self.tensor(f"{name}.weight")
+        return LayerLinear(self._linear.prepare_sum(weight, self.tensor(f"{name}.bias") if bias else None))
+
+
+def devices_of(device: torch.device, size: int) -> Sequence[str]:
+    """A device for each rank; CPUs, for tests, are one and the same."""
+    if device.type == "cpu":
+        return ["cpu"] * size
+    if torch.cuda.device_count() < size:
+        raise LoadError(
+            f"driver cuda_native: tensor_parallel is {size}, but torch sees {torch.cuda.device_count()} GPUs"
+        )
+    return [f"cuda:{rank}" for rank in range(size)]

@@ -1,0 +1,143 @@
+"""A driver over several ranks: what it is told, the other ranks are told first, and all of them do it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pie_core.contracts.driver import CacheSpace, DriverCapabilities
+from pie_core.contracts.forward import ForwardBatch, ForwardResult
+from pie_core.errors import ForwardError, LoadError
+from pie_core.ids import Ticket
+from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
+from pie_plugins.drivers.cuda_native.framing import read_call, write_call
+from pie_plugins.drivers.cuda_native.parallel import leave
+
+WORKER = "pie_plugins.drivers.cuda_native.worker"
+LEAVE_S = 10.0  # how long a worker may take to end by itself
+
+
+class Worker:
+    """One other rank, in a process of its own."""
+
+    def __init__(self, rank: int, setup: dict[str, Any]) -> None:
+        self.rank = rank
+        command = [sys.executable, "-m", WORKER]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.tell("load", setup)
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        try:
+            write_call(_pipe(self._process.stdin), name, *arguments)
+        except OSError as error:
+            raise ForwardError(f"driver cuda_native: rank {self.rank} has ended: {error}") from error
+
+    def answer(self) -> Any:
+        """What the last call that has an answer gave. LoadError or ForwardError if the rank has ended."""
+        found = read_call(_pipe(self._process.stdout))
+        if found is None:
+            code = self._process.wait()
+            raise ForwardError(
+                f"driver cuda_native: rank {self.rank} ended with exit code {code}; see its output"
+            )
+        name, (value,) = found
+        if name == "failed":
+            raise LoadError(f"driver cuda_native: rank {self.rank}: {value}")
+        return value
+
+    def end(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):  # what it was told last never reached it
+                _pipe(pipe).close()
+        try:
+            self._process.wait(LEAVE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+class ParallelDriver(CudaNativeDriver):
+    """Rank 0. A step that raises here may hang the others, so nothing more is taken after one."""
+
+    def __init__(self, own: CudaNativeDriver, workers: Sequence[Worker]) -> None:
+        super().__init__(_whole(own.capabilities, len(workers) + 1), *own.parts())
+        self._workers = workers
+        self._broken = False
+
+    def submit(self, batch: ForwardBatch) -> Ticket:
+        self._check_open()
+        if self._broken:
+            raise ForwardError(
+                "driver cuda_native: a step failed on one rank and left the others behind; load anew"
+            )
+        self._tell("submit", batch)
+        return super().submit(batch)
+
+    def collect(self, ticket: Ticket) -> ForwardResult:
+        try:
+            return super().collect(ticket)
+        except ForwardError:
+            self._broken = True
+            raise
+
+    def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+        self._cache(group).check_pages([*sources, *targets])
+        self._tell("copy_pages", group, list(sources), list(targets))
+        super().copy_pages(group, sources, targets)
+
+    def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
+        self._swappable(group, pages, host_pages)
+        self._tell("swap_out", group, list(pages), list(host_pages))
+        super().swap_out(group, pages, host_pages)
+
+    def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
+        self._swappable(group, pages, host_pages)
+        self._tell("swap_in", group, list(host_pages), list(pages))
+        super().swap_in(group, host_pages, pages)
+
+    def export_pages(self, group: int, pages: Sequence[int]) -> NDArray[np.uint8]:
+        """Every rank's part of a page side by side, in the order of the ranks."""
+        self._cache(group).check_pages(pages)
+        self._tell("export_pages", group, list(pages))
+        own = super().export_pages(group, pages)
+        return np.concatenate([own, *(worker.answer() for worker in self._workers)], axis=1)
+
+    def import_pages(self, group: int, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
+        cache = self._cache(group)
+        cache.check_pages(pages)
+        own, *others = np.split(content, len(self._workers) + 1, axis=1)
+        cache.check_content(pages, own)
+        for worker, part in zip(self._workers, others, strict=True):
+            worker.tell("import_pages", group, list(pages), np.ascontiguousarray(part))
+        super().import_pages(group, pages, own)
+
+    def close(self) -> None:
+        super().close()
+        for worker in self._workers:
+            worker.end()
+        self._workers = ()
+        leave()
+
+    def _tell(self, name: str, *arguments: Any) -> None:
+        for worker in self._workers:
+            worker.tell(name, *arguments)
+
+
+def _whole(capabilities: DriverCapabilities, size: int) -> DriverCapabilities:
+    """One rank's cache as that of all."""
+    spaces: list[CacheSpace] = []
+    for space in capabilities.cache:
+        spaces.append(replace(space, group=replace(space.group, unit_bytes=space.group.unit_bytes * size)))
+    return replace(capabilities, cache=tuple(spaces))
+
+
+def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+    assert pipe is not None
+    return pipe

@@ -1,0 +1,144 @@
+"""Two ranks that share a model give what one gives: in processes of their own, over gloo where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pie_core.contracts.driver import Driver
+from pie_core.contracts.forward import ProbeKind
+from pie_core.errors import ForwardError, LoadError
+from pie_core.testing.any_architecture import write_checkpoint
+from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, build_batch, probe_values
+from pie_plugins.drivers.cuda_native.framing import read_call, write_call
+from pie_plugins.drivers.cuda_native.parallel import Ranks, share_of_config, share_of_weights
+from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver
+from pie_plugins.models.layers.config import ConfigKeys
+from pie_plugins.models.qwen3 import Qwen3
+from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
+from tests.plugins.models.reference import ARCHITECTURES, tiny
+
+pytestmark = pytest.mark.slow
+
+needs_devices = pytest.mark.skipif(
+    DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs, or none"
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With biases everywhere, so that one added twice would show."""
+    folder = tmp_path_factory.mktemp("llama")
+    write_checkpoint(folder, ARCHITECTURES["llama"], tiny("llama", attention_bias=True, mlp_bias=True))
+    return folder
+
+
+@pytest.fixture
+def two(checkpoint: Path) -> Iterator[Driver]:
+    driver = cuda_native(checkpoint, tensor_parallel=2, host_pages=8)
+    yield driver
+    driver.close()
+
+
+def told(driver: Driver) -> list[Any]:
+    """A story with everything that moves: prompts, queued steps, a fork, swapped and imported pages."""
+    stepper = Stepper(driver)
+    one, other = stepper.context(), stepper.context()
+    first = stepper.run(
+        [
+            Request(one, list(range(3, 40)), samples=[Sample()], probes=[Probe(ProbeKind.LOGITS)]),
+            Request(other, [9, 8, 7], samples=[Sample(temperature=1.0, stream=5)]),
+        ]
+    )
+    ticket = stepper.submit([Request(one, [5], samples=[Sample()]), Request(other, [6], samples=[Sample()])])
+    behind = stepper.submit([Request(one, [FromTicket(ticket, 0)], samples=[Sample()])])
+    found = [
+        probe_values(first, 0),
+        first.tokens,
+        stepper.collect(ticket).tokens,
+        stepper.collect(behind).tokens,
+    ]
+    pages = list(one.pages[0].values())
+    driver.swap_out(0, pages, range(len(pages)))
+    spare = [stepper.book.take(0) for _ in pages]
+    driver.swap_in(0, range(len(pages)), spare)
+    again = [stepper.book.take(0) for _ in pages]
+    driver.import_pages(0, again, driver.export_pages(0, spare))
+    one.pages[0] = dict(zip(one.pages[0], again, strict=True))
+    fork = stepper.fork(one)
+    last = stepper.run([Request(fork, [4], samples=[Sample()], probes=[Probe(ProbeKind.LOGITS)])])
+    return [*found, probe_values(last, 0), last.tokens]
+
+
+@needs_devices
+def test_two_ranks_tell_the_story_of_one(two: Driver, checkpoint: Path) -> None:
+    alone = cuda_native(checkpoint, host_pages=8)
+    for seen, expected in zip(told(two), told(alone), strict=True):
+        if seen.dtype == np.int32:
+            assert seen.tolist() == expected.tolist()
+        else:
+            assert np.abs(seen - expected).max() <= 1e-5 * expected.std()
+    assert two.capabilities.cache[0].group == alone.capabilities.cache[0].group
+
+
+@needs_devices
+def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(two: Driver) -> None:
+    assert isinstance(two, ParallelDriver)
+    (worker,) = two._workers
+    os.kill(worker._process.pid, signal.SIGKILL)
+    worker._process.wait()
+    stepper = Stepper(two)
+    with pytest.raises(ForwardError, match="rank 1 has ended"):
+        stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+    two.close()
+
+
+def test_a_number_of_ranks_that_does_not_divide_the_heads_is_refused() -> None:
+    config = Qwen3().config(tiny("qwen3"), "here")
+    with pytest.raises(LoadError, match="tensor_parallel is 3, which does not divide num_attention_heads"):
+        share_of_config(config, Ranks(0, 3))
+
+
+def test_shares_of_the_weights_add_up_to_the_whole() -> None:
+    architecture = Qwen3()
+    config = architecture.read(ConfigKeys(tiny("qwen3"), "here"))
+    table = architecture.weights(config)
+    whole = {
+        target: torch.randn(sum(source.shape[0] for source in entry.sources), *entry.sources[0].shape[1:])
+        for entry in table.entries
+        for target in entry.targets
+    }
+    shares = [share_of_weights(table, whole, Ranks(rank, 2)) for rank in range(2)]
+    x = torch.randn(3, config.num_attention_heads * config.head_dim)
+    name = "layers.0.output.weight"
+    parts = [part @ share[name].T for part, share in zip(x.chunk(2, dim=1), shares, strict=True)]
+    assert torch.allclose(parts[0] + parts[1], x @ whole[name].T, atol=1e-4)
+    sizes = (config.num_attention_heads, config.num_key_value_heads, config.num_key_value_heads)
+    q, k, v = whole["layers.1.qkv.weight"].split([heads * config.head_dim for heads in sizes])
+    second = torch.cat([part.chunk(2)[1] for part in (q, k, v)])
+    assert torch.equal(shares[1]["layers.1.qkv.weight"], second)
+    assert torch.equal(shares[1]["embedding"], whole["embedding"])
+
+
+def test_a_batch_comes_out_of_the_pipe_as_it_went_in(checkpoint: Path, tmp_path: Path) -> None:
+    driver = cuda_native(checkpoint)
+    stepper = Stepper(driver)
+    request = Request(stepper.context(), [1, 2], samples=[Sample(allowed=[3], bias=[(1, 2.0)], history=[4])])
+    batch = build_batch([request], driver.capabilities)
+    with (tmp_path / "pipe").open("wb") as pipe:
+        write_call(pipe, "submit", batch, [1, 2])
+    with (tmp_path / "pipe").open("rb") as pipe:
+        call = read_call(pipe)
+        assert read_call(pipe) is None
+    assert call is not None
+    name, (found, listed) = call
+    assert (name, listed) == ("submit", [1, 2])
+    assert repr(found) == repr(batch)
+    assert found.samplers.stream.dtype == np.uint64
