@@ -37,6 +37,7 @@ class Bucket:
     rows: slice | Tensor  # of the batch: R * n token rows
     num_requests: int
     slots: Tensor  # [R * L]
+    kv_indexes: Tensor  # [R, L], ascending; FAR behind the rows that there are
     mask: Tensor | None  # [R, 1, n, L], 0 or -inf; None: all visible, or causal
     causal: bool
     _grouped: dict[int, Tensor] = field(default_factory=dict)
@@ -153,13 +154,14 @@ class PlanBuilder:
         rows = self._group.indptr[requests][:, None] + np.arange(new)
         width = padded_columns(longest, self._like.dtype)
         slots, kv_indexes = self._gather(requests, width)
+        seen = torch.from_numpy(np.ascontiguousarray(kv_indexes)).to(self._like.device)
         if self._is_plain_prefill(requests, columns):
-            return Bucket(selection(rows), 1, self._tensor(slots), None, causal=True)
+            return Bucket(selection(rows), 1, self._tensor(slots), seen, None, causal=True)
         visible = self._visible(requests, rows, kv_indexes)
         mask = torch.zeros(visible.shape, dtype=self._like.dtype)
         mask.masked_fill_(torch.from_numpy(~visible), float("-inf"))
         mask = mask.to(self._like.device)[:, None]
-        return Bucket(selection(rows), len(requests), self._tensor(slots), mask, causal=False)
+        return Bucket(selection(rows), len(requests), self._tensor(slots), seen, mask, causal=False)
 
     def _is_plain_prefill(self, requests: Int64, columns: Int64) -> bool:
         """One request, nothing cached before, no holes and no masks: causality needs no mask tensor."""

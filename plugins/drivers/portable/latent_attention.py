@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pie_plugins.drivers.portable.attention import AttentionPlan, Bucket
+from pie_plugins.drivers.portable.attention import FAR, AttentionPlan, Bucket
 from pie_plugins.models.layers.step import IndexHeads, LatentHeads
 
 MAX_SCORES = 1 << 24  # of the index heads at a time
@@ -28,13 +28,12 @@ class _Rows:
 
 
 def attend_latent(
-    plan: AttentionPlan, rows: Tensor, q: Tensor, heads: LatentHeads, chosen: list[Tensor | None] | None
+    plan: AttentionPlan, rows: Tensor, q: Tensor, heads: LatentHeads, chosen: Tensor | None
 ) -> Tensor:
     """[T, H, N + P] over one layer's slots [slots, C + P] to [T, H * V]; `chosen` as `choose_rows` gave it."""
     out = q.new_zeros((q.shape[0], heads.num_heads * heads.value_expansion.shape[1]))
-    for place, bucket in enumerate(plan.buckets):
-        columns = None if chosen is None else chosen[place]
-        found = _gathered(bucket, rows, q[bucket.rows], columns)
+    for bucket in plan.buckets:
+        found = _gathered(bucket, rows, q[bucket.rows], None if chosen is None else chosen[bucket.rows])
         attended = _absorbed(found, heads) if _absorbs(heads, found.q.shape[1]) else _expanded(found, heads)
         out[bucket.rows] = attended.transpose(1, 2).reshape(-1, out.shape[1])
     return out
@@ -42,54 +41,84 @@ def attend_latent(
 
 def choose_rows(
     plan: AttentionPlan, rows: Tensor, q: Tensor, head_weights: Tensor, heads: IndexHeads
-) -> list[Tensor | None]:
-    """For each bucket the chosen columns [R, n, k] of its cached rows; None where all of them fit."""
-    return [
-        _chosen(bucket, rows, q[bucket.rows], head_weights[bucket.rows], heads) for bucket in plan.buckets
-    ]
+) -> Tensor:
+    """[T, k]: KV indexes of the rows that each new row reads, FAR where it sees fewer.
+
+    KV indexes and not places: the groups of a model may have given up different pages, or be masked differently.
+    """
+    longest = max((bucket.kv_indexes.shape[1] for bucket in plan.buckets), default=0)
+    count = min(heads.top_k, longest)
+    chosen = torch.full((len(q), count), FAR, device=q.device)
+    for bucket in plan.buckets:
+        best = _chosen(bucket, rows, q[bucket.rows], head_weights[bucket.rows], heads)
+        chosen[bucket.rows, : best.shape[1]] = best
+    return chosen
 
 
-def _chosen(bucket: Bucket, rows: Tensor, q: Tensor, weights: Tensor, heads: IndexHeads) -> Tensor | None:
-    requests = bucket.num_requests
-    cached = rows.index_select(0, bucket.slots).view(requests, -1, rows.shape[-1]).to(torch.float32)
-    length = cached.shape[1]
+def _chosen(bucket: Bucket, rows: Tensor, q: Tensor, weights: Tensor, heads: IndexHeads) -> Tensor:
+    """[R * n, k], fewer columns where there are no more rows."""
+    requests, length = bucket.kv_indexes.shape
+    new = len(q) // requests
+    mask = _mask(bucket, new, length)[:, 0].to(torch.float32).expand(requests, -1, -1)
+    kv_indexes = bucket.kv_indexes[:, None].expand(-1, new, -1)
     if length <= heads.top_k:
-        return None
-    q = q.to(torch.float32).view(requests, -1, *q.shape[1:]) * q.shape[-1] ** -0.5
-    weights = weights.view(requests, -1, heads.num_heads) * heads.num_heads**-0.5
-    mask = _mask(bucket, q.shape[1], length)[:, 0].to(torch.float32)
+        return kv_indexes.masked_fill(mask.isinf(), FAR).flatten(0, 1)
+    cached = rows.index_select(0, bucket.slots).view(requests, length, -1).to(torch.float32)
+    q = q.to(torch.float32).view(requests, new, *q.shape[1:]) * q.shape[-1] ** -0.5
+    weights = weights.view(requests, new, -1) * heads.num_heads**-0.5
     size = max(1, MAX_SCORES // (requests * heads.num_heads * length))
     pieces = zip(q.split(size, 1), weights.split(size, 1), mask.split(size, 1), strict=True)
-    return torch.cat([_best(*piece, cached, heads.top_k) for piece in pieces], 1)
+    scores, columns = zip(*(_best(*piece, cached, heads.top_k) for piece in pieces), strict=True)
+    best = kv_indexes.gather(-1, torch.cat(columns, 1))
+    return best.masked_fill(torch.cat(scores, 1).isinf(), FAR).flatten(0, 1)
 
 
-def _best(q: Tensor, weights: Tensor, mask: Tensor, cached: Tensor, top_k: int) -> Tensor:
+def _best(q: Tensor, weights: Tensor, mask: Tensor, cached: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Scores and columns [R, n, k]; hidden rows score -inf."""
     products = torch.einsum("rnhd,rld->rnhl", q, cached).relu_()
-    scores = torch.einsum("rnhl,rnh->rnl", products, weights) + mask
-    return scores.topk(top_k, dim=-1).indices
+    best = (torch.einsum("rnhl,rnh->rnl", products, weights) + mask).topk(top_k, dim=-1)
+    return best.values, best.indices
 
 
-def _gathered(bucket: Bucket, rows: Tensor, q: Tensor, columns: Tensor | None) -> _Rows:
-    requests = bucket.num_requests
-    q = q.view(requests, -1, *q.shape[1:])
-    new, length = q.shape[1], len(bucket.slots) // requests
+def _gathered(bucket: Bucket, rows: Tensor, q: Tensor, chosen: Tensor | None) -> _Rows:
+    requests, length = bucket.kv_indexes.shape
+    new = len(q) // requests
+    q = q.view(requests, new, *q.shape[1:])
     mask = _mask(bucket, new, length).to(q.dtype)
-    if columns is not None and new * columns.shape[-1] <= length:
-        return _only_chosen(bucket, rows, q, mask, columns)
-    if columns is not None:
-        hidden = torch.full_like(mask, float("-inf")).scatter_(-1, columns[:, None], 0)
-        mask = mask + hidden
-    cached = rows.index_select(0, bucket.slots).view(requests, length, -1)
-    return _Rows(q, cached, mask)
+    if chosen is not None:
+        columns, absent = _columns(bucket, chosen)
+        if chosen.shape[1] * new <= length:
+            return _only_chosen(bucket, rows, q, mask, columns, absent)
+        mask = mask.masked_fill(_unchosen(columns, absent, length), float("-inf"))
+    return _Rows(q, rows.index_select(0, bucket.slots).view(requests, length, -1), mask)
 
 
-def _only_chosen(bucket: Bucket, rows: Tensor, q: Tensor, mask: Tensor, columns: Tensor) -> _Rows:
+def _columns(bucket: Bucket, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """[R, n, k] each: where the chosen KV indexes are among the bucket's rows, and which of them are not there."""
+    requests, length = bucket.kv_indexes.shape
+    wanted = chosen.view(requests, -1)
+    columns = torch.searchsorted(bucket.kv_indexes, wanted).clamp_(max=length - 1)
+    absent = (bucket.kv_indexes.gather(1, columns) != wanted) | (wanted == FAR)
+    shape = (requests, -1, chosen.shape[1])
+    return columns.view(shape), absent.view(shape)
+
+
+def _unchosen(columns: Tensor, absent: Tensor, length: int) -> Tensor:
+    """[R, 1, n, L]"""
+    unchosen = torch.ones((*columns.shape[:2], length + 1), dtype=torch.bool, device=columns.device)
+    unchosen.scatter_(-1, columns.masked_fill(absent, length), False)
+    return unchosen[:, None, :, :length]
+
+
+def _only_chosen(
+    bucket: Bucket, rows: Tensor, q: Tensor, mask: Tensor, columns: Tensor, absent: Tensor
+) -> _Rows:
     """Every new row becomes a request of its own that reads its chosen rows and no others."""
     requests, new, count = columns.shape
     slots = bucket.slots.view(requests, -1).gather(1, columns.flatten(1))
     cached = rows.index_select(0, slots.flatten()).view(requests * new, count, -1)
-    visible = mask[:, 0].gather(-1, columns).view(requests * new, 1, 1, count)
-    return _Rows(q.reshape(requests * new, 1, *q.shape[2:]), cached, visible)
+    visible = mask[:, 0].expand(requests, -1, -1).gather(-1, columns).masked_fill(absent, float("-inf"))
+    return _Rows(q.reshape(requests * new, 1, *q.shape[2:]), cached, visible.view(-1, 1, 1, count))
 
 
 def _mask(bucket: Bucket, new: int, length: int) -> Tensor:

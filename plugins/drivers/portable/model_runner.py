@@ -31,7 +31,7 @@ class PortableStep:
         self._batch, self._caches, self._states = batch, caches, states
         self.linear = linear.__call__
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
-        self._chosen: dict[CacheRef, list[Tensor | None]] = {}
+        self._chosen: dict[CacheRef, Tensor] = {}  # the last choice: no layer reads an earlier one
 
     def embed(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._batch.token_ids)
@@ -96,7 +96,7 @@ class PortableStep:
         both = torch.cat((turned, both[..., heads.rope_dim :]), -1)
         rows, plan = self._caches[cache.group].layer(cache.layer), self._batch.plans[cache.group]
         rows.index_copy_(0, plan.write_slots, both[:, -1])
-        self._chosen[cache] = choose_rows(plan, rows, both[:, :-1], head_weights, heads)
+        self._chosen = {cache: choose_rows(plan, rows, both[:, :-1], head_weights, heads)}
 
     def _rotated(self, heads: Tensor, rope: Rope | None) -> Tensor:
         """[T, heads, rotary dimensions]; interleaved pairs come out in halves."""

@@ -1,0 +1,55 @@
+"""The driver contract over the portable driver on a model with latent rows and an indexer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pytest
+
+from pie_core.contracts.driver import Driver
+from pie_core.testing.any_architecture import write_checkpoint
+from pie_core.testing.any_driver import DriverContract
+from pie_core.testing.batches import Mask, Stepper
+from pie_core.testing.driver_contract.subject import Answer
+from tests.plugins.models.reference import ARCHITECTURES, CONFIGS, portable
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("glm5")
+    write_checkpoint(folder, ARCHITECTURES["glm5"], CONFIGS["glm5"])
+    return folder
+
+
+class TestPortableWithLatentRows(DriverContract):
+    tolerance: ClassVar[float] = 1e-5
+    page_sizes: ClassVar[Sequence[int]] = (1, 4, 64)
+    folder: ClassVar[Path]
+
+    @pytest.fixture(autouse=True)
+    def loaded(self, checkpoint: Path) -> None:
+        type(self).folder = checkpoint
+
+    def same(self, one: Answer, other: Answer) -> bool:
+        """Single values (entropies) have no deviation to measure by."""
+        scale = max(float(one.std()), float(np.abs(one).max()))
+        return bool(np.abs(one - other).max() <= self.tolerance * scale)
+
+    def make_driver(self, page_size: int | None = None) -> Driver:
+        return portable(self.folder, kv_page_size=page_size or 16, host_pages=32)
+
+    def test_a_mask_for_one_group_leaves_the_others_alone(self, masking: Stepper) -> None:
+        """Rows that an indexer does not see cannot be chosen, so hiding them from it hides them from attention."""
+        prompt, visible = self.prompt(masking.driver, 24), [(0, 3), (7, 24)]
+        plain, everywhere, attention, indexer = (
+            self.ask(
+                masking, masking.context(), prompt, masks=[Mask(23, visible, group=group) for group in groups]
+            )
+            for groups in ([], [-1], [0], [1])
+        )
+        assert self.same(indexer, everywhere)
+        assert not any(self.same(plain, other) for other in (everywhere, attention))
+        assert not self.same(attention, everywhere)
