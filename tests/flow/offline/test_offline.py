@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -230,17 +232,21 @@ def test_a_failed_start_leaves_no_thread(config: dict[str, Any]) -> None:
     assert threading.active_count() == before
 
 
+def script(config: dict[str, Any], body: str) -> list[str]:
+    """A Python program that makes a Pie and goes on with the body."""
+    settings = {**config, "runtime": {"program_cache": str(config["runtime"]["program_cache"])}}
+    return [
+        sys.executable,
+        "-c",
+        f"from pie_core import Pie\npie = Pie({settings!r})\n{textwrap.dedent(body)}",
+    ]
+
+
 def test_three_lines_are_a_program_that_ends_well_without_closing(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
-    settings = {**config, "runtime": {"program_cache": str(config["runtime"]["program_cache"])}}
-    script = f"""
-        from pie_core import Pie
-        pie = Pie({settings!r})
-        print(pie.generate("Name a river.", temperature=0, max_tokens=5))
-    """
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
+        script(config, "print(pie.generate('Name a river.', temperature=0, max_tokens=5))"),
         env={**os.environ, "PIE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
@@ -251,6 +257,26 @@ def test_three_lines_are_a_program_that_ends_well_without_closing(
     assert run.stdout.strip()
 
 
+def test_ctrl_c_ends_what_is_waited_for_and_the_rest_goes_on(config: dict[str, Any]) -> None:
+    body = f"""
+        run = pie.launch({FOREVER!r})
+        print("waiting", flush=True)
+        try:
+            run.result()
+        except KeyboardInterrupt:
+            print(pie.run({ECHO!r}, n=1))
+    """
+    with subprocess.Popen(
+        script(config, body), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "waiting\n"
+        time.sleep(0.2)  # until it does wait: a moment too early would only end it by a traceback
+        running.send_signal(signal.SIGINT)
+        stdout, stderr = running.communicate(timeout=60)
+    assert (running.returncode, stdout, stderr) == (0, "{'n': 2}\n", "")
+
+
 def test_naming_it_costs_nothing_before_it_is_used() -> None:
-    script = "import sys, pie_core; print('pie_core.offline' in sys.modules, 'wasmtime' in sys.modules)"
-    assert subprocess.check_output([sys.executable, "-c", script], text=True) == "False False\n"
+    code = "import sys, pie_core; print('pie_core.offline' in sys.modules, 'wasmtime' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "False False\n"
