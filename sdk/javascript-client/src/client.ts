@@ -51,6 +51,7 @@ export class Client {
   readonly #mcp = new Map<string, McpAnswer>();
   #connection: Connection | undefined;
   #isClosing = false;
+  #isReady = false; // logged in, and nothing of the user's is sent before
   #last = 0;
   /** What the server said of itself. */
   server: Record<string, unknown> = {};
@@ -64,6 +65,7 @@ export class Client {
   static async connect(url: string, options: ClientOptions = {}): Promise<Client> {
     const client = new Client(url, options);
     await client.#connect();
+    client.#isReady = true;
     void client.#keepReading();
     return client;
   }
@@ -262,7 +264,7 @@ export class Client {
 
   async #send(message: { type: string; corr_id: number; [field: string]: unknown }, expected?: number): Promise<void> {
     try {
-      if (this.#connection === undefined) {
+      if (this.#connection === undefined || (expected !== undefined && !this.#isReady)) {
         throw new Disconnected(`there is no connection to ${this.#url}`);
       }
       await this.#connection.send(encodeRequest(message));
@@ -291,6 +293,7 @@ export class Client {
         }
       } catch (error) {
         const cause = error instanceof PieError ? error : new Disconnected(String(error));
+        this.#isReady = false;
         this.#failRequests(cause);
         const mayReturn = cause instanceof Disconnected && !this.#isClosing && this.#options.reconnect !== false;
         if (!mayReturn || !(await this.#comeBack())) {
@@ -314,6 +317,7 @@ export class Client {
         for (const process of [...this.#processes.values()]) {
           await this.#attachAgain(process);
         }
+        this.#isReady = true;
         return true;
       } catch (error) {
         if (!(error instanceof Disconnected)) {

@@ -107,8 +107,8 @@ export class Process implements AsyncIterable<Event> {
 
   /** For the client: an event has come. */
   put(event: Event): void {
-    if (this.hasEnded) {
-      return;
+    if (this.hasEnded || (event.seq > 0 && event.seq <= this.lastSeq)) {
+      return; // it was on its way when the same was asked for again
     }
     this.lastSeq = event.seq;
     this.#events.put(event);
