@@ -37,7 +37,7 @@ from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.parallel import Ranks, SharedLinear, devices_of, join, leave
 from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver, Worker
 from pie_plugins.drivers.cuda_native.step_runner import StepRunner
-from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Timeline, timeline_of
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.trial import idle_step, prefill_step
 from pie_plugins.drivers.cuda_native.weights import LoadedModel, draw_model, load_model
@@ -169,13 +169,14 @@ class _Loading:
         max_samplers = max(options.max_batch_tokens, 4 * options.max_batch_requests)
         self._outcomes = Outcomes(RingLayout(options.max_batch_requests, max_samplers), self._device)
         self._kernels = choose_kernels(options, self._device, self._outcomes.layout)
-        linear = choose_linear(options, self._kernels)
+        linear = self._plain_linear = choose_linear(options, self._kernels)
         self._linear: Any = linear if ranks.size == 1 else SharedLinear(linear, ranks)
 
     def driver(self) -> CudaNativeDriver:
         options = self._options
         others = self._taken()
         loaded = self._model()
+        self._tune()
         angles = AngleTables(loaded.config.max_position_embeddings, self._device)
         pages = options.total_pages or self._pages_that_fit(loaded, angles, others)
         pages = self._ranks.least(pages, self._device)
@@ -195,6 +196,13 @@ class _Loading:
         if self._options.random_weights:
             return draw_model(path, request.architectures, *placed)
         return load_model(path, request.architectures, *placed, request.progress)
+
+    def _tune(self) -> None:
+        """Products are measured while the GPU is still empty."""
+        tune = getattr(self._plain_linear, "tune", None)
+        if tune is not None and isinstance(self._timeline, CudaTimeline):
+            self._request.progress(Progress("measuring matrix products", 0, 0, ""))
+            tune(self._timeline)
 
     def _taken(self) -> int:
         if self._device.type != "cuda":
@@ -286,13 +294,16 @@ def choose_kernels(options: CudaNativeOptions, device: torch.device, layout: Rin
 
 
 def choose_linear(options: CudaNativeOptions, kernels: Kernels) -> Linear:
-    if not options.batch_invariant:
+    if not options.batch_invariant and (kernels.name == "torch" or options.products == "library"):
         return PlainLinear()
     if kernels.name == "torch":
         return RowByRowLinear()
-    from pie_plugins.drivers.cuda_native.invariant_linear import InvariantLinear  # imports triton
+    from pie_plugins.drivers.cuda_native.invariant_linear import InvariantLinear  # both import triton
+    from pie_plugins.drivers.cuda_native.tuned_linear import TunedLinear
 
-    return InvariantLinear()
+    if options.batch_invariant:
+        return InvariantLinear()
+    return TunedLinear()
 
 
 def choose_planner(

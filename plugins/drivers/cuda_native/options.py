@@ -49,6 +49,13 @@ class CudaNativeOptions:
             " decoding and masked rows always take the driver's own"
         },
     )
+    products: Literal["auto", "library"] = field(
+        default="auto",
+        metadata={
+            "help": "matrix products of up to 16 rows; auto: the driver's own kernel where it is measured, at loading,"
+            " to be faster than the library's"
+        },
+    )
     cuda_graphs: bool = field(
         default=True,
         metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
