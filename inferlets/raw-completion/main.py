@@ -9,8 +9,6 @@ from inferlet import Context, Model, Sampler, chat
 
 
 async def main(input):
-    if "prompt" not in input:
-        raise SystemExit('raw-completion needs a prompt, as in: -- --prompt "Once upon a time"')
     model = Model.load()
     ctx = Context(model).append(model.tokenizer().encode(input["prompt"]))
 

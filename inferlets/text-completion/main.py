@@ -9,8 +9,6 @@ from inferlet import Context, Model, Sampler
 
 
 async def main(input):
-    if "prompt" not in input:
-        raise SystemExit('text-completion needs a prompt, as in: -- --prompt "The capital of France is"')
     ctx = Context(Model.load())
     if "system" in input:
         ctx.system(input["system"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pie_core.errors import GuestError
+from pie_core.errors import InvalidRequest
 from pie_core.programs import find_program
 from tests.flow.conftest import Pie, RecordingClient, StartPie
 from tests.rules.source_tree import ROOT
@@ -85,5 +85,5 @@ def test_the_tour_of_the_documentation_runs(start_pie: StartPie) -> None:
 
 
 def test_a_missing_prompt_is_asked_for_without_a_traceback(start_pie: StartPie) -> None:
-    with pytest.raises(GuestError, match=r"^text-completion needs a prompt"):
+    with pytest.raises(InvalidRequest, match="`prompt` is missing"):
         run_shipped(start_pie, "text-completion")
