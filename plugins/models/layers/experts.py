@@ -67,7 +67,7 @@ def read_softmax_experts(keys: ConfigKeys, num_layers: int, *, is_stacked: bool 
     layers = (layer for layer in range(num_layers) if layer not in plain and (layer + 1) % max(step, 1) == 0)
     experts = ExpertSettings(
         layers=frozenset(layers),
-        num_experts=keys.integer("num_experts"),
+        num_experts=_num_experts(keys),
         experts_per_token=keys.integer("num_experts_per_tok"),
         intermediate_size=keys.integer("moe_intermediate_size"),
         routing=SoftmaxRouting(normalize=keys.flag("norm_topk_prob")),
@@ -75,6 +75,12 @@ def read_softmax_experts(keys: ConfigKeys, num_layers: int, *, is_stacked: bool 
     )
     experts.check(keys)
     return experts
+
+
+def _num_experts(keys: ConfigKeys) -> int:
+    """Published under one name, saved by transformers under another."""
+    saved = keys.integer("num_local_experts", 0)
+    return keys.integer("num_experts", saved) if saved else keys.integer("num_experts")
 
 
 def add_experts(table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -16,6 +18,8 @@ from pie_plugins.models.layers.checkpoint import Checkpoint
 from pie_plugins.models.layers.gguf_checkpoint import GgufCheckpoint
 from pie_plugins.models.layers.safetensors_checkpoint import SafetensorsCheckpoint
 from pie_plugins.models.weight_table import Entry, Source, WeightTable
+
+_log = logging.getLogger(__name__)
 
 NAMED = 8  # how many tensors an error message names
 SAMPLED = 4096  # values of each tensor that the revision looks at
@@ -44,6 +48,7 @@ def load_weights(
     table = table.resolved({name: each.shape for name, each in checkpoint.tensors.items()}, checkpoint.form)
     _check_names(checkpoint, table)
     _check_shapes(checkpoint, table)
+    _tell_what_is_left(checkpoint, table)
     loader = _Loader(checkpoint, dtype, device, progress, sum(_sizes(checkpoint, table)))
     for entry in table.entries:
         loader.apply(entry)
@@ -150,6 +155,13 @@ def _check_names(checkpoint: Checkpoint, table: WeightTable) -> None:
             f"{checkpoint.origin}: the tensors do not fit {checkpoint.kind!r} as its configuration describes it:"
             f" {'; '.join(complaints)}"
         )
+
+
+def _tell_what_is_left(checkpoint: Checkpoint, table: WeightTable) -> None:
+    for pattern in table.left:
+        count = sum(fnmatchcase(name, pattern) for name in checkpoint.tensors)
+        if count:
+            _log.info("%s: %d tensors are left aside: %s", checkpoint.origin, count, pattern)
 
 
 def _check_shapes(checkpoint: Checkpoint, table: WeightTable) -> None:

@@ -103,6 +103,7 @@ CONFIGS = {
     "qwen3": tiny("qwen3"),
     "qwen3_moe": tiny_moe(),
     "deepseek_v3": tiny_latent("deepseek_v3", rope_scaling=YARN),
+    "deepseek_v32": tiny_sparse("deepseek_v32"),
     "glm5": tiny_sparse("glm_moe_dsa", indexer_types=["full", "full", "shared"]),
 }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from pie_core.contracts.driver import Driver
@@ -53,10 +54,14 @@ class TestDeepseekV3(ArchitectureContract):
         return transformers_logits(path, tokens)
 
 
-def test_the_layer_that_predicts_a_second_token_is_left_aside(tmp_path: Path) -> None:
+def test_the_layer_that_predicts_a_second_token_is_left_aside_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_checkpoint(tmp_path, DECLARATION, tiny_latent("deepseek_v3", num_hidden_layers=4))
     edit_config(tmp_path, lambda config: config.update(num_hidden_layers=3, num_nextn_predict_layers=1))
     path = tmp_path / "model.safetensors"
     weights = load_file(path) | {"model.layers.3.eh_proj.weight": np.zeros((64, 128), np.float32)}
     save_file(weights, path, metadata={"format": "pt"})
-    portable(tmp_path).close()
+    with caplog.at_level("INFO"):
+        portable(tmp_path).close()
+    assert "tensors are left aside: model.layers.3.*" in caplog.text
