@@ -36,6 +36,7 @@ from pie_core.testing.batches import (
     Request,
     Sample,
     Stepper,
+    Token,
     probe_values,
 )
 
@@ -223,7 +224,7 @@ def logits(stepper: Stepper, chunks: Sequence[Sequence[int]]) -> Float32:
     return np.stack(rows)
 
 
-def asking(context: Context, tokens: Sequence[int], masks: Sequence[Mask] = ()) -> Request:
+def asking(context: Context, tokens: Sequence[Token], masks: Sequence[Mask] = ()) -> Request:
     """A request for the logits of every row."""
     probes = [Probe(ProbeKind.LOGITS, row) for row in range(len(tokens))]
     return Request(context, tokens, probes=probes, masks=masks)

@@ -35,6 +35,7 @@ from pie_plugins.drivers.portable.attention import AttentionPlan, GroupRows, Pla
 from pie_plugins.drivers.portable.kv_cache import KvCache
 from pie_plugins.drivers.portable.state_cache import StateCache
 from pie_plugins.drivers.portable.state_plan import StatePlan, plan_states
+from pie_plugins.models.layers.architecture import ModelConfig, WithStreams
 
 Cache = KvCache | StateCache
 V = TypeVar("V", bound=np.generic)
@@ -47,8 +48,8 @@ NO_SLOT = -2  # -1 is the empty state
 class Outcome:
     """What later steps may refer to."""
 
-    tokens: Int32  # [S]
-    last_accepted: Int32  # [R]; -1 where nothing was sampled
+    tokens: Int32  # [S] or [S, streams]
+    last_accepted: Int32  # [R] or [R, streams]; -1 where nothing was sampled
     final_lengths: Int64  # [R]
     live_samplers: Bool  # [S]; False behind a rejected draft
     failed: Mapping[int, str]
@@ -77,19 +78,30 @@ class Outcomes:
 class ModelLimits:
     vocab_size: int
     max_model_len: int
+    input_vocab_size: int  # of what may be fed, in the first column
+
+    def of_columns(self, tokens: Int64) -> Int64:
+        """What the ids of each column lie below."""
+        columns = tokens.shape[1] if tokens.ndim > 1 else 1
+        return np.array([self.input_vocab_size, *[self.vocab_size] * (columns - 1)], np.int64)
+
+
+def model_limits(config: ModelConfig) -> ModelLimits:
+    fed = config.input_vocab_size if isinstance(config, WithStreams) else config.vocab_size
+    return ModelLimits(config.vocab_size, config.max_position_embeddings, fed)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTensors:
     """One step, ready to run."""
 
-    token_ids: Tensor  # [T], int64
-    positions: Tensor  # [T]
+    token_ids: Tensor  # [T] or [T, streams], int64
+    positions: Tensor  # [T] or [T, 3]
     plans: Mapping[int, AttentionPlan]  # by cache group
     state_plans: Mapping[int, StatePlan]
     indptr: Int64  # [R + 1]
     request_of_row: Int64  # [T]
-    tokens: Int64  # [T]: token_ids again, for the verification of drafts
+    tokens: Int64  # token_ids again, for the verification of drafts
     kv_lengths: Int64  # [R] resolved
     sampler_index: UInt32  # [S] resolved
     history: Int64  # samplers.history, resolved
@@ -145,7 +157,10 @@ class _Reading:
         plans = {group: self._plan(group, kv_lengths, slots) for group, slots in writes.items()}
         state_plans = {group: self._state_plan(group, sources) for group, sources in states.items()}
         dead = ~self._alive()[self._request_of_row]
-        tokens, positions = np.where(dead, 0, tokens), np.where(_beside(dead, positions), 0, positions)
+        tokens, positions = (
+            np.where(_beside(dead, tokens), 0, tokens),
+            np.where(_beside(dead, positions), 0, positions),
+        )
         device = self._like.device
         return BatchTensors(
             token_ids=torch.from_numpy(tokens).to(device),
@@ -251,7 +266,8 @@ class _Reading:
         requests = np.where(accepted, places, _take(outcome.sampler_requests, places, -1))
         broken = np.isin(requests, list(outcome.failed)) & ~outside
         self._fail(owners[broken], f"a token comes from a request of ticket {ticket} that failed")
-        ids = np.where(accepted, _take(outcome.last_accepted, places, -1), _take(outcome.tokens, places, -1))
+        drawn = _take(outcome.tokens, places, -1)
+        ids = np.where(_beside(accepted, drawn), _take(outcome.last_accepted, places, -1), drawn)
         live = accepted | _take(outcome.live_samplers, places, 0)
         return ids.astype(np.int64), live
 
@@ -259,16 +275,19 @@ class _Reading:
         owners = np.repeat(requests, np.diff(samplers.history_indptr))
         tokens, live = self._resolve(samplers.history, owners)
         outside = (tokens < 0) | (tokens >= self._limits.vocab_size)
+        if outside.ndim > 1:
+            outside = np.logical_or.reduce(outside, axis=1)
         self._fail(
             owners[outside & live], f"a token of the history is outside 0 … {self._limits.vocab_size - 1}"
         )
-        return np.where(outside, 0, tokens), live & ~outside
+        return np.where(_beside(outside, tokens), 0, tokens), live & ~outside
 
     def _check_rows(self, tokens: Int64, positions: Int64) -> None:
-        vocab, longest = self._limits.vocab_size, self._limits.max_model_len
-        wrong = (tokens < 0) | (tokens >= vocab)
+        longest = self._limits.max_model_len
+        wrong = (tokens < 0) | (tokens >= self._limits.of_columns(tokens))
         if wrong.any():
-            self._fail(self._request_of_row[wrong], f"token id {tokens[wrong][0]} is outside 0 … {vocab - 1}")
+            cause = f"token id {tokens[wrong][0]} is outside 0 … {self._limits.input_vocab_size - 1}"
+            self._fail(self._request_of_row[np.nonzero(wrong)[0]], cause)
         wrong = (positions < 0) | (positions >= longest)
         if wrong.any():
             cause = f"position {positions[wrong][0]} is outside 0 … {longest - 1}"
@@ -346,9 +365,9 @@ class _Reading:
         return PlanBuilder(cache, group, self._like).build(slots)
 
 
-def _beside(values: NDArray[V], positions: NDArray[np.integer]) -> NDArray[V]:
-    """One value for each token row, to be combined with positions of one or three axes."""
-    return values if positions.ndim == 1 else values[:, None]
+def _beside(values: NDArray[V], rows: NDArray[np.integer]) -> NDArray[V]:
+    """One value for each token row, to be combined with rows of one value or of several."""
+    return values if rows.ndim == 1 else values[:, None]
 
 
 _STRIDE = 1 << 32  # more than there are pages in a context
@@ -367,6 +386,6 @@ def masks_of_group(masks: AttentionMasks, group: int) -> dict[int, tuple[bool, B
 def _take(values: NDArray[V], places: NDArray[np.integer], absent: int) -> NDArray[V]:
     """values[places], `absent` where a place is outside."""
     inside = places < len(values)
-    taken = np.full(len(places), absent, dtype=values.dtype)
+    taken = np.full((len(places), *values.shape[1:]), absent, dtype=values.dtype)
     taken[inside] = values[places[inside]]
     return taken

@@ -26,14 +26,14 @@ from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int
 from pie_core.contracts.media import MediaItem
 from pie_core.errors import ForwardError, LoadError, PieError, Unsupported
 from pie_core.ids import Ticket
-from pie_plugins.drivers.portable.batch_tensors import BatchReader, Cache, ModelLimits, Outcomes
+from pie_plugins.drivers.portable.batch_tensors import BatchReader, Cache, Outcomes, model_limits
 from pie_plugins.drivers.portable.linear import linear_product
 from pie_plugins.drivers.portable.memory import lay_out, space
 from pie_plugins.drivers.portable.model_runner import ModelRunner
 from pie_plugins.drivers.portable.options import PortableOptions
 from pie_plugins.drivers.portable.step_runner import StepRunner
 from pie_plugins.drivers.portable.weights import LoadedModel, choose_dtype, load_model
-from pie_plugins.models.layers.architecture import position_axes
+from pie_plugins.models.layers.architecture import position_axes, streams
 
 FEATURES = frozenset(
     {
@@ -106,9 +106,9 @@ class PortableDriver:
     ) -> None:
         self._caches = caches
         self._capabilities = _capabilities(loaded, caches, options, dtype)
-        limits = ModelLimits(loaded.config.vocab_size, loaded.config.max_position_embeddings)
+        limits = model_limits(loaded.config)
         reader = BatchReader(caches, limits, torch.empty(0, dtype=dtype, device=device))
-        self._steps: StepRunner | None = StepRunner(reader, runner, Outcomes())
+        self._steps: StepRunner | None = StepRunner(reader, runner, Outcomes(), self._capabilities.streams)
         self._tickets = count()
         self._queue: deque[_Step | Callable[[], None]] = deque()
         self._done: dict[Ticket, ForwardResult | ForwardError] = {}
@@ -265,5 +265,6 @@ def _capabilities(
         weights_revision=loaded.revision,
         kv_dtype=str(dtype).removeprefix("torch."),
         position_axes=position_axes(loaded.config),
+        streams=streams(loaded.config),
         max_in_flight=MAX_IN_FLIGHT,
     )

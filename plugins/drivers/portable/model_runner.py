@@ -13,7 +13,7 @@ from pie_plugins.drivers.portable.kv_cache import KvCache
 from pie_plugins.drivers.portable.latent_attention import attend_latent, choose_rows
 from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.drivers.portable.state_cache import StateCache
-from pie_plugins.models.layers.architecture import Model
+from pie_plugins.models.layers.architecture import Columns, Model, StreamModel
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import AttentionHeads, CacheRef, IndexHeads, LatentHeads, Recurrence
 
@@ -32,6 +32,10 @@ class PortableStep:
         self.linear = linear.__call__
         self._angles: dict[int, tuple[Tensor, Tensor]] = {}
         self._chosen: dict[CacheRef, Tensor] = {}  # the last choice: no layer reads an earlier one
+
+    @property
+    def token_ids(self) -> Tensor:
+        return self._batch.token_ids
 
     def embed(self, table: Tensor) -> Tensor:
         return table.index_select(0, self._batch.token_ids)
@@ -127,6 +131,14 @@ class ModelRunner:
     def normalized(self, step: PortableStep, rows: Tensor) -> Tensor:
         """Runs the layers; the final norm of the rows that somebody asks about."""
         return self._model.normalized(self._model.hidden(step).index_select(0, rows), step)
+
+    @property
+    def has_streams(self) -> bool:
+        return isinstance(self._model, StreamModel)
+
+    def columns(self, normalized: Tensor) -> Columns:
+        assert isinstance(self._model, StreamModel)
+        return self._model.columns(normalized)
 
     def logits(self, step: PortableStep, normalized: Tensor) -> Tensor:
         """[rows, vocab] in float32."""

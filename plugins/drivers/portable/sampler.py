@@ -7,7 +7,7 @@ enough, so the noise is the reference's to the bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pie_core.contracts.forward import Float32, Int32, Int64, Samplers, UInt32
-from pie_core.contracts.sampling import philox4x32
+from pie_core.contracts.sampling import column_slots, philox4x32
 
 NOISE_SPAN = 19.5  # largest minus smallest noise, and some room for rounding
 SORTED_FIRST = 1024  # tokens that are ranked before anybody ranks the whole vocabulary
@@ -28,13 +28,20 @@ class SamplerInputs:
 
     samplers: Samplers
     index: UInt32  # [S]
-    history: Int64
+    history: Int64  # or [n, streams], before a column is chosen
     history_counts: Int64
+
+
+def column_inputs(inputs: SamplerInputs, column: int) -> SamplerInputs:
+    """The same samplers for one column of tokens of several."""
+    samplers = inputs.samplers
+    slots = replace(samplers, slot=column_slots(samplers.slot, column))
+    return replace(inputs, samplers=slots, history=inputs.history[:, column])
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    tokens: Int32  # [S]
+    tokens: Int32  # [S] or [S, streams]
     failed: dict[int, str]  # sampler -> cause
 
 

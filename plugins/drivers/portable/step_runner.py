@@ -13,15 +13,16 @@ from pie_core.ids import Ticket
 from pie_plugins.drivers.portable.batch_tensors import BatchReader, BatchTensors, Outcomes
 from pie_plugins.drivers.portable.model_runner import ModelRunner, PortableStep
 from pie_plugins.drivers.portable.probes import ProbeValues, read_probes
-from pie_plugins.drivers.portable.sampler import Drawn, SamplerInputs, draw
+from pie_plugins.drivers.portable.sampler import Drawn, SamplerInputs, column_inputs, draw
 from pie_plugins.drivers.portable.verification import verify
 
 
 class StepRunner:
     """Runs steps in order and remembers what later ones may refer to."""
 
-    def __init__(self, reader: BatchReader, runner: ModelRunner, outcomes: Outcomes) -> None:
+    def __init__(self, reader: BatchReader, runner: ModelRunner, outcomes: Outcomes, streams: int) -> None:
         self._reader, self._runner, self._outcomes = reader, runner, outcomes
+        self._streams = streams
 
     def run(self, ticket: Ticket, batch: ForwardBatch, started: float) -> ForwardResult:
         tensors = self._reader.read(batch, self._outcomes)
@@ -58,8 +59,29 @@ class StepRunner:
             logits = self._runner.logits(step, hidden)
         probed = read_probes(probes, _select(logits, probe_places), _select(hidden, probe_places))
         inputs = SamplerInputs(samplers, tensors.sampler_index, tensors.history, tensors.history_counts)
-        drawn = _no_tokens() if logits is None else draw(_owned(logits, sampler_places), inputs)
-        return drawn, probed
+        if logits is None:
+            return _no_tokens(batch), probed
+        owned = _owned(logits, sampler_places)
+        if not self._runner.has_streams:
+            return draw(owned, inputs), probed
+        drawn = draw(owned, column_inputs(inputs, 0))
+        return self._draw_columns(drawn, inputs, _select(hidden, sampler_places), step), probed
+
+    def _draw_columns(
+        self, first: Drawn, inputs: SamplerInputs, hidden: Tensor | None, step: PortableStep
+    ) -> Drawn:
+        """The other columns of each sampler's token, each drawn as the first was, once the one before is known."""
+        if hidden is None:
+            return Drawn(first.tokens.reshape(0, self._streams), {})
+        columns, drawn = self._runner.columns(hidden), [first.tokens]
+        failed = dict(first.failed)
+        for column in range(1, self._streams):
+            before = torch.from_numpy(drawn[-1].astype(np.int64)).to(hidden.device)
+            logits = columns.logits(column, before, step).to(torch.float32)
+            drawn_column = draw(logits, column_inputs(inputs, column))
+            failed |= drawn_column.failed
+            drawn.append(drawn_column.tokens)
+        return Drawn(np.stack(drawn, axis=1), failed)
 
 
 def _select(rows: Tensor | None, places: Int64) -> Tensor | None:
@@ -75,8 +97,8 @@ def _owned(logits: Tensor, places: Int64) -> Tensor:
     return logits.index_select(0, torch.from_numpy(places))
 
 
-def _no_tokens() -> Drawn:
-    return Drawn(np.empty(0, np.int32), {})
+def _no_tokens(batch: ForwardBatch) -> Drawn:
+    return Drawn(np.empty((0, *batch.tokens.ids.shape[1:]), np.int32), {})
 
 
 def _failures(

@@ -45,8 +45,8 @@ def _states_after(table: StateTable, last: Int64) -> Int64:
 
 
 def _sampled_at_rows(batch: ForwardBatch, tokens: Int32) -> Int64:
-    """[T]: what the first sampler of each row drew, -1 where there is none."""
-    sampled = np.full(batch.num_tokens, -1, np.int64)
+    """[T] or [T, streams]: what the first sampler of each row drew, -1 where there is none."""
+    sampled = np.full((batch.num_tokens, *tokens.shape[1:]), -1, np.int64)
     first = batch.samplers.slot == 0
     sampled[batch.samplers.rows[first]] = tokens[first]
     return sampled
@@ -59,6 +59,7 @@ def _accepted(sampled: Int64, tokens: Int64, first_draft: Int64, num_drafts: Int
         return np.zeros(len(num_drafts), np.int64)
     places = np.arange(longest)
     rows = np.minimum(first_draft[:, None] + places, len(tokens) - 1)
-    agrees = (sampled[rows - 1] == tokens[rows]) & (places < num_drafts[:, None])
+    equal = sampled[rows - 1] == tokens[rows]
+    agrees = (equal if equal.ndim == 2 else equal.all(axis=2)) & (places < num_drafts[:, None])
     accepted: Int64 = np.cumprod(agrees, axis=1).sum(axis=1).astype(np.int64)
     return accepted

@@ -94,6 +94,23 @@ class WithPositionAxes(Protocol):
     def position_axes(self) -> int: ...
 
 
+@runtime_checkable
+class WithStreams(Protocol):
+    """A configuration whose tokens have several columns."""
+
+    @property
+    def streams(self) -> int: ...
+
+    @property
+    def input_vocab_size(self) -> int:
+        """Of what may be fed: at least `vocab_size`, which is what each column is drawn from."""
+        ...
+
+
+def streams(config: ModelConfig) -> int:
+    return config.streams if isinstance(config, WithStreams) else 1
+
+
 def position_axes(config: ModelConfig) -> int:
     return config.position_axes if isinstance(config, WithPositionAxes) else 1
 
@@ -115,6 +132,21 @@ class Model(Protocol):
 
 
 C = TypeVar("C", bound=ModelConfig)
+
+
+class Columns(Protocol):
+    """The columns of some rows' next tokens, behind the first one, which `Model.logits` is for."""
+
+    def logits(self, column: int, tokens: Tensor, step: Step) -> Tensor:
+        """[rows, vocab_size] of the next column, `tokens` [rows] being what was drawn for the one before."""
+        ...
+
+
+@runtime_checkable
+class StreamModel(Model, Protocol):
+    """A model whose tokens have several columns, drawn one after the other."""
+
+    def columns(self, normalized: Tensor) -> Columns: ...
 
 
 class Architecture(Protocol[C]):

@@ -50,7 +50,10 @@ class Decoder:
     head: Linear
 
     def hidden(self, step: Step) -> Tensor:
-        x = step.embed(self.embedding)
+        return self.layers_over(step.embed(self.embedding), step)
+
+    def layers_over(self, x: Tensor, step: Step) -> Tensor:
+        """The residual stream from its embedding `x` on."""
         delta: Tensor | None = None
         for layer in self.layers:
             for norm, part in layer.parts:

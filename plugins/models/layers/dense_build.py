@@ -17,25 +17,27 @@ from pie_plugins.models.layers.step import AttentionHeads, CacheRef
 
 
 def build_dense(config: DenseConfig, parameters: Parameters) -> Decoder:
-    rope = _rope(config)
+    rope = dense_rope(config)
     embedding = parameters.tensor("embedding")
     tied = config.tie_word_embeddings
     return Decoder(
         embedding=embedding,
-        layers=tuple(_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)),
+        layers=tuple(
+            dense_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)
+        ),
         norm=RMSNorm(parameters.tensor("norm"), config.rms_norm_eps),
         head=parameters.tied_linear(embedding) if tied else parameters.linear("head"),
     )
 
 
-def _rope(config: DenseConfig) -> Rope:
+def dense_rope(config: DenseConfig) -> Rope:
     rope = config.rope
     if isinstance(rope, AxesRopeSettings):
         return interleaved_axes_rope(rope.theta, rope.rotary_dim, rope.sections)
     return build_rope(config.head_dim, rope)
 
 
-def _layer(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> PreNormLayer:
+def dense_layer(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> PreNormLayer:
     name, eps = f"layers.{layer}", config.rms_norm_eps
     return PreNormLayer(
         mixer_norm=RMSNorm(parameters.tensor(f"{name}.input_norm"), eps),

@@ -83,6 +83,11 @@ class Recurrence(Protocol):
 class Step(Protocol):
     """Shapes: T token rows, H and K query and key-value heads of D values."""
 
+    @property
+    def token_ids(self) -> Tensor:
+        """[T], or [T, streams] where a token has several columns; for embeddings that are more than one lookup."""
+        ...
+
     def embed(self, table: Tensor) -> Tensor:
         """[T, hidden]: a fresh tensor that layers may write into."""
         ...
