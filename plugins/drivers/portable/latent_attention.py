@@ -153,5 +153,7 @@ def _expanded(found: _Rows, heads: LatentHeads) -> Tensor:
     plain = torch.einsum("rlc,hdc->rhld", latent, heads.key_expansion)
     k = torch.cat((plain, rotated[:, None].expand(-1, heads.num_heads, -1, -1)), -1)
     v = torch.einsum("rlc,hvc->rhlv", latent, heads.value_expansion)
-    q = found.q.transpose(1, 2)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=found.mask, scale=heads.scale)
+    q, width = found.q.transpose(1, 2), v.shape[-1]
+    wide = functional.pad(v, (0, max(k.shape[-1] - width, 0)))  # as wide as keys, as in _absorbed
+    mixed = functional.scaled_dot_product_attention(q, k, wide, attn_mask=found.mask, scale=heads.scale)
+    return mixed[..., :width]

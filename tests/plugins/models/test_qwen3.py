@@ -10,7 +10,7 @@ from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32
 from pie_core.testing.any_architecture import ArchitectureContract
 from pie_plugins.models.qwen3 import DECLARATION
-from tests.plugins.models.reference import portable, tiny, transformers_logits
+from tests.plugins.models.reference import YARN, portable, tiny, transformers_logits
 
 
 class TestQwen3(ArchitectureContract):
@@ -19,6 +19,7 @@ class TestQwen3(ArchitectureContract):
         "tied": tiny("qwen3", head_dim=32, tie_word_embeddings=True, rope_theta=1e6),
         "untied": tiny("qwen3", max_window_layers=2, use_sliding_window=False),
         "biases": tiny("qwen3", attention_bias=True),
+        "yarn": tiny("qwen3", rope_scaling=YARN),
     }
     refused: ClassVar[Mapping[str, object]] = {"brand_new_switch": True, "use_sliding_window": True}
 
