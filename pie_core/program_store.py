@@ -160,11 +160,15 @@ class ProgramStore:
         """Every version of every program that can be used."""
         return [entry for entry in self.entries() if isinstance(entry, InstalledProgram)]
 
+    def versions(self) -> dict[str, list[str]]:
+        """The names of what is there, each with its versions, the newest last."""
+        return {name: list(self._version_names(name)) for name in self._names()}
+
     def entries(self) -> list[InstalledProgram | DamagedProgram]:
         """Everything that is there, damaged or not, by name and then by version, the newest last."""
         found: list[InstalledProgram | DamagedProgram] = []
-        for name in self._names():
-            for version in self._version_names(name):
+        for name, versions in self.versions().items():
+            for version in versions:
                 try:
                     found.append(self._read_record(name, version))
                 except FileNotFoundError:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pie_core.errors import NotFound, ProgramError
 from pie_core.manifest import ENTRY, FILE, read_manifest
-from pie_core.naming import nearest
+from pie_core.naming import nearest, unknown
 from pie_core.program_artifact import (
     COMPONENT_SUFFIX,
     SUFFIX,
@@ -28,6 +28,7 @@ __all__ = [
     "find_installable",
     "find_program",
     "shipped_programs",
+    "shipped_version",
 ]
 
 
@@ -35,6 +36,12 @@ def shipped_programs() -> dict[str, Path]:
     """Name and folder of every program that comes with pie."""
     folders = sorted(folder for folder in inferlets_dir().iterdir() if (folder / ENTRY).is_file())
     return {folder.name: folder for folder in folders}
+
+
+def shipped_version(name: str) -> str | None:
+    """The version of a program that comes with pie; None where none is called so."""
+    folder = shipped_programs().get(name)
+    return None if folder is None else read_manifest(folder / FILE).version
 
 
 def find_program(name: str, store: ProgramStore | None = None) -> ProgramSource:
@@ -54,13 +61,20 @@ def find_program(name: str, store: ProgramStore | None = None) -> ProgramSource:
     raise ProgramError(_not_found(name, store))
 
 
-def find_installable(name: str, store: ProgramStore | None = None) -> ProgramSource:
+def find_installable(label: str, store: ProgramStore | None = None) -> ProgramSource:
     """Like `find_program` without paths, for those who may not read the files of this machine. Raises NotFound."""
     store = store or ProgramStore()
-    found = None if _is_path(name) else _named(name, store)
-    if found is None:
-        raise NotFound(_not_found(name, store))
-    return found
+    found = _named(label, store)
+    if found is not None:
+        return found
+    name, version = split_label(label)
+    shipped, installed = shipped_programs(), store.versions()
+    if name in shipped or name in installed:
+        versions = dict.fromkeys([*installed.get(name, []), *filter(None, [shipped_version(name)])])
+        raise NotFound(
+            f"there is no version {version} of the program {name}; there are {', '.join(versions)}"
+        )
+    raise NotFound(unknown("program", label, {*shipped, *installed}))
 
 
 def _is_path(name: str) -> bool:
@@ -69,17 +83,14 @@ def _is_path(name: str) -> bool:
 
 
 def _named(label: str, store: ProgramStore) -> ProgramSource | None:
-    """Shipped programs go first: an installed one of that name is asked for by its version."""
-    name, version = split_label(label) if "@" in label else (label, None)
-    folder = shipped_programs().get(name)
-    if folder is not None and version in (None, _version_of(folder)):
-        return read_folder(folder)
+    """What is installed goes before what is shipped: somebody wanted it here."""
+    name, version = split_label(label)
     installed = store.find(name, version)
-    return None if installed is None else store.open(installed)
-
-
-def _version_of(folder: Path) -> str | None:
-    return read_manifest(folder / FILE).version if (folder / FILE).is_file() else None
+    if installed is not None:
+        return store.open(installed)
+    if version in (None, shipped_version(name)) and name in shipped_programs():
+        return read_folder(shipped_programs()[name])
+    return None
 
 
 def _read_path(path: Path) -> ProgramSource:
@@ -108,10 +119,9 @@ def _read_artifact(path: Path) -> PythonProgram:
 
 def _not_found(name: str, store: ProgramStore) -> str:
     plain, _, version = name.partition("@")
-    if version and store.find(plain) is not None:
+    shipped, installed = shipped_programs(), store.versions()
+    if version and plain in installed:
         return store.not_installed(plain, version)
-    shipped = shipped_programs()
-    installed = sorted({program.name for program in store.installed()})
     guess = nearest(plain, [*shipped, *installed])
     hint = f"; did you mean {guess!r}?" if guess else ""
     others = f" or installed {', '.join(installed)}" if installed else ""

@@ -8,11 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from pie_core import __version__
-from pie_core.errors import NotFound
-from pie_core.naming import unknown
-from pie_core.program_store import InstalledProgram, ProgramStore, split_label
-from pie_core.programs import ProgramSource, find_program, shipped_programs
+from pie_core.program_store import InstalledProgram, ProgramStore
+from pie_core.programs import ProgramSource, find_installable, shipped_programs, shipped_version
 from pie_core.server.messages import AddProgram, CheckProgram
 
 
@@ -52,27 +49,19 @@ class Programs:
         ]
         return [
             *found,
-            *({"name": name, "version": __version__, "shipped": True} for name in shipped_programs()),
+            *(
+                {"name": name, "version": shipped_version(name), "shipped": True}
+                for name in shipped_programs()
+            ),
         ]
 
     def _find(self, inferlet: str) -> ProgramSource:
-        name, version = split_label(inferlet)
-        installed = self._store.find(name, version)
-        if installed is not None:
-            return self._store.open(installed)
-        if name in shipped_programs() and version in (None, __version__):
-            return find_program(name)
-        known = {*shipped_programs(), *(each.name for each in self._store.installed())}
-        if name in known:
-            raise NotFound(
-                f"there is no version {version} of the program {name}; list_programs names those there are"
-            )
-        raise NotFound(unknown("program", inferlet, known))
+        return find_installable(inferlet, self._store)
 
     def _has(self, wanted: CheckProgram) -> bool:
         installed = self._store.find(wanted.name, wanted.version)
         if installed is None:
-            is_shipped = wanted.name in shipped_programs() and wanted.version == __version__
+            is_shipped = wanted.version == shipped_version(wanted.name)
             return is_shipped and wanted.wasm_hash is wanted.manifest_hash is None
         return wanted.wasm_hash in (None, installed.content_hash) and wanted.manifest_hash in (
             None,

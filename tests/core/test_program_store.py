@@ -20,7 +20,7 @@ from pie_core.errors import NotFound, ProgramError
 from pie_core.manifest import version_key
 from pie_core.program_artifact import is_safe_path, pack, pack_folder, unpack
 from pie_core.program_store import DamagedProgram, InstalledProgram, ProgramStore, content_hash, split_label
-from pie_core.programs import ComponentProgram, PythonProgram, find_installable, find_program
+from pie_core.programs import ComponentProgram, PythonProgram, find_installable, find_program, shipped_version
 
 MANIFEST = '[package]\nname = "{}"\nversion = "{}"\n'
 WASM = b"\0asm and then some"
@@ -277,7 +277,7 @@ def test_many_at_once_lose_nothing(tmp_path: Path, make_folder: MakeFolder) -> N
     assert len(list((tmp_path / "store/objects").iterdir())) == 6
 
 
-def test_names_lead_to_shipped_then_installed_programs_and_paths_to_files(
+def test_names_lead_to_installed_then_shipped_programs_and_paths_to_files(
     store: ProgramStore, make_folder: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.add(make_folder(source="installed = 1\n"))
@@ -287,9 +287,10 @@ def test_names_lead_to_shipped_then_installed_programs_and_paths_to_files(
     (tmp_path / "mine/main.py").write_text("beside = 1\n")
     files = [find_program(name, store) for name in ("mine", "./mine", "mine@0.1.0", "chat", "chat@9.0.0")]
     versions = [program.manifest.version if program.manifest else None for program in files]
-    assert versions[:3] == ["0.1.0", None, "0.1.0"]
-    assert versions[3] != "9.0.0"
-    assert versions[4] == "9.0.0"
+    assert versions == ["0.1.0", None, "0.1.0", "9.0.0", "9.0.0"]
+    shipped = find_program(f"chat@{shipped_version('chat')}", store)
+    assert shipped.manifest is not None
+    assert shipped.manifest.version == shipped_version("chat") != "9.0.0"
     assert find_installable("mine", store) == files[0]
     artifact = tmp_path / "mine.inferlet"
     artifact.write_bytes(pack_folder(make_folder(source="installed = 1\n"))[1])
@@ -318,9 +319,16 @@ def test_who_may_not_read_files_finds_names_only(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = make_folder()
-    for name in (folder.name, str(folder), "./mine-0.1.0"):
-        with pytest.raises((NotFound, ProgramError)):
+    for name in (folder.name, str(folder), "./mine-0.1.0", "chta"):
+        with pytest.raises(NotFound, match="unknown program"):
             find_installable(name, store)
+    with pytest.raises(
+        NotFound, match=rf"no version 7\.0\.0 of the program chat; there are {shipped_version('chat')}"
+    ):
+        find_installable("chat@7.0.0", store)
+    store.add(folder)
+    with pytest.raises(NotFound, match=r"no version 7\.0\.0 of the program mine; there are 0\.1\.0"):
+        find_installable("mine@7.0.0", store)
 
 
 def test_labels_are_split_at_their_version() -> None:
