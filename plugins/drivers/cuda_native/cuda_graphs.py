@@ -45,11 +45,8 @@ class Recorder:
         for _ in range(WARM_UPS):
             function()
         self._timeline.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        stream = self._timeline.stream
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            function()
-        return graph.replay
+        assert self._pool is not None
+        return self._timeline.record(function, self._pool)
 
 
 class Bucket:

@@ -103,9 +103,9 @@ class FlashInferAttention:
         host, cache = self._host, self._caches[group]
         lists = page_lists(host.groups[group], host.lengths, host.counts, cache.page_size)
         self._wrappers[group].plan(
-            torch.from_numpy(host.batch.indptr),
+            torch.tensor(host.batch.indptr),
             torch.from_numpy(lists.indptr),
-            torch.from_numpy(lists.pages),
+            torch.tensor(lists.pages),
             torch.from_numpy(lists.last_page_len),
             q.shape[1],
             cache.layout.num_kv_heads,

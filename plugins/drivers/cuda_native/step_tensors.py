@@ -35,6 +35,9 @@ SAMPLER_PARTS = (
 )
 
 
+ALIGNED = 4  # every part starts on 16 bytes: kernels are compiled anew for pointers that do not
+
+
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """How much of everything a block holds."""
@@ -69,7 +72,7 @@ class BlockLayout:
 
     def _add(self, name: str, count: int) -> None:
         self.parts[name] = self._words, count
-        self._words += -(-count // 4) * 4  # every part starts on 16 bytes
+        self._words += -(-count // ALIGNED) * ALIGNED
 
 
 @dataclass(slots=True)
@@ -137,9 +140,10 @@ def view_block(
     """The parts of a block on the device, with room for what the kernels make of them."""
     sizes = layout.sizes
     parts = {name: block[first : first + count] for name, (first, count) in layout.parts.items()}
-    made = block.new_empty((2 + len(page_sizes)) * sizes.rows + (1 + len(page_sizes)) * sizes.requests)
     counts = [sizes.rows] * (2 + len(page_sizes)) + [sizes.requests] * (1 + len(page_sizes))
-    tokens, positions, *rest = made.split(counts)
+    wide = [-(-count // ALIGNED) * ALIGNED for count in counts]
+    made = [part[:count] for part, count in zip(block.new_empty(sum(wide)).split(wide), counts, strict=True)]
+    tokens, positions, *rest = made
     slots, (shift, *columns) = rest[: len(page_sizes)], rest[len(page_sizes) :]
     groups = tuple(
         GroupTensors(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,15 +112,24 @@ class CudaTimeline(Timeline):
         return CudaMark(0.0, event)
 
     def upload(self, values: NDArray[np.generic]) -> Tensor:
-        host = torch.from_numpy(values)
-        staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
-        staged.copy_(host)
-        return staged.to(self.device, non_blocking=True)
+        return _staged(values).to(self.device, non_blocking=True)
 
     def send(self, values: NDArray[np.generic], target: Tensor) -> None:
-        host = torch.from_numpy(values)
-        staged = torch.empty(host.shape, dtype=host.dtype, pin_memory=True)
-        target[: len(values)].copy_(staged.copy_(host), non_blocking=True)
+        target[: len(values)].copy_(_staged(values), non_blocking=True)
+
+    def record(self, function: Callable[[], None], pool: Any) -> Callable[[], None]:
+        """A graph of what the function queues, its memory from a pool of torch's. Returns what replays it."""
+        graph = torch.cuda.CUDAGraph()
+        collects = gc.isenabled()
+        gc.disable()  # what it frees meanwhile would be freed inside the graph
+        try:
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            function()
+            graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
+        return graph.replay
 
     def download(self, values: Tensor) -> Tensor:
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
@@ -130,6 +141,14 @@ class CudaTimeline(Timeline):
     def synchronize(self) -> None:
         self.stream.synchronize()
         self._aside.synchronize()
+
+
+def _staged(values: NDArray[np.generic]) -> Tensor:
+    """The values in pinned memory."""
+    dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
+    staged = torch.empty(values.shape, dtype=dtype, pin_memory=True)
+    np.copyto(staged.numpy(), values)
+    return staged
 
 
 def timeline_of(device: torch.device) -> Timeline:

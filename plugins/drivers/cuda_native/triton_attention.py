@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask_width", "tiles", "narrow_rows"])
 def attend_kernel(
     q,
     q_stride,

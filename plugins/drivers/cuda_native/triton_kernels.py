@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
-from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
+from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, GroupTensors, MaskTensors, StepTensors
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
 from pie_plugins.drivers.cuda_native.triton_layers import (
@@ -197,8 +197,9 @@ class TritonKernels:
     def sample(self, logits: Tensor, step: StepTensors) -> Tensor:
         rows, vocab_size = logits.shape
         span = triton.cdiv(triton.cdiv(vocab_size, STRETCHES), SAMPLING_BLOCK) * SAMPLING_BLOCK
-        floats = logits.new_empty((2 * STRETCHES + 2, rows), dtype=torch.float32)
-        words = logits.new_empty((2 * STRETCHES + 3, rows), dtype=torch.int32)
+        wide = -(-rows // ALIGNED) * ALIGNED
+        floats = logits.new_empty((2 * STRETCHES + 2, wide), dtype=torch.float32)
+        words = logits.new_empty((2 * STRETCHES + 3, wide), dtype=torch.int32)
         best, drawn = floats[:STRETCHES].view(-1), floats[STRETCHES : 2 * STRETCHES].view(-1)
         highest, threshold = floats[2 * STRETCHES], floats[2 * STRETCHES + 1]
         where, numbers = words[:STRETCHES].view(-1), words[STRETCHES : 2 * STRETCHES].view(-1)
@@ -246,7 +247,7 @@ class TritonKernels:
             **cut,
         )
         pick_kernel[(rows,)](temperature, greedy, drawn, where, tokens, vocab_size, STRETCHES=STRETCHES)
-        return tokens
+        return tokens[:rows]
 
     def settle(self, step: StepTensors, sampled: Tensor, ring: Tensor) -> None:
         sizes, layout = step.sizes, self._layout

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def product_kernel(
     x,
     weight,
@@ -44,7 +44,7 @@ def product_kernel(
     tl.store(target, sums, mask=is_row[:, None] & is_output[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def few_rows_kernel(
     x,
     weight,

@@ -1,4 +1,7 @@
-"""Triton kernels around the layers: resolving what a step refers to, and leaving what later steps refer to."""
+"""Triton kernels around the layers: resolving what a step refers to, and leaving what later steps refer to.
+
+Numbers that differ from step to step are not specialized on: a new variant is compiled in the middle of serving.
+"""
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -10,7 +13,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_requests", "num_pages"])
 def prepare_kernel(
     ring,
     token,
@@ -120,7 +123,7 @@ def _resolve_rows(
     tl.store(positions + at, tl.maximum(planned - moved, 0), mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_requests", "num_samplers", "max_drafts"])
 def settle_kernel(
     ring,
     base,

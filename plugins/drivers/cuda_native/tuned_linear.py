@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -75,13 +76,13 @@ class TunedLinear:
         tiles = triton.cdiv(outputs, cut.outputs)
         share = triton.cdiv(triton.cdiv(inputs, cut.shares), cut.inputs) * cut.inputs
         out = x.new_empty((rows, outputs))
-        partial = out if cut.shares == 1 else x.new_empty(cut.shares * rows * outputs, dtype=torch.float32)
+        sums = out if cut.shares == 1 else x.new_empty(cut.shares * rows * outputs, dtype=torch.float32)
         few_rows_kernel[(tiles, cut.shares)](
             x.contiguous(),
             matrix.weight,
             out if matrix.bias is None else matrix.bias,
             out,
-            partial,
+            sums,
             self._counters(tiles, x.device),
             rows,
             outputs,
@@ -100,42 +101,35 @@ class TunedLinear:
 
     def tune(self, timeline: CudaTimeline) -> None:
         """Times every shape. The matrices are forgotten afterwards."""
+        clock = _Clock(timeline)
         for shape, matrices in self._matrices.items():
+            seconds, cut = min(self._own_times(matrices, clock), key=lambda each: each[0])
             for rows in ROW_CLASSES:
-                best = self._fastest(rows, matrices, timeline)
-                if best is not None:
-                    self._cuts[(*shape, rows)] = best
+                library = clock.seconds(partial(_library, _input(rows, matrices[0])), matrices)
+                if seconds < MARGIN * library:
+                    self._cuts[(*shape, rows)] = cut
         self._matrices.clear()
         LOG.info("products by the own kernel, (outputs, inputs, rows): %s", self._cuts or "none")
+
+    def _own_times(self, matrices: Sequence[Matrix], clock: _Clock) -> Iterator[tuple[float, Cut]]:
+        """At the most rows: fewer take as long, for the weights are the same."""
+        x = _input(MOST_ROWS, matrices[0])
+        for cut in CUTS:
+            yield clock.seconds(partial(self._own, x, cut), matrices), cut
+
+    def _own(self, x: Tensor, cut: Cut, matrix: Matrix) -> Tensor:
+        return self.multiply(x, matrix, cut)
 
     @property
     def cuts(self) -> dict[tuple[int, int, int], Cut]:
         """(outputs, inputs, rows) -> what was found to be faster than the library."""
         return dict(self._cuts)
 
-    def _fastest(self, rows: int, matrices: Sequence[Matrix], timeline: CudaTimeline) -> Cut | None:
-        weight = matrices[0].weight
-        x = torch.randn(rows, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
-        best, limit = (
-            None,
-            MARGIN
-            * _timed(lambda matrix: functional.linear(x, matrix.weight, matrix.bias), matrices, timeline),
-        )
-        for cut in CUTS:
-            seconds = _timed(_with_cut(self, x, cut), matrices, timeline)
-            if seconds < limit:
-                best, limit = cut, seconds
-        return best
-
     def _counters(self, tiles: int, device: torch.device) -> Tensor:
         """Zero between products: the last program of each tile sees to that."""
         if self._arrived is None or len(self._arrived) < tiles:
             self._arrived = torch.zeros(max(tiles, 16384), dtype=torch.int32, device=device)
         return self._arrived
-
-
-def _with_cut(linear: TunedLinear, x: Tensor, cut: Cut) -> Callable[[Matrix], Tensor]:
-    return lambda matrix: linear.multiply(x, matrix, cut)
 
 
 def _shape(matrix: Matrix) -> tuple[int, int]:
@@ -146,23 +140,35 @@ def _row_class(rows: int) -> int:
     return next(size for size in ROW_CLASSES if size >= rows)
 
 
-def _timed(call: Callable[[Matrix], Tensor], matrices: Sequence[Matrix], timeline: CudaTimeline) -> float:
-    """Seconds of one product inside a graph of several, each with another matrix."""
+def _library(x: Tensor, matrix: Matrix) -> Tensor:
+    return functional.linear(x, matrix.weight, matrix.bias)
 
-    def several() -> None:
-        for launch in range(LAUNCHES):
-            call(matrices[launch % len(matrices)])
 
-    several()
-    timeline.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=timeline.stream):
+def _input(rows: int, matrix: Matrix) -> Tensor:
+    weight = matrix.weight
+    return torch.randn(rows, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
+
+
+class _Clock:
+    """Times one product inside a graph of several, each with another matrix, so that no cache holds them."""
+
+    def __init__(self, timeline: CudaTimeline) -> None:
+        self._timeline = timeline
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def seconds(self, call: Callable[[Matrix], Tensor], matrices: Sequence[Matrix]) -> float:
+        def several() -> None:
+            for launch in range(LAUNCHES):
+                call(matrices[launch % len(matrices)])
+
         several()
-    times = []
-    for _ in range(REPLAYS):
-        started = timeline.mark()
-        graph.replay()
-        ended = timeline.mark()
+        self._timeline.synchronize()
+        replay = self._timeline.record(several, self._pool)
+        return median(self._replayed(replay) for _ in range(REPLAYS))
+
+    def _replayed(self, replay: Callable[[], None]) -> float:
+        started = self._timeline.mark()
+        replay()
+        ended = self._timeline.mark()
         ended.wait()
-        times.append(ended.seconds_since(started) / LAUNCHES)
-    return median(times)
+        return ended.seconds_since(started) / LAUNCHES
