@@ -26,6 +26,7 @@ from pie_core.server import messages as m
 
 log = logging.getLogger(__name__)
 
+_Socket = aiohttp.ClientWebSocketResponse
 McpAnswer = Callable[[str, Any], Awaitable[Any]]  # (method, params) -> result
 
 _NOT_NEEDED = "Authenticated (Engine disabled authentication)"
@@ -63,7 +64,7 @@ class Client:
         self._mcp_servers: dict[str, StdioMcpServer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._http: aiohttp.ClientSession | None = None
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._socket: _Socket | None = None
         self._reader: asyncio.Task[None] | None = None
         self._is_closing = False
         self.server: dict[str, Any] = {}  # what it said to hello
@@ -71,7 +72,7 @@ class Client:
     async def __aenter__(self) -> Client:
         self._http = aiohttp.ClientSession()
         try:
-            await self._connect()
+            self._socket = await self._connect()
         except BaseException:
             await self._http.close()
             raise
@@ -226,31 +227,32 @@ class Client:
 
     # ---- connecting
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> _Socket:
+        """Logged in; nobody else sends before that. Raises Disconnected, or what the login is refused with."""
         assert self._http is not None
         try:
-            self._socket = await self._http.ws_connect(
+            socket = await self._http.ws_connect(
                 self._url, max_msg_size=_MAX_MESSAGE, ssl=self._tls if self._tls is not None else True
             )
         except aiohttp.ClientError as error:
             raise Disconnected(f"cannot connect to {self._url}: {error}") from None
         try:
-            await self._log_in()
+            await self._log_in(socket)
         except BaseException:
-            await self._socket.close()
+            await socket.close()
             raise
+        return socket
 
-    async def _log_in(self) -> None:
+    async def _log_in(self, socket: _Socket) -> None:
         """Asked and answered in turn, because nothing else is read yet."""
-        hello = await self._ask(
-            m.Hello(corr_id=self._next(), protocol=m.PROTOCOL, client=f"pie {__version__}")
-        )
+        version = f"pie {__version__}"
+        hello = await self._ask(socket, m.Hello(corr_id=self._next(), protocol=m.PROTOCOL, client=version))
         self.server = json.loads(hello)
         if self._api_key is not None and "api-key" in self.server["login"]:
-            await self._ask(m.AuthByToken(corr_id=self._next(), token=self._api_key))
+            await self._ask(socket, m.AuthByToken(corr_id=self._next(), token=self._api_key))
             return
         user = self._username or "anonymous"
-        answer = await self._ask(m.AuthIdentify(corr_id=self._next(), username=user))
+        answer = await self._ask(socket, m.AuthIdentify(corr_id=self._next(), username=user))
         if answer == _NOT_NEEDED:
             return
         if self._private_key is None:
@@ -258,15 +260,15 @@ class Client:
                 f"{self._url} asks for credentials: give api_key, or username and private_key"
             )
         signature = base64.b64encode(self._private_key.sign(base64.b64decode(answer))).decode()
-        await self._ask(m.AuthProve(corr_id=self._next(), signature=signature))
+        await self._ask(socket, m.AuthProve(corr_id=self._next(), signature=signature))
 
     def _next(self) -> int:
         return next(self._numbers)
 
-    async def _ask(self, request: m.Request) -> str:
-        await self._send(request)
+    async def _ask(self, socket: _Socket, request: m.Request) -> str:
+        await self._send_to(socket, request)
         while True:
-            reply = await self._receive()
+            reply = await self._receive(socket)
             if isinstance(reply, m.Response) and reply.corr_id in (request.corr_id, 0):
                 if not reply.ok:
                     raise _error_of(reply)
@@ -276,16 +278,18 @@ class Client:
     async def _send(self, request: m.Request) -> None:
         if self._socket is None or self._socket.closed:
             raise Disconnected(f"there is no connection to {self._url}")
+        await self._send_to(self._socket, request)
+
+    async def _send_to(self, socket: _Socket, request: m.Request) -> None:
         try:
-            await self._socket.send_bytes(m.encode(request))
+            await socket.send_bytes(m.encode(request))
         except ConnectionError as error:
             raise Disconnected(f"{self._url}: {error}") from None
 
-    async def _receive(self) -> m.Reply:
-        assert self._socket is not None
-        message = await self._socket.receive()
+    async def _receive(self, socket: _Socket) -> m.Reply:
+        message = await socket.receive()
         if message.type is not aiohttp.WSMsgType.BINARY:
-            code = self._socket.close_code
+            code = socket.close_code
             reason = message.extra if message.type is aiohttp.WSMsgType.CLOSE else None
             raise Disconnected(f"{self._url} closed the connection ({code}{f': {reason}' if reason else ''})")
         try:
@@ -294,10 +298,11 @@ class Client:
             raise error.error from None
 
     async def _keep_reading(self) -> None:
+        assert self._socket is not None
         while True:
             try:
                 while True:
-                    self._take(await self._receive())
+                    self._take(await self._receive(self._socket))
             except Disconnected as error:
                 self._fail_requests(error)
                 if self._is_closing or not self._reconnect or not await self._come_back():
@@ -312,23 +317,28 @@ class Client:
         for delay in _RETRIES_S:
             await asyncio.sleep(delay)
             try:
-                await self._connect()
-                for name in self._mcp:
-                    await self._ask(m.RegisterMcpServer(corr_id=self._next(), name=name, transport="stdio"))
-                for process in list(self._processes.values()):
-                    await self._attach_again(process)
+                socket = await self._connect()
+                await self._take_up(socket)
             except Disconnected:
                 continue
             except PieError as error:
                 log.warning("%s does not take us back: %s", self._url, error)
                 return False
+            self._socket = socket
             return True
         return False
 
-    async def _attach_again(self, process: Process) -> None:
+    async def _take_up(self, socket: _Socket) -> None:
+        """What the connection before was there for."""
+        for name in self._mcp:
+            await self._ask(socket, m.RegisterMcpServer(corr_id=self._next(), name=name, transport="stdio"))
+        for process in list(self._processes.values()):
+            await self._attach_again(socket, process)
+
+    async def _attach_again(self, socket: _Socket, process: Process) -> None:
         request = m.AttachProcess(corr_id=self._next(), process_id=process.id, after=process.last_seq)
         try:
-            await self._ask(request)
+            await self._ask(socket, request)
         except Disconnected:
             raise
         except PieError as error:  # it is forgotten there: its client must learn it, the others go on

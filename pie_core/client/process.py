@@ -89,6 +89,8 @@ class Process:
     # ---- for the client
 
     def put(self, event: Event) -> None:
+        if event.seq <= self.last_seq:  # it came before a disconnect
+            return
         self.last_seq = event.seq
         self._events.put_nowait(event)
         if event.kind in ("return", "error") and not self._outcome.done():

@@ -208,19 +208,26 @@ def test_one_connection_too_many_is_refused_and_the_others_stay(on_server: OnSer
     on_server(scenario, server="max_connections: 2")
 
 
-async def _deaf(pie: Pie) -> tuple[socket.socket, str]:
+@asynccontextmanager
+async def _deaf(pie: Pie) -> AsyncIterator[None]:
     """A socket with a small buffer that has launched a flood of messages and will never read them."""
     host, port = pie.server.url.removeprefix("http://").split(":")
-    deaf = socket.socket()
+    with socket.socket() as deaf:
+        await _launch_a_flood(deaf, (host, int(port)))
+        yield
+
+
+async def _launch_a_flood(deaf: socket.socket, address: tuple[str, int]) -> None:
     deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     deaf.setblocking(False)
     loop = asyncio.get_running_loop()
-    await loop.sock_connect(deaf, (host, int(port)))
+    await loop.sock_connect(deaf, address)
     handshake = (
-        "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     await loop.sock_sendall(deaf, handshake.encode())
+    assert b" 101 " in await loop.sock_recv(deaf, 4096)
     for message in (
         {"type": "auth_identify", "corr_id": 1, "username": "alice"},
         {
@@ -232,32 +239,28 @@ async def _deaf(pie: Pie) -> tuple[socket.socket, str]:
         },
     ):
         await loop.sock_sendall(deaf, frame(2, msgspec.msgpack.encode(message)))
-    return deaf, "floods"
 
 
 def test_a_client_that_never_reads_is_detached_and_its_process_goes_on(on_server: OnServer) -> None:
     async def scenario(pie: Pie) -> None:
         pie.install("floods", FLOODS, parameters=PARAMETERS)
-        async with a_neighbour(pie):
-            deaf, program = await _deaf(pie)
-            async with pie.client() as client:
-                listed: list[dict[str, Any]] = []
+        async with a_neighbour(pie), _deaf(pie), pie.client() as client:
+            listed: list[dict[str, Any]] = []
 
-                async def is_detached() -> bool:
-                    listed[:] = await client.processes(include_ended=True)
-                    return bool(listed) and not listed[0]["attached"]
+            async def is_detached() -> bool:
+                listed[:] = await client.processes(include_ended=True)
+                return bool(listed) and not listed[0]["attached"]
 
-                await until(is_detached)
-                (process,) = listed
-                assert process["program"] == program
-                again = await client.attach(process["id"])
-                events = [event async for event in again]
-                assert events[-1].value == "said it all"
-                # The first ones went to the deaf client, many were dropped while nobody was attached: all are counted.
-                assert events[0].dropped > 0
-                seqs = [event.seq for event in events]
-                assert seqs == list(range(seqs[0], 3002))
-            deaf.close()
+            await until(is_detached)
+            (process,) = listed
+            assert process["program"] == "floods"
+            again = await client.attach(process["id"])
+            events = [event async for event in again]
+            assert events[-1].value == "said it all"
+            # The first ones went to the deaf client, many were dropped while nobody was attached: all are counted.
+            assert events[0].dropped > 0
+            seqs = [event.seq for event in events]
+            assert seqs == list(range(seqs[0], 3002))
 
     on_server(scenario, server="slow_client_s: 0.2, buffered_events: 100")
 
