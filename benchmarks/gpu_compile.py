@@ -1,0 +1,199 @@
+"""Compiles every kernel of the CUDA driver for Hopper, wherever Triton is: registers, stack, shared memory.
+
+    python -m benchmarks.gpu_compile [--capability 90]
+
+What a kernel needs of a multiprocessor says how many programs of it fit there, before a GPU is at hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from pie_plugins.drivers.cuda_native import (
+    triton_attention,
+    triton_layers,
+    triton_products,
+    triton_sampling,
+    triton_steps,
+    tuned_linear,
+)
+
+WARP = 32
+LITTLE = 32  # bytes of stack: a word or two, not registers that did not fit
+HALVES = {"q", "pages", "out", "x", "weight", "bias", "delta", "qkv", "norm", "gate_up", "logits"}
+FLOATS = {
+    "cos", "sin", "partial", "partial_max", "partial_sum", "temperature", "top_p", "min_p", "highest", "threshold",
+    "best",
+}  # fmt: skip
+SCALARS = {
+    "columns": "i32", "eps": "fp32", "scale": "fp32", "num_heads": "i32", "num_kv_heads": "i32", "heads": "i32",
+    "q_stride": "i32", "mask_width": "i32", "tiles": "i32", "narrow_rows": "i32", "vocab_size": "i32", "span": "i32",
+    "num_rows": "i32", "num_requests": "i32", "num_pages": "i32", "num_samplers": "i32", "max_drafts": "i32",
+    "accepted_at": "i32", "last_at": "i32", "length_at": "i32", "tokens_at": "i32", "live_at": "i32", "rows": "i32",
+    "outputs": "i32", "inputs": "i32", "share": "i32",
+}  # fmt: skip
+MULTIPLES = {"q_stride", "vocab_size", "span", "outputs", "inputs", "share"}  # of 16, in every real model
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One kernel with its constants."""
+
+    kernel: Any
+    constants: Mapping[str, Any]
+    warps: int = 4
+    stages: int = 3
+    pointers: frozenset[str] = frozenset()  # names that are scalars elsewhere
+
+    @property
+    def name(self) -> str:
+        return str(self.kernel.__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    registers: int
+    stack_bytes: int
+    shared_bytes: int
+
+
+def variants() -> Iterator[Variant]:
+    """What a Qwen3 of 0.6B and of 8B uses."""
+    for hidden in (1024, 4096):
+        for kernel in (triton_layers.rms_norm_kernel, triton_layers.add_rms_norm_kernel):
+            yield Variant(kernel, {"BLOCK": hidden}, warps=max(4, hidden // 512))
+    yield Variant(triton_layers.silu_mul_kernel, {"BLOCK": 1024})
+    yield Variant(
+        triton_layers.place_heads_kernel, {"PAGE": 16, "DIM": 128, "HALF": 64, "HEADS": 8, "NORMED": True}
+    )
+    yield from _attention()
+    yield Variant(
+        triton_steps.prepare_kernel,
+        {"PAGE": 16, "DEPENDENCY": 1, "FIRST": True, "BLOCK": 256},
+        pointers=_COLUMNS,
+    )
+    yield Variant(triton_steps.settle_kernel, {"BLOCK": 256})
+    yield from _sampling()
+    yield from _products()
+
+
+_COLUMNS = frozenset({"columns"})
+
+
+def _attention() -> Iterator[Variant]:
+    same = {"DIM": 128, "DIMS": 128, "PAGE": 16, "SHORTEST": 256, "PRECISION": "tf32"}
+    for group in (2, 4):
+        for masked in (False, True):
+            narrow = {
+                "GROUP": group,
+                "ROWS": 16,
+                "COLUMNS": 64,
+                "SPLITS": 4,
+                "NARROW": True,
+                "MASKED": masked,
+            }
+            yield Variant(triton_attention.attend_kernel, same | narrow, pointers=_COLUMNS)
+    wide = {"GROUP": 2, "ROWS": 128, "COLUMNS": 64, "SPLITS": 1, "NARROW": False, "MASKED": False}
+    yield Variant(triton_attention.attend_kernel, same | wide, warps=8, stages=2, pointers=_COLUMNS)
+    merge = {
+        "GROUP": 2,
+        "DIM": 128,
+        "DIMS": 128,
+        "ROWS": 16,
+        "COLUMNS": 64,
+        "SPLITS": 64,
+        "SHORTEST": 256,
+        "MASKED": False,
+    }
+    yield Variant(triton_attention.merge_kernel, merge, pointers=_COLUMNS)
+
+
+def _sampling() -> Iterator[Variant]:
+    cut = {"STRETCHES": 16, "BLOCK": 4096}
+    yield Variant(triton_sampling.best_kernel, cut, warps=8)
+    failures = {"NOTHING_ALLOWED": 2, "NOT_A_NUMBER": 3}
+    yield Variant(triton_sampling.threshold_kernel, cut | failures, warps=8)
+    yield Variant(triton_sampling.draw_kernel, cut, warps=8)
+    yield Variant(triton_sampling.pick_kernel, {"STRETCHES": 16})
+
+
+def _products() -> Iterator[Variant]:
+    for cut in tuned_linear.CUTS:
+        constants = {"ROWS": 16, "OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "SHARES": cut.shares}
+        yield Variant(
+            triton_products.few_rows_kernel,
+            constants | {"BIASED": False, "PRECISION": "tf32"},
+            warps=cut.warps,
+            stages=cut.stages,
+        )
+    tiles = {"ROWS": 64, "OUTPUTS": 64, "INPUTS": 64, "BIASED": False, "PRECISION": "tf32"}
+    yield Variant(triton_products.product_kernel, tiles, stages=4)
+
+
+def needs(variant: Variant, capability: int) -> Needs:
+    names = variant.kernel.arg_names
+    types = {name: _type(name, variant) for name in names}
+    aligned = [name for name, kind in types.items() if kind.startswith("*") or name in MULTIPLES]
+    source = ASTSource(
+        variant.kernel,
+        types,
+        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=options)
+    usage = _resource_usage(compiled.asm["cubin"])
+    return Needs(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared)
+
+
+def _type(name: str, variant: Variant) -> str:
+    if name in variant.constants:
+        return "constexpr"
+    if name in SCALARS and name not in variant.pointers:
+        return SCALARS[name]
+    return "*bf16" if name in HALVES else "*fp32" if name in FLOATS else "*i32"
+
+
+def _resource_usage(cubin: bytes) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), "--dump-resource-usage", file.name]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(count) for name, count in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", said)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--capability", type=int, default=90)
+    capability = parser.parse_args().capability
+    spilled = 0
+    for variant in variants():
+        found = needs(variant, capability)
+        spilled += found.stack_bytes > LITTLE
+        constants = " ".join(f"{name}={value}" for name, value in variant.constants.items())
+        print(
+            f"{variant.name:20} {found.registers:4} registers {found.stack_bytes:4} B stack"
+            f" {found.shared_bytes:7} B shared  {variant.warps} warps  {constants}",
+            flush=True,
+        )
+    sys.exit(1 if spilled else 0)
+
+
+if __name__ == "__main__":
+    main()
