@@ -13,6 +13,7 @@ cd "$(dirname "$0")/.."
 part=${1:?correct, kernels or table}
 wheels=${2:-}
 out=${OUT:-results}
+[ -e pie_plugins ] || ln -s plugins pie_plugins # where a copy of the tree lost the link
 site=${TMPDIR:-/tmp}/pie-gpu-site
 mkdir -p "$out"
 if [ -n "$wheels" ] && [ ! -d "$site" ]; then
