@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import getpass
 import json
+import logging
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -32,6 +33,8 @@ from pie_core.manifest import AskedLimits, Grants, checked_input, require_grante
 from pie_core.models import with_paths
 from pie_core.paths import programs_cache_dir
 from pie_core.plugins import PluginRegistry, load_plugins
+from pie_core.processes.messages import LoadModel
+from pie_core.processes.remote_port import RemotePort
 from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram, find_program
 from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import MIB, Limits
@@ -65,7 +68,7 @@ class Application:
         self._registry = registry or load_plugins()
         self._stack = AsyncExitStack()
         self._programs: dict[Path | None, asyncio.Task[Program]] = {}
-        self._ports: dict[ModelName, LocalPort] = {}
+        self._ports: dict[ModelName, LocalPort | RemotePort] = {}
         self._limits = _guest_limits(config.runtime)
         self.models: dict[ModelName, ServedModel] = {}
         self.runtime: Runtime
@@ -167,17 +170,32 @@ class Application:
         for name in list(self._ports):
             await self.unload_model(name)
 
-    async def _serve(self, model: ModelConfig) -> tuple[ServedModel, LocalPort]:
+    def has_engine(self, name: ModelName) -> bool:
+        """Whether a loaded model can compute: an engine that was lost may be on its way back."""
+        return name in self._ports and self._ports[name].is_ready
+
+    def engine_pid(self, name: ModelName) -> int | None:
+        """Of the process that a model runs in; None: this one, or none at the moment."""
+        port = self._ports.get(name)
+        return port.pid if isinstance(port, RemotePort) else None
+
+    async def _serve(self, model: ModelConfig) -> tuple[ServedModel, LocalPort | RemotePort]:
         declaration = self._registry.driver(model.driver.type)
-        driver = await _in_thread(lambda: self._load_driver(declaration, model))
-        options = _engine_options(model)
-        port = LocalPort(Engine(driver, options, model.name))
+        port = await self._open_port(declaration, model)
         try:
-            text = await _in_thread(lambda: _load_text(model, declaration, driver))
+            text = await _in_thread(lambda: _load_text(model, declaration, port.info.vocab_size))
         except BaseException:
             await port.close()
             raise
         return ServedModel(ModelName(model.name), EngineClient(port), text), port
+
+    async def _open_port(self, declaration: DriverDeclaration, model: ModelConfig) -> LocalPort | RemotePort:
+        if self._config.runtime.engine_process:
+            # A wrong option is told here, with its place in the file.
+            parse_options(declaration.options, model.driver.options)
+            return await RemotePort.start(_load_message(model), self._progress)
+        driver = await _in_thread(lambda: self._load_driver(declaration, model))
+        return LocalPort(Engine(driver, _engine_options(model), model.name))
 
     def _with_path(self, model: ModelConfig) -> ModelConfig:
         alone = replace(self._config, models=(model,))
@@ -230,11 +248,11 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait((task,))
 
 
-def _load_text(model: ModelConfig, declaration: DriverDeclaration, driver: Driver) -> TextModel:
+def _load_text(model: ModelConfig, declaration: DriverDeclaration, vocab_size: int) -> TextModel:
     source = model.path or declaration.default_checkpoint
     if source is None:
         raise LoadError(f"model {model.name!r} has no checkpoint: set its `path` or `repo`")
-    return load_text(source, driver.capabilities.vocab_size)
+    return load_text(source, vocab_size)
 
 
 def _has_failed(task: asyncio.Task[Any]) -> bool:
@@ -281,9 +299,23 @@ def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
     return replace(limits, **{name: value for name, value in chosen.items() if value is not None})
 
 
+def _load_message(model: ModelConfig) -> LoadModel:
+    return LoadModel(
+        model=model.name,
+        driver=model.driver.type,
+        path=None if model.path is None else str(model.path),
+        device=",".join(model.driver.device),
+        driver_options=dict(model.driver.options),
+        engine_options=_engine_options(model),
+        log_level=logging.getLogger().getEffectiveLevel(),
+    )
+
+
 def _engine_options(model: ModelConfig) -> EngineOptions:
-    chosen = {
+    chosen: dict[str, Any] = {
         "speculation_depth": model.scheduler.speculation_depth,
+        "prefix_cache": model.scheduler.prefix_cache,
+        "request_timeout_s": model.scheduler.request_timeout_s,
         "max_batch_tokens": model.scheduler.max_batch_tokens,
         "max_batch_requests": model.scheduler.max_batch_requests,
     }

@@ -209,6 +209,13 @@ class RuntimeConfig:
             json_schema_extra={"const": 0},
         ),
     ] = 0
+    engine_process: Annotated[
+        bool,
+        Field(
+            description="Whether each model runs in a process of its own: if it dies or hangs, "
+            "it is started again and the programs that use it get `engine-lost`."
+        ),
+    ] = False
     memory_mb: Annotated[
         int, Field(ge=1, le=4096, description="The most memory that one program may have, in MiB.")
     ] = 512
@@ -279,6 +286,16 @@ class SchedulerConfig:
             description="Passes of each context to run before a program asks for them; 0 is none. Same tokens.",
         ),
     ] = 1
+    prefix_cache: Annotated[
+        bool,
+        Field(description="Whether what one context of a tenant has computed is shared with its others."),
+    ] = True
+    request_timeout_s: Annotated[
+        float | None,
+        Field(
+            gt=0, description="How long a pass or generation may take, waiting included; null is no limit."
+        ),
+    ] = None
     max_batch_tokens: Annotated[
         int | None, Field(ge=1, description="The most tokens in one batch; null is what the driver takes.")
     ] = None

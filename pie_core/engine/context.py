@@ -52,6 +52,7 @@ class Context:
     fault: PieError | None = None  # what the next request on it is told ...
     lost: bool = False  # ... and every later one: there is nothing behind this id
     last_generation: GenerationEnd | None = None
+    prefix: list[bytes] = field(default_factory=list)  # keys of its first blocks, see scheduler.prefixes
     last_used: int = 0  # a count of passes that ended
 
     @property
@@ -65,8 +66,11 @@ class Context:
     def rewind(self, length: int) -> None:
         """Back to its first `length` rows, as if the later ones had never been; no guess is left."""
         assert self.ahead == 0, "guesses are dropped first"
+        before = self.history.length
         self.history.truncate(length)
         self.evictions.truncate(length)
+        if length < before:
+            self.prefix.clear()  # found again when it is needed
         self.submitted = self.written = self.pages.truncate(min(self.written, length))
 
     def evict(self, start: int, stop: int) -> None:
@@ -92,6 +96,7 @@ class Context:
         self.pages = other.pages.fork(other.written)
         self.history, self.evictions = other.history.copy(), other.evictions.copy()
         self.written = self.submitted = other.written
+        self.prefix = list(other.prefix)
         self.stream = other.derive_stream()
         self.unborn = False
 

@@ -50,9 +50,11 @@ from pie_core.engine.snapshots import Snapshots
 from pie_core.errors import Cancelled, DeadlineExceeded, NotFound, OutOfPages, PieError
 from pie_core.ids import RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
+from pie_core.kv_pages.prefix_cache import PrefixCache
 from pie_core.scheduler.admission import Admission
 from pie_core.scheduler.intake import Intake, Perform, request_of
 from pie_core.scheduler.loop import Loop
+from pie_core.scheduler.prefixes import Prefixes
 from pie_core.scheduler.run_ahead import RunAhead
 
 
@@ -77,7 +79,13 @@ class Engine:
         self._admission = admission = Admission(driver.capabilities, options)
         self._ahead = RunAhead(driver.capabilities, options)
         self._passes = Passes(admission, self._ahead, self._events.append, self._pass_ended)
-        self._passes.loop = self._loop = Loop(driver, options, self._cache, self._ahead, self._passes.settle)
+        can = driver.capabilities
+        identity = (can.architecture, can.weights_revision, can.kv_dtype)
+        self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
+        self._prefixes = Prefixes(self._prefix_cache)
+        self._passes.loop = self._loop = Loop(
+            driver, options, self._cache, self._prefixes, self._ahead, self._passes.settle
+        )
         self._intake = Intake(self._in_turn(), self._events.append, self._discarded)
         self._at_once = self._on_arrival()
         self._deadlines = Deadlines()
@@ -257,7 +265,10 @@ class Engine:
             contexts=len(self._contexts),
             waiting=len(self._loop.waiting) + len(self._intake.queued),
             running=sum(map(len, self._loop.in_flight.values())),
-            free_pages=[pool.num_free for pool in self._cache.pools],
+            free_pages=[
+                pool.num_free + idle
+                for pool, idle in zip(self._cache.pools, self._prefix_cache.idle_pages(), strict=True)
+            ],
             total_pages=[pool.num_pages for pool in self._cache.pools],
             steps=self._loop.steps,
             tokens=self._loop.tokens,
@@ -265,6 +276,8 @@ class Engine:
             run_ahead_hits=self._ahead.hits,
             run_ahead_misses=self._ahead.misses,
             run_ahead_drops=self._ahead.drops,
+            cached_pages=self._prefix_cache.idle_pages(),
+            prefix_hit_tokens=self._prefixes.hit_tokens,
             suspensions=self.suspended,
             replayed_tokens=self.tokens_to_replay,
         )

@@ -264,7 +264,7 @@ class Status(Message, frozen=True):
     contexts: int
     waiting: int  # requests that are not in a batch
     running: int
-    free_pages: list[int]  # per cache group
+    free_pages: list[int]  # per cache group; with those that only the prefix cache holds
     total_pages: list[int]
     steps: int
     tokens: int  # token rows computed
@@ -272,6 +272,8 @@ class Status(Message, frozen=True):
     run_ahead_hits: int = 0  # passes served from a guess
     run_ahead_misses: int = 0  # passes that were not what was guessed
     run_ahead_drops: int = 0  # guesses that were computed for nothing
+    cached_pages: list[int] = []  # pages that only the prefix cache holds
+    prefix_hit_tokens: int = 0  # rows that were taken over instead of computed
     suspensions: int = 0  # contexts that gave their pages up to others
     replayed_tokens: int = 0  # ... and how many rows they had
 

@@ -26,6 +26,12 @@ class EngineOptions:
             "help": "Passes to run before a program asks for them, fed with the token that is being drawn; 0 is none."
         },
     )
+    prefix_cache: bool = field(
+        default=True,
+        metadata={
+            "help": "Whether rows that a tenant's context has computed are shared with its other contexts."
+        },
+    )
     request_timeout_s: float | None = field(
         default=None,
         metadata={"help": "How long a pass or generation may take, waiting included; null is no limit."},

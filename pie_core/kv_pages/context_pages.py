@@ -125,7 +125,7 @@ class ContextPages:
         for pages in self._paged:
             if pages.window is not None:
                 count = min(count, pages.room(written))
-            elif pages.missing(written, written + reserved) > pages.pool.num_free:
+            elif not pages.pool.has(pages.missing(written, written + reserved)):
                 return 0
         return count
 
@@ -143,6 +143,15 @@ class ContextPages:
         for slots in self._state:
             slots.begin(outcomes)
         return copies
+
+    def block(self, start: int, size: int) -> tuple[Int32, ...]:
+        """By group, the pages of `size` rows from `start`; all of them whole, and all here."""
+        return tuple(pages.of_rows(start, start + size) for pages in self._paged)
+
+    def adopt(self, written: int, size: int, block: Sequence[Int32]) -> None:
+        """Shares the pages of the next `size` rows with whoever wrote them."""
+        for pages, held in zip(self._paged, block, strict=True):
+            pages.adopt(written, held)
 
     def finish(self, length: int) -> None:
         """The oldest step went well and `length` rows are valid."""

@@ -134,6 +134,16 @@ class PageList:
             self._logical[low:kept] = self._logical[high : self._size].copy()
             self._size = kept
 
+    def of_rows(self, start: int, stop: int) -> Int32:
+        first = int(np.searchsorted(self.logical, start // self.page_size))
+        return self._pages[first : first + (stop - start) // self.page_size].copy()
+
+    def adopt(self, written: int, pages: Int32) -> None:
+        """These pages hold the rows behind `written`, which is at a page boundary; what was reserved there goes."""
+        self.truncate(written)
+        self.pool.share(pages)
+        self._append(pages.tolist(), self._end, self._end + len(pages))
+
     def lists_any(self, start: int, stop: int) -> bool:
         """Whether some row of the range lies on a page that is here."""
         low = np.searchsorted(self.logical, start // self.page_size)

@@ -6,7 +6,7 @@ A page that is let go while the driver has steps is free once those are over: th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,7 +17,10 @@ from pie_core.errors import OutOfPages
 class PagePool:
     """Hands out pages and takes them back when the last holder lets go. For a state group, pages are slots."""
 
-    __slots__ = ("_finished", "_free", "_holders", "_leaving", "_started", "name", "num_pages")
+    __slots__ = (
+        *("_finished", "_free", "_holders", "_leaving", "_num_leaving", "_started"),
+        *("name", "num_pages", "reclaim"),
+    )
 
     def __init__(self, name: str, num_pages: int) -> None:
         self.name = name
@@ -25,6 +28,9 @@ class PagePool:
         self._free = list(range(num_pages - 1, -1, -1))
         self._holders = np.zeros(num_pages, np.int32)
         self._started = self._finished = 0  # steps
+        self._num_leaving = 0
+        # Gives back so many pages that are held for nobody in particular, or fewer.
+        self.reclaim: Callable[[PagePool, int], None] | None = None
         self._leaving: deque[tuple[int, list[int]]] = deque()  # the last step that may touch these pages
 
     def begin_step(self) -> None:
@@ -35,11 +41,23 @@ class PagePool:
         """The driver's oldest step is over."""
         self._finished += 1
         while self._leaving and self._leaving[0][0] <= self._finished:
-            self._free.extend(self._leaving.popleft()[1])
+            pages = self._leaving.popleft()[1]
+            self._num_leaving -= len(pages)
+            self._free.extend(pages)
 
     @property
     def num_free(self) -> int:
         return len(self._free)
+
+    def has(self, count: int) -> bool:
+        """Whether so many pages can be taken now, after others have given back what they need not hold."""
+        missing = count - len(self._free) - self._num_leaving
+        if missing > 0 and self.reclaim is not None:
+            self.reclaim(self, missing)
+        return count <= len(self._free)
+
+    def num_held_once(self, pages: Int32) -> int:
+        return int(np.count_nonzero(self._holders[pages] == 1))
 
     def allocate(self, count: int) -> list[int]:
         """Pages with one holder, the caller."""
@@ -67,6 +85,7 @@ class PagePool:
         self._holders[pages] = held - 1
         freed: list[int] = np.asarray(pages, np.int32)[held == 1].tolist()
         if self._started > self._finished:
+            self._num_leaving += len(freed)
             self._leaving.append((self._started, freed))
         else:
             self._free.extend(freed)

@@ -12,7 +12,10 @@ from pie_core.scheduler.request import Chunk, Generation, Pass
 
 
 def record_step(
-    chunks: Sequence[Chunk], result: ForwardResult, checkpoint_tokens: int, max_checkpoints: int
+    chunks: Sequence[Chunk],
+    result: ForwardResult,
+    checkpoint_tokens: int,
+    max_checkpoints: int,
 ) -> None:
     """Notes on every pass what the step gave it; chunks of failed requests are left alone."""
     tokens: list[int] = result.tokens.tolist()

@@ -19,6 +19,7 @@ from pie_core.kv_pages.page_list import PageCopy
 from pie_core.scheduler.batching import build_batch, take_chunk
 from pie_core.scheduler.delivery import record_step
 from pie_core.scheduler.policy import Policy
+from pie_core.scheduler.prefixes import Prefixes
 from pie_core.scheduler.request import Chunk, Pass
 from pie_core.scheduler.run_ahead import RunAhead
 
@@ -32,7 +33,13 @@ class Loop:
     """Passes that wait for a step, and the steps that the driver works on."""
 
     def __init__(
-        self, driver: Driver, options: EngineOptions, cache: Cache, ahead: RunAhead, settle: Settle
+        self,
+        driver: Driver,
+        options: EngineOptions,
+        cache: Cache,
+        prefixes: Prefixes,
+        ahead: RunAhead,
+        settle: Settle,
     ) -> None:
         self.waiting: dict[Pass, None] = {}  # in the order in which they began to wait
         self.in_flight: dict[Ticket, Chunks] = {}
@@ -44,6 +51,7 @@ class Loop:
         self._driver = driver
         self._can = driver.capabilities
         self._cache = cache
+        self._prefixes = prefixes
         self._ahead = ahead
         self._options = options
         self._settle = settle
@@ -81,12 +89,14 @@ class Loop:
         """Takes what collecting the ticket gave or raised."""
         chunks = self.in_flight.pop(ticket)
         self._cache.end_step()
+        self._prefixes.finished()
         if isinstance(outcome, Exception):
             self._abort(chunks)
             self._lose(chunks, outcome)
             return
         self._count(chunks, outcome)
         record_step(chunks, outcome, self._options.checkpoint_tokens, self._options.max_checkpoints)
+        self._share_prefixes(chunks, outcome)
         causes = {place: ForwardError(cause) for place, cause in outcome.failed.items()}
         self._abort([chunks[place] for place in causes])
         self._settle(chunks, causes)
@@ -97,9 +107,10 @@ class Loop:
             return ()  # what runs and what waits would take turns in half-empty steps from now on
         following = [self._ahead.guess(each) for each in ripe if each.generation is not None]
         guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
-        chunks = self._policy.choose([*self.waiting, *following], take_chunk, overtake=False, guesses=guesses)
+        waiting = self._prefixes.ready(self.waiting)
+        chunks = self._policy.choose([*waiting, *following], take_chunk, overtake=False, guesses=guesses)
         if not chunks and not self.in_flight:
-            chunks = self._policy.choose(self.waiting, take_chunk, overtake=True)
+            chunks = self._policy.choose(waiting, take_chunk, overtake=True)
         self.stalled = bool(self.waiting) and not chunks and not self.in_flight
         for chunk in chunks:
             self.waiting.pop(chunk.running, None)
@@ -109,6 +120,7 @@ class Loop:
     def _submitted(self, ticket: Ticket, chunks: Chunks) -> None:
         """What has more rows goes on waiting, at the end of the queue; what has none can be run ahead of."""
         self._cache.begin_step()
+        self._prefixes.submitted(chunks)
         self.in_flight[ticket] = chunks
         self._last_size, self._continued = len(chunks), 0
         samplers = 0
@@ -121,6 +133,12 @@ class Loop:
             else:
                 self._continued += 1
                 self.waiting[running] = None
+
+    def _share_prefixes(self, chunks: Chunks, result: ForwardResult) -> None:
+        for place, chunk in enumerate(chunks):
+            running = chunk.running
+            if place not in result.failed and running.request is not None and not running.dropped:
+                self._prefixes.written(running.context, chunk.start)
 
     def _copy_pages(self, chunks: Chunks) -> None:
         by_group: dict[int, list[PageCopy]] = defaultdict(list)

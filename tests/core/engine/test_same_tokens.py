@@ -4,7 +4,7 @@ leak no page."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -69,6 +69,7 @@ ops_st = st.builds(
             "fork",
             "evict",
             "evict",
+            *["again"] * 3,
             "truncate",
             "save",
             "open",
@@ -252,6 +253,16 @@ class Machine:
         self.engine.send(TruncateContext(ContextId(context), length))
         self.checks.append(lambda: plain.truncate(length))
         self.forward(context, op)
+
+    def again(self, context: int, op: Op) -> None:
+        """Another context is asked for what one had computed, or nearly."""
+        self.catch_up()
+        tokens = self.plain[context].tokens[: op.a] + op.tokens[: op.b % 3]
+        if not tokens or len(self.plain) >= 6:
+            return
+        self.create(op.b)
+        for twin in (self.last_context, context):
+            self.generate(twin, replace(op, tokens=tokens))
 
     def evict(self, context: int, op: Op) -> None:
         """Pins a little, evicts some, and goes on from what is left."""
