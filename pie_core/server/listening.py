@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import socket
 import ssl
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from pie_core.config import ServerConfig
 from pie_core.errors import ConfigError
@@ -60,6 +62,17 @@ def tls_context(config: ServerConfig) -> ssl.SSLContext | None:
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"server.tls_cert {config.tls_cert} cannot be used: {error}") from None
     return context
+
+
+class BriefAboutBadRequests(logging.Filter):
+    """Whoever sends nonsense gets one line in the log, not a traceback that fills it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            record.msg, record.args = "%s: %s", (record.getMessage(), " ".join(error.message.split())[:200])
+            record.exc_info = None
+        return True
 
 
 class _Refusal(asyncio.Protocol):

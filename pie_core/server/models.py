@@ -29,6 +29,11 @@ class Models:
         self._loading: ModelName | None = None
         self.is_ready = False
 
+    @property
+    def are_whole(self) -> bool:
+        """No loaded model has lost its engine."""
+        return all(map(self._app.has_engine, self._app.models))
+
     async def load_all(self) -> None:
         """What the server does at its start. Raises what the first model fails with."""
         for name in self._configured:
@@ -97,7 +102,7 @@ class Models:
 
     def _state(self, name: ModelName) -> str:
         if name in self._app.models:
-            return "loaded"
+            return "loaded" if self._app.has_engine(name) else "restarting"
         return "loading" if name == self._loading else "failed" if name in self._failures else "unloaded"
 
 

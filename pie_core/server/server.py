@@ -24,7 +24,7 @@ from pie_core.server.authentication import Gate
 from pie_core.server.connection import Connection
 from pie_core.server.credentials import Credentials
 from pie_core.server.http import HttpSide
-from pie_core.server.listening import Doorkeeper, bind, tls_context, url_of
+from pie_core.server.listening import BriefAboutBadRequests, Doorkeeper, bind, tls_context, url_of
 from pie_core.server.metrics import Metrics
 from pie_core.server.models import Models
 from pie_core.server.processes import ProcessTable, ServerProcess
@@ -32,6 +32,8 @@ from pie_core.server.programs import Programs
 from pie_core.server.session import Service
 
 log = logging.getLogger(__name__)
+web_log = logging.getLogger("pie_core.server.web")
+web_log.addFilter(BriefAboutBadRequests())
 
 _INSPECTION_S = 1.0
 _KEEPALIVE_S = 75.0
@@ -80,7 +82,11 @@ class Server:
         self.http = HttpSide(self.service, self._open_socket)
         # No body is unpacked on the way in: a few bytes can inflate to many.
         self._web = web.Server(
-            self._answer, access_log=None, keepalive_timeout=_KEEPALIVE_S, auto_decompress=False
+            self._answer,
+            logger=web_log,
+            access_log=None,
+            keepalive_timeout=_KEEPALIVE_S,
+            auto_decompress=False,
         )
         self._doorkeeper = Doorkeeper(self._web, config.server, self._count_refusal)
         self._listener: asyncio.Server | None = None

@@ -78,6 +78,23 @@ def test_a_request_that_is_wrong_is_refused(on_server: OnServer, request_: bytes
     on_server(scenario)
 
 
+def test_nonsense_takes_one_line_of_the_log(on_server: OnServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(pie: Pie) -> None:
+        request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        host, port = pie.server.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request)
+        assert b"200" in await reader.readline()
+        writer.write(b"nonsense\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    on_server(scenario)
+    (record,) = [each for each in caplog.records if each.name == "pie_core.server.web"]
+    assert record.exc_info is None
+    assert "\n" not in record.getMessage()
+
+
 def test_who_does_not_answer_pings_is_gone(on_server: OnServer) -> None:
     async def scenario(pie: Pie) -> None:
         async with raw_socket(pie.server.socket_url) as (reader, writer):
