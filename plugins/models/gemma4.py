@@ -96,6 +96,7 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
         raise keys.error("tie_word_embeddings is false; this architecture is implemented for true")
     keys.only("use_bidirectional_attention", "vision")  # inside images, which come as media spans
     layers, vocab_size = keys.integer("num_hidden_layers"), keys.integer("vocab_size")
+    layer_types = keys.texts("layer_types") or ()
     per_layer_size = keys.integer("hidden_size_per_layer_input", 0)
     keys.only("vocab_size_per_layer_input", *((vocab_size,) if per_layer_size else (vocab_size, 262144)))
     has_experts = keys.flag("enable_moe_block", False)
@@ -107,8 +108,8 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
         num_attention_heads=keys.integer("num_attention_heads"),
         rms_norm_eps=keys.number("rms_norm_eps"),
         max_position_embeddings=keys.integer("max_position_embeddings"),
-        layer_types=keys.texts("layer_types") or (),
-        shapes=_shapes(keys),
+        layer_types=layer_types,
+        shapes=_shapes(keys, layer_types),
         num_writing_layers=layers - keys.integer("num_kv_shared_layers", 0),
         widens_reading_layers=keys.flag("use_double_wide_mlp", False),
         per_layer_size=per_layer_size,
@@ -124,9 +125,9 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
     return config
 
 
-def _shapes(keys: ConfigKeys) -> dict[str, HeadShape]:
+def _shapes(keys: ConfigKeys, layer_types: tuple[str, ...]) -> dict[str, HeadShape]:
     kv_heads, equal = keys.integer("num_key_value_heads"), keys.flag("attention_k_eq_v", False)
-    global_kv_heads = keys.integer("num_global_key_value_heads", kv_heads)
+    global_head_dim, global_kv_heads = _global_heads(keys, layer_types, kv_heads)
     ropes = keys.section("rope_parameters")
     if ropes is None:
         raise keys.error("rope_parameters is missing; expected one mapping for each layer type")
@@ -139,7 +140,7 @@ def _shapes(keys: ConfigKeys) -> dict[str, HeadShape]:
     shapes = {
         FULL: HeadShape(
             num_kv_heads=global_kv_heads if equal else kv_heads,
-            head_dim=keys.integer("global_head_dim"),
+            head_dim=global_head_dim,
             theta=full.number("rope_theta"),
             rotary_factor=full.number("partial_rotary_factor"),
             window=None,
@@ -157,6 +158,24 @@ def _shapes(keys: ConfigKeys) -> dict[str, HeadShape]:
     for section in (full, sliding, ropes):
         section.finish()
     return shapes
+
+
+def _global_heads(keys: ConfigKeys, layer_types: tuple[str, ...], kv_heads: int) -> tuple[int, int]:
+    """Head size and key heads of global layers: published once, written out for each layer by transformers."""
+    written_out = keys.section("per_layer_config")
+    if written_out is None:
+        return keys.integer("global_head_dim"), keys.integer("num_global_key_value_heads", kv_heads)
+    found = set()
+    for layer in (layer for layer, kind in enumerate(layer_types) if kind == FULL):
+        section = written_out.section(str(layer))
+        if section is None:
+            raise written_out.error(f"layer {layer} is missing")
+        found.add((section.integer("head_dim"), section.integer("num_key_value_heads", kv_heads)))
+        section.finish()
+    written_out.finish()
+    if len(found) != 1:
+        raise written_out.error(f"global layers differ: (head_dim, num_key_value_heads) are {sorted(found)}")
+    return found.pop()
 
 
 def _check(config: Gemma4Config, layers: int, keys: ConfigKeys) -> None:

@@ -56,9 +56,8 @@ def read_kimi_linear(keys: ConfigKeys) -> KimiLinearConfig:
     keys.only("q_lora_rank", 0)
     keys.only("mla_use_nope", True)
     keys.only("num_nextn_predict_layers", 0)
-    keys.ignore(
-        "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling", "rope_parameters"
-    )  # nothing rotates
+    keys.ignore("num_key_value_heads", "head_dim", "qk_head_dim")  # follow from other keys
+    keys.ignore("rope_theta", "rope_scaling", "rope_parameters")  # nothing rotates
     layers = keys.integer("num_hidden_layers")
     delta, delta_layers = _read_delta(keys, layers)
     config = KimiLinearConfig(
@@ -95,6 +94,11 @@ def _read_delta(keys: ConfigKeys, layers: int) -> tuple[DeltaShape, frozenset[in
             f"full_attn_layers {full} and kda_layers {delta} are not the {layers} layers, once each"
         )
     section.finish()
+    kinds = ["linear_attention" if layer in delta else "full_attention" for layer in range(1, layers + 1)]
+    keys.only("layer_types", kinds)  # what transformers writes out
+    keys.only("linear_num_heads", heads)
+    keys.only("linear_head_dim", dim)
+    keys.only("linear_conv_kernel_dim", shape.kernel)
     return shape, frozenset(layer - 1 for layer in delta)
 
 
@@ -102,9 +106,13 @@ def _read_experts(keys: ConfigKeys, layers: int) -> ExpertSettings:
     keys.only("moe_router_activation_func", "sigmoid")
     keys.only("moe_layer_freq", 1)
     keys.ignore("use_grouped_topk")  # said by the number of groups
-    size = keys.integer("moe_intermediate_size")
+    keys.ignore("output_router_logits")  # training
+    size, dense = keys.integer("moe_intermediate_size"), keys.integer("first_k_dense_replace")
+    keys.only(
+        "mlp_layer_types", ["dense"] * dense + ["sparse"] * (layers - dense)
+    )  # what transformers writes out
     experts = ExpertSettings(
-        layers=frozenset(range(keys.integer("first_k_dense_replace"), layers)),
+        layers=frozenset(range(dense, layers)),
         num_experts=keys.integer("num_experts"),
         experts_per_token=keys.integer("num_experts_per_token"),
         intermediate_size=size,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 FULL, LINEAR = "full_attention", "linear_attention"
 ATTENTION_GROUP, STATE_GROUP = 0, 1
+SECTIONS, ROTARY_FACTOR = (11, 11, 10), 0.25  # where the configuration does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +78,7 @@ def read_qwen3_5(outer: ConfigKeys, has_experts: bool) -> Qwen35Config:
         rms_norm_eps=keys.number("rms_norm_eps"),
         max_position_embeddings=keys.integer("max_position_embeddings"),
         tie_word_embeddings=text.is_tied,
-        rope=read_axes_rope(keys, keys.integer("head_dim")),
+        rope=read_axes_rope(keys, keys.integer("head_dim"), SECTIONS, ROTARY_FACTOR),
         layer_types=_layer_types(keys, layers),
         delta=DeltaShape(
             num_key_heads=keys.integer("linear_num_key_heads"),

@@ -19,7 +19,7 @@ from pie_plugins.models.layers.experts import read_softmax_experts
 from pie_plugins.models.layers.transformers_reference import multimodal_logits
 from pie_plugins.models.weight_table import WeightTable
 
-HEAD_DIM = 128  # where the configuration does not say
+HEAD_DIM, SECTIONS = 128, (24, 20, 20)  # where the configuration does not say
 
 
 class Qwen3VL(DenseDecoder):
@@ -31,7 +31,7 @@ class Qwen3VL(DenseDecoder):
 
     def read_text(self, keys: ConfigKeys) -> DenseConfig:
         bias = keys.flag("attention_bias", False)
-        rope = read_axes_rope(keys, keys.integer("head_dim", HEAD_DIM))
+        rope = read_axes_rope(keys, keys.integer("head_dim", HEAD_DIM), SECTIONS)
         return read_dense(keys, head_dim=HEAD_DIM, qkv_bias=bias, output_bias=bias, qk_norm=True, rope=rope)
 
     def weights(self, config: DenseConfig) -> WeightTable:

@@ -16,18 +16,19 @@ class AxesRopeSettings:
     sections: tuple[int, ...]  # how many frequencies follow each axis
 
 
-def read_axes_rope(keys: ConfigKeys, head_dim: int, factor: float = 1.0) -> AxesRopeSettings:
-    """`factor` is how much of each head rotates where the configuration does not say."""
+def read_axes_rope(
+    keys: ConfigKeys, head_dim: int, sections: tuple[int, ...], factor: float = 1.0
+) -> AxesRopeSettings:
+    """`sections`, and `factor` of how much of each head rotates, hold where the configuration does not say."""
     outer_theta, outer_factor = keys.number("rope_theta", 0.0), keys.number("partial_rotary_factor", factor)
     section = keys.section("rope_parameters", "rope_scaling")
-    if section is None:
-        raise keys.error("rope_parameters is missing; expected a mapping with mrope_section")
+    section = section or ConfigKeys({}, keys.origin)
     section.only("rope_type", "default")
     section.only("type", "default", "mrope")
     section.only("mrope_interleaved", True)
     rotary_dim = int(head_dim * section.number("partial_rotary_factor", outer_factor))
     theta = section.number("rope_theta", outer_theta)
-    sections = section.integers("mrope_section")
+    sections = section.integers("mrope_section") or sections
     if len(sections) != AXES or sum(sections) * 2 != rotary_dim or theta <= 0:
         raise section.error(
             f"rope_theta is {theta} and mrope_section {sections}, expected a positive number and {AXES} numbers that"

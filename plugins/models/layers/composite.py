@@ -26,14 +26,16 @@ class TextPart:
 
     keys: ConfigKeys
     prefix: str
-    is_tied: bool  # the head shares the matrix of the embedding: either configuration may say so
+    is_tied: bool  # the head shares the matrix of the embedding
 
 
 def text_part(outer: ConfigKeys) -> TextPart:
     """From `text_config` where there is one; the configuration itself is the language model's otherwise."""
-    text, is_tied = outer.section("text_config"), outer.flag("tie_word_embeddings", False)
+    text = outer.section("text_config")
     if text is None:
-        return TextPart(outer, "model", is_tied)
+        return TextPart(outer, "model", outer.flag("tie_word_embeddings", False))
+    is_tied = text.flag("tie_word_embeddings", False)
+    is_tied = outer.flag("tie_word_embeddings", is_tied)  # decides where both are there
     outer.ignore("vision_config", "audio_config", *TOKENS)
     outer.finish()
-    return TextPart(text, "model.language_model", text.flag("tie_word_embeddings", False) or is_tied)
+    return TextPart(text, "model.language_model", is_tied)

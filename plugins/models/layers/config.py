@@ -98,7 +98,7 @@ class ConfigKeys:
         value = self._pop(key)
         if not isinstance(value, list | tuple):
             raise self.error(f"{key} is {value!r}, expected a list of numbers")
-        return tuple(float(each) for each in value)
+        return tuple(_number(each) for each in value)
 
     def integers(self, key: str) -> tuple[int, ...]:
         """None is no numbers."""
@@ -162,6 +162,11 @@ class ConfigKeys:
             raise self.error(f"{key} is {value!r}, expected {kind.__name__}")
         found: V = value
         return found
+
+
+def _number(value: Any) -> float:
+    """transformers writes what JSON has no number for as {"__float__": "Infinity"}."""
+    return float(value["__float__"] if isinstance(value, Mapping) else value)
 
 
 def _short(value: object) -> str:
