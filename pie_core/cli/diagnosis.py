@@ -93,12 +93,23 @@ def _plugins() -> Iterator[Finding]:
         yield Finding(Verdict.BAD, "driver", "no driver is installed: nothing can run a model")
 
 
+# What the driver cuda_native uses where it is there; it runs without.
+_GPU_PACKAGES = {"triton": "fused kernels", "flashinfer-python": "attention over prompts"}
+
+
 def _torch() -> Iterator[Finding]:
     try:
         yield Finding(Verdict.GOOD, "torch", version("torch"))
     except PackageNotFoundError:
         text = "not installed; the driver portable needs it: pip install 'pie-core[portable]'"
         yield Finding(Verdict.MISSING, "torch", text)
+        return
+    for package, purpose in _GPU_PACKAGES.items():
+        try:
+            yield Finding(Verdict.GOOD, "gpu", f"{package} {version(package)}: {purpose}")
+        except PackageNotFoundError:
+            text = f"{package} is not installed: {purpose}; pip install 'pie-core[cuda]'"
+            yield Finding(Verdict.MISSING, "gpu", text)
 
 
 def _home() -> Iterator[Finding]:
