@@ -11,6 +11,7 @@ import pytest
 from pie_core.errors import GuestError, InvalidRequest, LimitExceeded, Unsupported
 from pie_core.program_store import ProgramStore
 from pie_core.programs import find_program
+from tests.core.sandbox.wat_guests import RETURN_INPUT, run, wat_guest
 from tests.flow.conftest import Pie
 
 MANIFEST = '[package]\nname = "asked"\nversion = "0.1.0"\n'
@@ -77,3 +78,26 @@ def test_a_program_gets_no_more_memory_than_it_asks_for(
                 await running
 
     on_pie(scenario)
+
+
+@pytest.mark.parametrize("as_upload", [False, True])
+def test_an_installed_component_runs_with_what_its_manifest_says(
+    on_pie: OnPie, tmp_path: Path, as_upload: bool
+) -> None:
+    component = wat_guest(run("", RETURN_INPUT))
+    store = ProgramStore(tmp_path / "store")
+    if as_upload:  # bare, with its manifest beside it, as clients of Pie 0.4 send it
+        store.add_content(component, MANIFEST + PARAMETERS)
+    else:
+        folder = tmp_path / "asked"
+        folder.mkdir()
+        (folder / "Pie.toml").write_text(f'{MANIFEST}entry = "asked.wasm"\n{PARAMETERS}')
+        (folder / "asked.wasm").write_bytes(component)
+        store.add(folder)
+
+    async def scenario(pie: Pie) -> Any:
+        with pytest.raises(InvalidRequest, match="`name` is missing"):
+            await pie.app.run(find_program("asked", store), {}, pie.state())
+        return await pie.app.run(find_program("asked@0.1.0", store), {"name": "pie"}, pie.state())
+
+    assert on_pie(scenario) == {"name": "pie", "times": 2}
