@@ -53,6 +53,11 @@ class LocalPort:
     def info(self) -> ModelInfo:
         return self._engine.info
 
+    @property
+    def is_ready(self) -> bool:
+        """False once the engine is lost."""
+        return self._lost is None
+
     def listen(self, sink: EventSink) -> None:
         self._sink = sink
 

@@ -16,6 +16,7 @@ LAYERS = (
     {"__main__", "cli"},
     {"server", "client", "offline"},
     {"app"},
+    {"processes"},
     {"sandbox", "host_api", "guests", "programs", "program_store", "program_artifact", "manifest"},
     {"text"},
     {"engine", "scheduler"},
