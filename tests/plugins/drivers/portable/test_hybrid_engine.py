@@ -1,0 +1,112 @@
+"""An engine over models with windows and with recurrent state: whatever contexts go through, greedy tokens are those of
+a plain run over the same history."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from pie_core.contracts.driver import Driver
+from pie_core.engine.messages import (
+    DropContext,
+    EndProcess,
+    OpenSnapshot,
+    SaveSnapshot,
+    SnapshotOpened,
+    TruncateContext,
+)
+from pie_core.ids import ContextId, ProcessId, Tenant
+from pie_core.testing.any_architecture import write_checkpoint
+from pie_core.testing.batches import Request, Sample, Stepper
+from pie_plugins.models import gemma4, kimi_linear, nemotron_h, qwen3_5
+from tests.core.engine.stepping import SteppedEngine
+from tests.plugins.models.reference import portable
+from tests.plugins.models.test_gemma4 import SMALL
+from tests.plugins.models.test_kimi_linear import tiny_kimi
+from tests.plugins.models.test_nemotron_h import tiny_nemotron
+from tests.plugins.models.test_qwen3_5 import tiny_qwen
+
+MODELS = {
+    "gemma4": (gemma4.DECLARATION, SMALL),
+    "kimi_linear": (kimi_linear.DECLARATION, tiny_kimi([1, 2], [3])),
+    "nemotron_h": (nemotron_h.DECLARATION, tiny_nemotron("ME*")),
+    "qwen3_5": (qwen3_5.DENSE, tiny_qwen()),
+}
+PROMPT = [(37 * place + 11) % 320 for place in range(29)]
+
+
+@pytest.fixture(params=sorted(MODELS))
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    write_checkpoint(tmp_path, *MODELS[request.param])
+    return tmp_path
+
+
+def make_driver(folder: Path, **options: object) -> Driver:
+    return portable(folder, kv_page_size=4, total_pages=64, state_slots=24, **options)
+
+
+class Plain:
+    """Reruns the whole history for every token."""
+
+    def __init__(self, folder: Path) -> None:
+        self._stepper = Stepper(make_driver(folder))
+
+    def goes_on(self, history: Sequence[int], count: int) -> list[int]:
+        tokens = list(history)
+        for _ in range(count):
+            context = self._stepper.context()
+            tokens.append(int(self._stepper.run([Request(context, tokens, samples=[Sample()])]).tokens[0]))
+            self._stepper.book.drop_context(context)
+        return tokens[len(history) :]
+
+
+def test_contexts_that_fork_go_back_and_are_saved_generate_what_a_plain_run_does(folder: Path) -> None:
+    engine, plain = SteppedEngine(make_driver(folder), checkpoint_tokens=8), Plain(folder)
+    engine.create(1)
+    first = engine.generate(1, PROMPT, 7)
+    assert first == plain.goes_on(PROMPT, 7)
+    history = engine.history(1)
+    engine.fork(1, 2)
+    assert engine.generate(2, [5, 6], 4) == plain.goes_on([*history, 5, 6], 4)
+    for length in (30, 17, 3):  # behind a kept state, between two, before the first
+        engine.send(TruncateContext(ContextId(1), length))
+        history = [*history[:length], 9]
+        assert engine.generate(1, [9], 3) == plain.goes_on(history, 3)
+        history = engine.history(1)
+    engine.send(SaveSnapshot(engine.new_request(), ContextId(2), "kept", b""))
+    engine.run()
+    saved = engine.history(2)
+    engine.send(EndProcess(ProcessId("p")))
+    opening = engine.new_request()
+    engine.send(OpenSnapshot(opening, ContextId(3), ProcessId("q"), Tenant("t"), "kept", True))
+    engine.final(opening, SnapshotOpened)
+    assert engine.generate(3, [8], 3) == plain.goes_on([*saved, 8], 3)
+    engine.send(DropContext(ContextId(3)))
+    assert engine.all_pages_are_free()
+
+
+def test_a_batch_of_contexts_generates_what_each_does_alone(folder: Path) -> None:
+    engine, plain = SteppedEngine(make_driver(folder, max_batch_tokens=16)), Plain(folder)
+    prompts = [PROMPT[: 3 + 5 * context] for context in range(5)]
+    for context in range(5):
+        engine.create(context + 1)
+    requests = [engine.begin_generation(context + 1, prompt, 4) for context, prompt in enumerate(prompts)]
+    engine.run()
+    assert [engine.generated(each) for each in requests] == [plain.goes_on(each, 4) for each in prompts]
+
+
+def test_pages_that_leave_a_window_are_free_again(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, gemma4.DECLARATION, SMALL)
+    engine = SteppedEngine(make_driver(tmp_path))
+    engine.create(1)
+    engine.forward(1, PROMPT)
+    for token in PROMPT:
+        engine.forward(1, [token])
+    status = engine.status()
+    used = [total - free for total, free in zip(status.total_pages, status.free_pages, strict=True)]
+    assert used == [
+        -(-2 * len(PROMPT) // 4),
+        2,
+    ]  # rows of the whole context; rows that a window of 6 still reaches
