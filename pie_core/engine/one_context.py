@@ -23,7 +23,7 @@ from pie_core.engine.messages import (
     SamplerSpec,
 )
 from pie_core.engine.options import EngineOptions
-from pie_core.errors import EngineLost, InvalidRequest, error_from_code
+from pie_core.errors import EngineLost, InvalidRequest, Unsupported, error_from_code
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
 
 CONTEXT = ContextId(1)
@@ -39,6 +39,11 @@ class Reading:
 
 def read_logits(driver: Driver, tokens: Sequence[int], num_greedy: int = 0) -> Reading:
     """Raises what the engine answers: OutOfPages, InvalidRequest for tokens outside the vocabulary, and so on."""
+    if driver.capabilities.streams > 1:
+        raise Unsupported(
+            f"tokens of architecture {driver.capabilities.architecture!r} have {driver.capabilities.streams} columns;"
+            " only models of one column are read"
+        )
     if not tokens:
         raise InvalidRequest("no tokens to read: expected at least one")
     reader = _Reader(driver)

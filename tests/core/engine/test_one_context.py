@@ -11,7 +11,7 @@ from pie_core.contracts.forward import Float32
 from pie_core.engine import one_context
 from pie_core.engine.one_context import read_logits
 from pie_core.engine.parity import compare
-from pie_core.errors import InvalidRequest, PieError
+from pie_core.errors import InvalidRequest, PieError, Unsupported
 from tests.core.engine.stepping import VOCAB, dummy
 
 PROMPT = [5, 9, 60, 2, 2, 41, 8]
@@ -43,6 +43,11 @@ def test_no_tokens_and_tokens_outside_the_vocabulary_are_refused() -> None:
         read_logits(dummy(), [])
     with pytest.raises(PieError, match=str(VOCAB)):
         read_logits(dummy(), [VOCAB])
+
+
+def test_models_of_several_columns_are_refused_by_name() -> None:
+    with pytest.raises(Unsupported, match="4 columns"):
+        read_logits(dummy(streams=4), PROMPT)
 
 
 def itself(_: Path, tokens: object) -> Float32:

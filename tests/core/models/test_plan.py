@@ -10,12 +10,12 @@ import pytest
 
 from pie_core.errors import LoadError
 from pie_core.models.plan import GIB, ModelPlan, plan_model
-from pie_plugins.models import deepseek_v3, kimi_k2, llama, qwen3_moe
+from pie_plugins.models import deepseek_v3, gemma4, kimi_k2, llama, nemotron_h, qwen3_moe
 from tests.rules.source_tree import ROOT
 
 ARCHITECTURES = {
     declaration.name: declaration
-    for module in (deepseek_v3, kimi_k2, llama, qwen3_moe)
+    for module in (deepseek_v3, gemma4, kimi_k2, llama, nemotron_h, qwen3_moe)
     for declaration in module.pie_architectures()
 }
 
@@ -39,6 +39,15 @@ def test_parameters_are_those_that_are_published(tmp_path: Path) -> None:
     assert planned(tmp_path, QWEN3_30B).num_parameters == pytest.approx(30.53e9, rel=1e-3)
 
 
+def test_state_is_counted_by_context_and_windows_up_to_their_length(tmp_path: Path) -> None:
+    nano = planned(tmp_path, published("Nemotron-3-Nano-30B-A3B"))
+    state = 23 * 64 * 64 * 128 * 4
+    assert state < nano.bytes_per_context < 1.05 * state
+    assert nano.bytes_per_token == 6 * 2 * 2 * 128 * 2
+    gemma = planned(tmp_path, published("Gemma-4-31B"))
+    assert gemma.bytes_per_context == 1024 * 50 * 2 * 16 * 256 * 2
+
+
 def test_a_latent_row_is_all_that_a_token_keeps(tmp_path: Path) -> None:
     assert planned(tmp_path, DEEPSEEK_V3).bytes_per_token == 61 * (512 + 64) * 2
     assert planned(tmp_path, QWEN3_30B).bytes_per_token == 48 * 2 * 4 * 128 * 2
@@ -59,5 +68,5 @@ def test_how_a_checkpoint_is_quantized_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_a_model_that_nobody_reads_is_refused_with_those_that_are_known(tmp_path: Path) -> None:
-    with pytest.raises(LoadError, match=r"'mystery'.*deepseek_v3, kimi_k2"):
+    with pytest.raises(LoadError, match=r"'mystery'.*deepseek_v3, .*kimi_k2"):
         planned(tmp_path, {"model_type": "mystery"})
