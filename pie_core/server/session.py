@@ -214,7 +214,8 @@ def _counted_login(session: Session, attempt: Callable[[], str]) -> str:
     try:
         answer = attempt()
     except PieError as error:
-        log.warning("%s was refused a login: %s", session.client.peer, error)
+        # As text: whoever keeps the record would keep the error's frames, and so this server.
+        log.warning("%s was refused a login: %s", session.client.peer, str(error))
         session.service.metrics.logins.labels("refused").inc()
         raise
     if session.login.is_done:
