@@ -25,7 +25,7 @@ case $part in
   correct)
     tests=tests/plugins/drivers/cuda_native
     timeout 420 python3 -m pytest -q -p no:cacheprovider --timeout 120 "$tests"/test_{step,layer,sampling}_kernels.py \
-      "$tests"/test_driver.py 2>&1 | tee "$out/tests.log" | tail -40
+      "$tests"/test_driver.py "$tests"/test_products.py tests/gpu 2>&1 | tee "$out/tests.log" | tail -40
     timeout 150 python3 -m pytest -q -p no:cacheprovider --timeout 60 "$tests"/test_contract.py -k Replayed 2>&1 |
       tee "$out/contract.log" | tail -30
     ;;

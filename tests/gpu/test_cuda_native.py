@@ -1,0 +1,157 @@
+"""What only a GPU can show of the CUDA driver: nothing waits while steps are queued, bf16, FlashInfer.
+
+Needs one NVIDIA GPU. The driver's other tests run on it too, where there is one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gpu_loop import Story, run
+from pie_core.contracts.driver import Driver
+from pie_core.contracts.forward import Float32, ProbeKind, last_accepted
+from pie_core.testing.any_architecture import write_checkpoint
+from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, Token, probe_values
+from tests.plugins.drivers.cuda_native.machine import cuda_native
+from tests.plugins.models.reference import ARCHITECTURES, tiny, transformers_logits
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+# As large as tensor cores and FlashInfer want their heads, and small enough to be written in a second.
+SMALL = {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128, "num_hidden_layers": 4, "vocab_size": 4096,
+         "max_position_embeddings": 2048}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen3")
+    write_checkpoint(folder, ARCHITECTURES["qwen3"], tiny("qwen3", **SMALL))
+    return folder
+
+
+@contextmanager
+def waiting_is_an_error() -> Iterator[None]:
+    """Anything that waits for the device raises."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def small(checkpoint: Path, **options: Any) -> Driver:
+    return cuda_native(checkpoint, **({"dtype": "bfloat16", "max_batch_tokens": 2048} | options))
+
+
+def answers(driver: Driver, prompt: list[int]) -> list[Float32]:
+    """Logits of a whole prompt's last row, and of a row decoded behind it."""
+    stepper = Stepper(driver)
+    context = stepper.context()
+    probes = [Probe(ProbeKind.LOGITS)]
+    found = [probe_values(stepper.run([Request(context, prompt, probes=probes, samples=[Sample()])]), 0)]
+    found.append(probe_values(stepper.run([Request(context, [7], probes=probes, samples=[Sample()])]), 0))
+    driver.close()
+    return found
+
+
+def relative_error(found: Float32, expected: Float32) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+PROMPT = [(17 * place) % 4000 for place in range(300)]
+
+
+def test_nothing_waits_while_steps_are_queued(checkpoint: Path) -> None:
+    """Prompts, replayed steps, changed logits, drafts behind open steps: only collecting waits."""
+    stepper = Stepper(small(checkpoint))
+    one, two = stepper.context(), stepper.context()
+    stepper.run([Request(one, PROMPT, samples=[Sample()]), Request(two, [1, 2, 3], samples=[Sample()])])
+    with waiting_is_an_error():
+        tickets = [
+            stepper.submit([Request(one, [5], samples=[Sample()]), Request(two, [6], samples=[Sample()])])
+        ]
+        seen = [FromTicket(tickets[0], 0)]
+        drawn = Sample(temperature=1.0, top_p=0.9, presence=1.0, history=seen, allowed=range(99))
+        tickets.append(stepper.submit([Request(one, seen, samples=[drawn])]))
+        drafted: list[Token] = [FromTicket(tickets[0], 1), 8, 9]
+        samples = [Sample(row) for row in range(3)]
+        tickets.append(stepper.submit([Request(two, drafted, samples=samples, drafts=2)]))
+        tickets.append(
+            stepper.submit([Request(two, [FromTicket(tickets[2], last_accepted(0))], samples=[Sample()])])
+        )
+    assert not any(stepper.collect(ticket).failed for ticket in tickets)
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_bfloat16_logits_are_those_of_transformers(checkpoint: Path, graphs: bool) -> None:
+    expected = transformers_logits(checkpoint, [*PROMPT, 7])
+    found = answers(small(checkpoint, cuda_graphs=graphs), PROMPT)
+    assert relative_error(found[0], expected[len(PROMPT) - 1]) < 0.02
+    assert relative_error(found[1], expected[len(PROMPT)]) < 0.02
+
+
+def test_float32_logits_are_those_of_transformers(checkpoint: Path) -> None:
+    expected = transformers_logits(checkpoint, [*PROMPT, 7])
+    found = answers(small(checkpoint, dtype="float32"), PROMPT)
+    assert relative_error(found[0], expected[len(PROMPT) - 1]) < 1e-4
+    assert relative_error(found[1], expected[len(PROMPT)]) < 1e-4
+
+
+@pytest.mark.skipif(find_spec("flashinfer") is None, reason="flashinfer is not installed")
+def test_flashinfer_and_the_own_kernel_agree(checkpoint: Path) -> None:
+    found, expected = (answers(small(checkpoint, attention=name), PROMPT) for name in ("flashinfer", "own"))
+    assert relative_error(found[0], expected[0]) < 0.02
+    assert relative_error(found[1], expected[1]) < 0.02
+
+
+@pytest.mark.parametrize("products", ["auto", "library"])
+def test_own_products_and_the_library_s_agree(checkpoint: Path, products: str) -> None:
+    expected = answers(small(checkpoint, dtype="float32", products="library"), PROMPT)
+    found = answers(small(checkpoint, dtype="float32", products=products), PROMPT)
+    assert relative_error(found[1], expected[1]) < 1e-4
+
+
+def test_a_batch_invariant_decode_has_the_same_bits_replayed_and_eager_in_any_company(
+    checkpoint: Path,
+) -> None:
+    seen = []
+    for graphs, others in ((False, 0), (True, 0), (True, 1), (True, 6), (False, 6)):
+        driver = small(checkpoint, batch_invariant=True, cuda_graphs=graphs)
+        stepper = Stepper(driver)
+        context, company = stepper.context(), [stepper.context() for _ in range(others)]
+        stepper.run([Request(context, PROMPT), *(Request(each, [3] * 40) for each in company)])
+        probed = Request(context, [7], samples=[Sample()], probes=[Probe(ProbeKind.LOGITS)])
+        rest = [Request(each, [3], samples=[Sample()]) for each in company]
+        seen.append(probe_values(stepper.run([*rest, probed]), 0))
+        driver.close()
+    assert all(np.array_equal(each, seen[0]) for each in seen)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 8])
+def test_many_steps_queued_behind_each_other_end_well(tmp_path: Path, batch: int) -> None:
+    """At, below and above a bucket's size."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3", **SMALL)))
+    driver = small(tmp_path, random_weights=True)
+    timed = run(driver, [Story(100 + place, 60 + 3 * place) for place in range(batch)], 0.7, depth=3)
+    assert timed.tokens == sum(60 + 3 * place for place in range(batch))
+    driver.close()
+
+
+def test_pages_fill_the_share_of_the_memory_that_pie_may_use(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3", **SMALL)))
+    driver = small(tmp_path, random_weights=True, total_pages=0, gpu_mem_utilization=0.2)
+    free, total = torch.cuda.mem_get_info()
+    assert 0.14 * total < total - free < 0.22 * total
+    driver.close()
