@@ -156,7 +156,7 @@ def unknown_rope(folder: Path) -> None:
         (index_outside, "not a file of this directory"),
         (broken_json, "config.json.*JSON"),
         (json_list, "config.json.*list"),
-        (other_model, "'mamba'.*llama, qwen3"),
+        (other_model, "'mamba'.*llama, .*qwen3"),
         (odd_heads, "num_attention_heads is 4.*num_key_value_heads"),
         (wrong_type, "hidden_size is '64', expected int"),
         (unknown_rope, "rope_type is 'spiral'.*llama3"),
