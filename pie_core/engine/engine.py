@@ -48,7 +48,7 @@ from pie_core.engine.options import EngineOptions
 from pie_core.engine.passes import Passes
 from pie_core.engine.snapshots import Snapshots
 from pie_core.errors import Cancelled, DeadlineExceeded, NotFound, OutOfPages, PieError
-from pie_core.ids import RequestId, Ticket
+from pie_core.ids import ContextId, RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.prefix_cache import PrefixCache
 from pie_core.scheduler.admission import Admission
@@ -130,6 +130,9 @@ class Engine:
         events = self._events.copy()
         self._events.clear()
         return events
+
+    def context(self, id_: ContextId) -> Context | None:
+        return self._contexts.get(id_)
 
     @property
     def wakes_in_s(self) -> float | None:

@@ -59,16 +59,15 @@ class Prefixes:
         """False: the next block is being computed, or about to be."""
         context, before = waiting.context, waiting.context.written
         missing = self._adopt(context, _first_output(waiting) // self._cache.rows)
-        if missing is not None and (missing in self._computing or missing in begun):
-            self.hit_tokens += context.written - before
-            return False
-        if context.written > before and not self._has_room_for_rest(waiting):
+        is_computed = missing is not None and missing in self._computing
+        waits = is_computed or (missing is not None and missing in begun)
+        if context.written > before and not is_computed and (waits or not self._has_room_for_rest(waiting)):
             context.written = context.submitted = before  # others need these pages more
             context.pages.truncate(before)
-        elif missing is not None:
+        elif missing is not None and not waits:
             begun.add(missing)
         self.hit_tokens += context.written - before
-        return True
+        return not waits
 
     def _adopt(self, context: Context, last: int) -> bytes | None:
         """Takes over the blocks before `last`; the key of the first that is not there."""

@@ -1,0 +1,131 @@
+"""Programs of a simulation: what each asks of the engine, and what its contexts must consist of if all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from pie_core.contracts.driver import Driver
+from pie_core.contracts.sampling import derive_stream
+from pie_core.engine.messages import SamplerSpec
+from pie_core.testing.batches import Mask, Request, Sample, Stepper
+
+SAMPLERS = (
+    SamplerSpec(),
+    SamplerSpec(temperature=1.0),
+    SamplerSpec(temperature=0.8, top_k=7, top_p=0.9),
+    SamplerSpec(temperature=1.0, seed=11),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A token that the engine drew behind a row."""
+
+    row: int
+    sampler: SamplerSpec
+    epoch: int
+    token: int
+
+
+@dataclass(slots=True)
+class Shadow:
+    """What a context must be: its tokens, what was drawn on the way, and which rows are hidden since when."""
+
+    stream: int
+    tokens: list[int] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+    hidden_since: dict[int, int] = field(default_factory=dict)
+    epoch: int = 0
+    children: int = 0
+
+    def truncate(self, length: int) -> None:
+        self.epoch += length < len(self.tokens)
+        self.cut(length)
+
+    def cut(self, length: int) -> None:
+        del self.tokens[length:]
+        self.draws = [draw for draw in self.draws if draw.row < length]
+        since = self.hidden_since.items()
+        self.hidden_since = {row: min(length, moment) for row, moment in since if row < length}
+
+    def evict(self, start: int, stop: int) -> None:
+        for row in range(start, stop):
+            self.hidden_since.setdefault(row, len(self.tokens))
+
+    def child(self) -> Shadow:
+        """Draws of the parent stay the parent's: they came from its own noise."""
+        self.children += 1
+        stream = derive_stream(self.stream, self.children - 1)
+        return Shadow(stream, list(self.tokens), [], dict(self.hidden_since))
+
+
+class Checker:
+    """Computes contexts alone and whole, on a driver of its own, and compares what was drawn on them."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._stepper = Stepper(driver)
+        self.checked = 0
+
+    def wrong_draws(self, shadow: Shadow) -> list[str]:
+        if not shadow.draws:
+            return []
+        scratch = self._stepper.context()
+        samples = [_sample(draw, shadow.stream) for draw in shadow.draws]
+        request = Request(scratch, shadow.tokens, samples=samples, masks=_masks(shadow))
+        tokens = self._stepper.run([request]).tokens.tolist()
+        self._stepper.book.drop_context(scratch)
+        self.checked += len(tokens)
+        return [
+            f"row {draw.row}: drew {draw.token}, alone it draws {token}"
+            for draw, token in zip(shadow.draws, tokens, strict=True)
+            if draw.token != token
+        ]
+
+
+def _sample(draw: Draw, stream: int) -> Sample:
+    spec = draw.sampler
+    return Sample(
+        row=draw.row,
+        temperature=spec.temperature,
+        top_k=spec.top_k,
+        top_p=spec.top_p,
+        stream=stream if spec.seed is None else spec.seed,
+        index=draw.row + 1,
+        slot=0,
+        epoch=draw.epoch,
+    )
+
+
+def _masks(shadow: Shadow) -> Sequence[Mask]:
+    if not shadow.hidden_since:
+        return ()
+    masks = []
+    for row in range(min(shadow.hidden_since.values()), len(shadow.tokens)):
+        hidden = {each for each, since in shadow.hidden_since.items() if since <= row}
+        visible = [(each, each + 1) for each in range(row + 1) if each not in hidden]
+        masks.append(Mask(row, visible))
+    return masks
+
+
+@dataclass(slots=True)
+class Program:
+    """One simulated guest with one context; it waits for at most one request."""
+
+    name: str
+    context: int
+    shadow: Shadow
+    waits_for: int | None = None
+    answered: Callable[[object], None] | None = None
+    received: list[int] = field(default_factory=list)  # of its running generation
+    last: tuple[int, SamplerSpec] | None = None  # the token drawn last, and how: what a loop goes on with
+    generates: bool = False
+    acts: int = 0
+
+
+def some_prompt(random: Random, vocabulary: int) -> list[int]:
+    """Prompts that begin alike, so that there is something to share."""
+    family = random.randrange(3)
+    common = [(family + 5 * place) % vocabulary for place in range(random.choice((0, 8, 16)))]
+    return common + [random.randrange(vocabulary) for _ in range(random.randint(1, 9))]
