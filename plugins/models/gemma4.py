@@ -21,6 +21,7 @@ from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.composite import text_part
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.experts import add_gated_mlp
+from pie_plugins.models.layers.head_shapes import FULL, SLIDING, HeadShape, read_head_shapes
 from pie_plugins.models.layers.transformers_reference import causal_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
@@ -28,20 +29,7 @@ if TYPE_CHECKING:
     from pie_plugins.models.layers.parameters import Parameters
     from pie_plugins.models.layers.sandwich import SandwichDecoder
 
-FULL, SLIDING = "full_attention", "sliding_attention"
 GROUPS = {FULL: "full", SLIDING: "window"}
-
-
-@dataclass(frozen=True, slots=True)
-class HeadShape:
-    """Of all layers of one kind."""
-
-    num_kv_heads: int
-    head_dim: int
-    theta: float
-    rotary_factor: float
-    window: int | None
-    keys_are_values: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +97,7 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
         rms_norm_eps=keys.number("rms_norm_eps"),
         max_position_embeddings=keys.integer("max_position_embeddings"),
         layer_types=layer_types,
-        shapes=_shapes(keys, layer_types),
+        shapes=read_head_shapes(keys, layer_types),
         num_writing_layers=layers - keys.integer("num_kv_shared_layers", 0),
         widens_reading_layers=keys.flag("use_double_wide_mlp", False),
         per_layer_size=per_layer_size,
@@ -125,59 +113,6 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
     return config
 
 
-def _shapes(keys: ConfigKeys, layer_types: tuple[str, ...]) -> dict[str, HeadShape]:
-    kv_heads, equal = keys.integer("num_key_value_heads"), keys.flag("attention_k_eq_v", False)
-    global_head_dim, global_kv_heads = _global_heads(keys, layer_types, kv_heads)
-    ropes = keys.section("rope_parameters")
-    if ropes is None:
-        raise keys.error("rope_parameters is missing; expected one mapping for each layer type")
-    full, sliding = ropes.section(FULL), ropes.section(SLIDING)
-    if full is None or sliding is None:
-        raise ropes.error(f"expected mappings for {FULL} and {SLIDING}")
-    full.only("rope_type", "proportional")
-    sliding.only("rope_type", "default")
-    sliding.only("partial_rotary_factor", 1.0)
-    shapes = {
-        FULL: HeadShape(
-            num_kv_heads=global_kv_heads if equal else kv_heads,
-            head_dim=global_head_dim,
-            theta=full.number("rope_theta"),
-            rotary_factor=full.number("partial_rotary_factor"),
-            window=None,
-            keys_are_values=equal,
-        ),
-        SLIDING: HeadShape(
-            num_kv_heads=kv_heads,
-            head_dim=keys.integer("head_dim"),
-            theta=sliding.number("rope_theta"),
-            rotary_factor=1.0,
-            window=keys.integer("sliding_window"),
-            keys_are_values=False,
-        ),
-    }
-    for section in (full, sliding, ropes):
-        section.finish()
-    return shapes
-
-
-def _global_heads(keys: ConfigKeys, layer_types: tuple[str, ...], kv_heads: int) -> tuple[int, int]:
-    """Head size and key heads of global layers: published once, written out for each layer by transformers."""
-    written_out = keys.section("per_layer_config")
-    if written_out is None:
-        return keys.integer("global_head_dim"), keys.integer("num_global_key_value_heads", kv_heads)
-    found = set()
-    for layer in (layer for layer, kind in enumerate(layer_types) if kind == FULL):
-        section = written_out.section(str(layer))
-        if section is None:
-            raise written_out.error(f"layer {layer} is missing")
-        found.add((section.integer("head_dim"), section.integer("num_key_value_heads", kv_heads)))
-        section.finish()
-    written_out.finish()
-    if len(found) != 1:
-        raise written_out.error(f"global layers differ: (head_dim, num_key_value_heads) are {sorted(found)}")
-    return found.pop()
-
-
 def _check(config: Gemma4Config, layers: int, keys: ConfigKeys) -> None:
     if len(config.layer_types) != layers or set(config.layer_types) - GROUPS.keys():
         raise keys.error(f"layer_types is {config.layer_types}, expected {layers} of {' and '.join(GROUPS)}")
@@ -186,13 +121,6 @@ def _check(config: Gemma4Config, layers: int, keys: ConfigKeys) -> None:
             f"num_kv_shared_layers leaves {config.num_writing_layers} layers that write keys and values, which are not"
             " of every type"
         )
-    for kind, shape in config.shapes.items():
-        if shape.num_kv_heads < 1 or config.num_attention_heads % shape.num_kv_heads:
-            raise keys.error(
-                f"num_key_value_heads (num_global_key_value_heads for {FULL}, with attention_k_eq_v) is"
-                f" {shape.num_kv_heads} for {kind}, expected a divisor of num_attention_heads"
-                f" ({config.num_attention_heads})"
-            )
 
 
 class Gemma4:

@@ -67,7 +67,7 @@ def read_nemotron_h(keys: ConfigKeys) -> NemotronHConfig:
         layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=keys.integer("num_key_value_heads", heads),
-        head_dim=_head_dim(keys),
+        head_dim=keys.integer("attention_head_dim" if keys.has("attention_head_dim") else "head_dim"),
         intermediate_size=keys.integer("intermediate_size", 0),
         norm_eps=keys.number("layer_norm_epsilon"),
         max_position_embeddings=keys.integer("max_position_embeddings"),
@@ -99,13 +99,10 @@ def _read_settled(keys: ConfigKeys) -> None:
     if limit[0] != 0 or limit[-1] < UNLIMITED:
         raise keys.error(f"time_step_limit is {limit}, implemented is none: 0 to infinity")
     keys.ignore("time_step_min", "time_step_max", "time_step_floor", "rescale_prenorm_residual")  # training
-    keys.ignore(
-        "expand", "chunk_size", "residual_in_fp32", "rms_norm_eps", "rope_theta", "partial_rotary_factor"
-    )
-    keys.ignore(
-        "num_logits_to_keep", "use_mamba_kernels", "moe_shared_expert_overlap", "output_router_logits"
-    )
-    keys.ignore("num_nextn_predict_layers", "mtp_hybrid_override_pattern", "mtp_layers_block_type")
+    keys.ignore("expand", "chunk_size", "residual_in_fp32", "rms_norm_eps")
+    keys.ignore("rope_theta", "partial_rotary_factor", "num_logits_to_keep", "use_mamba_kernels")
+    keys.ignore("moe_shared_expert_overlap", "output_router_logits", "num_nextn_predict_layers")
+    keys.ignore("mtp_hybrid_override_pattern", "mtp_layers_block_type")
 
 
 def _layers(keys: ConfigKeys) -> tuple[str, ...]:
@@ -124,35 +121,25 @@ def _layers(keys: ConfigKeys) -> tuple[str, ...]:
     return kinds
 
 
-def _head_dim(keys: ConfigKeys) -> int:
-    return keys.integer("head_dim", keys.integer("attention_head_dim", 0)) or keys.integer("head_dim")
-
-
 def _experts(keys: ConfigKeys, layers: tuple[str, ...]) -> ExpertSettings | None:
-    names = (
-        "n_routed_experts",
-        "num_experts_per_tok",
-        "moe_intermediate_size",
-        "moe_shared_expert_intermediate_size",
-    )
     if MOE not in layers:
-        keys.ignore(
-            *names, "n_shared_experts", "n_group", "topk_group", "norm_topk_prob", "routed_scaling_factor"
-        )
+        keys.ignore("n_routed_experts", "num_experts_per_tok", "moe_intermediate_size", "n_shared_experts")
+        keys.ignore("moe_shared_expert_intermediate_size", "n_group", "topk_group", "norm_topk_prob")
+        keys.ignore("routed_scaling_factor")
         return None
     keys.only("n_shared_experts", 1)
     experts = ExpertSettings(
         layers=frozenset(place for place, kind in enumerate(layers) if kind == MOE),
-        num_experts=keys.integer(names[0]),
-        experts_per_token=keys.integer(names[1]),
-        intermediate_size=keys.integer(names[2]),
+        num_experts=keys.integer("n_routed_experts"),
+        experts_per_token=keys.integer("num_experts_per_tok"),
+        intermediate_size=keys.integer("moe_intermediate_size"),
         routing=GroupRouting(
             normalize=keys.flag("norm_topk_prob"),
             scale=keys.number("routed_scaling_factor"),
             num_groups=keys.integer("n_group", 1),
             kept_groups=keys.integer("topk_group", 1),
         ),
-        shared_size=keys.integer(names[3]),
+        shared_size=keys.integer("moe_shared_expert_intermediate_size"),
     )
     experts.check(keys)
     return experts
@@ -185,9 +172,8 @@ class NemotronH:
         else:
             table.take("head.weight", hf_source("lm_head.weight", config.vocab_size, hidden))
         table.leave("mtp.*")
-        table.also_called("model.embeddings.", "backbone.embeddings.")  # by transformers
-        table.also_called("model.layers.", "backbone.layers.")
-        table.also_called("model.norm_f.", "backbone.norm_f.")
+        for part in ("embeddings.", "layers.", "norm_f."):
+            table.also_called(f"model.{part}", f"backbone.{part}")  # by transformers, in memory
         return table
 
     def build(self, config: NemotronHConfig, parameters: Parameters) -> Decoder:

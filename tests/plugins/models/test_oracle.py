@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.numpy import load_file
 
 from pie_core.contracts.forward import Float32, ProbeKind
-from pie_core.testing.any_architecture import logits
+from pie_core.testing.any_architecture import asking, logits, rows_of
 from pie_core.testing.batches import Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.models.layers.transformers_reference import multimodal_logits
 from tests.plugins.models.reference import ARCHITECTURES, portable
+from tests.plugins.models.test_csm import generate, words
 
 ORACLE = os.environ.get("PIE_ORACLE")
 TOLERANCE = 1e-4  # of the logits' standard deviation
@@ -34,7 +38,8 @@ def checkpoints() -> list[Path]:
 def checkpoints_with_towers() -> list[Path]:
     """Those whose golden prompt holds media; transformers says what they make of text alone."""
     found = sorted(Path(ORACLE).glob("*/golden.safetensors")) if ORACLE else []
-    return [each.parent for each in found if _model_type(each.parent) in KNOWN and _has_media(each)]
+    known = KNOWN - {"csm"}  # whose tokens are frames
+    return [each.parent for each in found if _model_type(each.parent) in known and _has_media(each)]
 
 
 def _model_type(folder: Path) -> str:
@@ -79,3 +84,25 @@ def test_a_checkpoint_with_towers_gives_what_transformers_gives_for_text(folder:
     seen = logits(Stepper(driver), [tokens])
     driver.close()
     assert deviation(seen, multimodal_logits(folder, tokens)) <= TOLERANCE
+
+
+@pytest.mark.skipif(not ORACLE, reason="PIE_ORACLE names no folder of checkpoints")
+def test_frames_of_a_speech_checkpoint_are_what_transformers_gives() -> None:
+    folder = Path(ORACLE or "") / "csm"
+    config = json.loads((folder / "config.json").read_text())
+    kind: Any = transformers.CsmForConditionalGeneration
+    reference = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    rest, ids = (0,) * (config["num_codebooks"] - 1), words(14)
+    driver = portable(folder)
+    stepper = Stepper(driver)
+    context, fed = stepper.context(), [(config["vocab_size"] + each, *rest) for each in ids]
+    seen = rows_of(stepper, [asking(stepper.context(), fed)])
+    found: list[tuple[int, ...]] = []
+    expected = generate(reference, ids)
+    for _ in expected:
+        fed = [tuple(stepper.run([Request(context, fed, samples=[Sample()])]).tokens[0].tolist())]
+        found += fed
+    driver.close()
+    with torch.inference_mode():
+        assert deviation(seen, reference(torch.tensor([ids])).logits[0].numpy()) <= TOLERANCE
+    assert found == expected
