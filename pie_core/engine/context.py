@@ -49,6 +49,7 @@ class Context:
     busy: bool = False  # a pass of it runs
     unborn: bool = False  # a fork that its source has not got to yet
     dropped: bool = False
+    counted: bool = False  # by the quotas of its process and tenant
     fault: PieError | None = None  # what the next request on it is told ...
     lost: bool = False  # ... and every later one: there is nothing behind this id
     last_generation: GenerationEnd | None = None

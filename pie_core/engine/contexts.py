@@ -17,15 +17,19 @@ from pie_core.engine.messages import (
     Tokens,
     TruncateContext,
 )
+from pie_core.engine.quotas import Quotas
 from pie_core.engine.snapshots import Snapshots
-from pie_core.errors import InvalidRequest, NotFound, PieError
+from pie_core.errors import InvalidRequest, LimitExceeded, NotFound, PieError
 from pie_core.ids import ContextId, ProcessId, Tenant
 from pie_core.kv_pages.context_pages import Cache, ContextPages
 
 
 class Contexts:
-    def __init__(self, cache: Cache, snapshots: Snapshots, emit: Callable[[Event], None]) -> None:
+    def __init__(
+        self, cache: Cache, snapshots: Snapshots, quotas: Quotas, emit: Callable[[Event], None]
+    ) -> None:
         self._cache = cache
+        self._quotas = quotas
         self._snapshots = snapshots
         self._emit = emit
         self._by_id: dict[ContextId, Context] = {}
@@ -41,15 +45,16 @@ class Contexts:
 
     def create(self, command: CreateContext) -> None:
         self._refuse_known(command.context)
-        self._add(command.context, command.process, command.tenant, command.seed)
+        self._count(self._add(command.context, command.process, command.tenant, command.seed))
 
     def open(self, command: OpenSnapshot) -> None:
         self._refuse_known(command.context)
         context = self._add(command.context, command.process, command.tenant, 0)
         try:
+            self._count(context)
             attachment = self._snapshots.open(command.tenant, command.name, context, take=command.take)
-        except NotFound:
-            del self._by_id[command.context]
+        except (NotFound, LimitExceeded):
+            self.forget(context)
             raise
         length, position = context.length, context.position
         self._emit(
@@ -64,13 +69,17 @@ class Contexts:
             child = self._add(command.context, ProcessId(""), Tenant(""), 0)
             child.fault, child.lost = no_context(command.source), True
             raise child.fault
-        self._add(command.context, source.process, source.tenant, 0).unborn = True
+        child = self._add(command.context, source.process, source.tenant, 0)
+        self._count(child)
+        child.unborn = True
         return source
 
     def forget(self, context: Context) -> None:
         """Its id is free, and its pages are as soon as no step uses them."""
         del self._by_id[context.id]
         context.dropped = True
+        if context.counted:
+            self._quotas.remove_context(context)
         if not context.busy:
             context.pages.release()
 
@@ -110,6 +119,15 @@ class Contexts:
         context = Context(id=id_, process=process, tenant=tenant, stream=seed & (1 << 64) - 1, pages=pages)
         self._by_id[id_] = context
         return context
+
+    def _count(self, context: Context) -> None:
+        """One context too many is none: whoever uses it is told why."""
+        try:
+            self._quotas.add_context(context.process, context.tenant)
+        except LimitExceeded as error:
+            context.fault, context.lost = error, True
+            raise
+        context.counted = True
 
     def _refuse_known(self, id_: ContextId) -> None:
         if id_ in self._by_id:

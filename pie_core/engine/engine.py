@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
+from msgspec import structs
+
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.context import Context
@@ -33,6 +35,7 @@ from pie_core.engine.messages import (
     ForkContext,
     Forward,
     Generate,
+    Generated,
     ListSnapshots,
     ModelInfo,
     OpenSnapshot,
@@ -46,8 +49,9 @@ from pie_core.engine.messages import (
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.engine.passes import Passes
+from pie_core.engine.quotas import Quotas
 from pie_core.engine.snapshots import Snapshots
-from pie_core.errors import Cancelled, DeadlineExceeded, NotFound, OutOfPages, PieError
+from pie_core.errors import Cancelled, DeadlineExceeded, LimitExceeded, NotFound, OutOfPages, PieError
 from pie_core.ids import ContextId, RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.prefix_cache import PrefixCache
@@ -75,10 +79,11 @@ class Engine:
         self._events: list[Event] = []
         self._cache = Cache(driver.capabilities.cache)
         self._snapshots = Snapshots(self._cache, options)
-        self._contexts = Contexts(self._cache, self._snapshots, self._events.append)
+        self._quotas = Quotas(options, self._cache)
+        self._contexts = Contexts(self._cache, self._snapshots, self._quotas, self._emit)
         self._admission = admission = Admission(driver.capabilities, options)
         self._ahead = RunAhead(driver.capabilities, options)
-        self._passes = Passes(admission, self._ahead, self._events.append, self._pass_ended)
+        self._passes = Passes(admission, self._ahead, self._emit, self._pass_ended)
         can = driver.capabilities
         identity = (can.architecture, can.weights_revision, can.kv_dtype)
         self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
@@ -86,7 +91,7 @@ class Engine:
         self._passes.loop = self._loop = Loop(
             driver, options, self._cache, self._prefixes, self._ahead, self._passes.settle
         )
-        self._intake = Intake(self._in_turn(), self._events.append, self._discarded)
+        self._intake = Intake(self._in_turn(), self._emit, self._discarded)
         self._at_once = self._on_arrival()
         self._deadlines = Deadlines()
         self.suspended = self.tokens_to_replay = 0
@@ -124,6 +129,13 @@ class Engine:
             and each.running not in self._loop.waiting
             for each in chunks
         )
+
+    def _emit(self, event: Event) -> None:
+        self._events.append(event)
+        if isinstance(event, Generated):
+            self._quotas.count_generated(event.request, len(event.tokens))
+        if not isinstance(event, Generated) or event.finish is not None:
+            self._quotas.end_request(event.request)
 
     def take_events(self) -> list[Event]:
         """What happened since the last call."""
@@ -163,7 +175,7 @@ class Engine:
             PinRows: self._pin,
             DropContext: self._without_guesses(self._drop),
             Forward: self._passes.forward,
-            Generate: self._passes.generate,
+            Generate: self._generate,
             BreakOff: self._without_guesses(self._passes.break_off_ended),
             SaveSnapshot: self._without_guesses(self._contexts.save),
             ReadTokens: self._contexts.read_tokens,
@@ -193,6 +205,7 @@ class Engine:
         if context is None:
             raise no_context(command.context)
         if isinstance(command, Forward | Generate):
+            self._quotas.add_request(command, context, self._contexts)
             self._set_deadline(command)
         self._intake.add(context, command)
 
@@ -214,7 +227,7 @@ class Engine:
             self._contexts.get(command.context) if isinstance(command, CreateContext | ForkContext) else None
         )
         if request is not None:
-            self._events.append(Failed(request=request, code=error.code, message=str(error)))
+            self._emit(Failed(request=request, code=error.code, message=str(error)))
         elif context is not None:
             context.fault = error
 
@@ -225,11 +238,11 @@ class Engine:
 
     def _delete_snapshot(self, command: DeleteSnapshot) -> None:
         self._snapshots.delete(command.tenant, command.name)
-        self._events.append(Ack(request=command.request))
+        self._emit(Ack(request=command.request))
 
     def _list_snapshots(self, command: ListSnapshots) -> None:
         names = self._snapshots.names(command.tenant)
-        self._events.append(SnapshotNames(request=command.request, names=names))
+        self._emit(SnapshotNames(request=command.request, names=names))
 
     def _end_process(self, command: EndProcess) -> None:
         error = Cancelled(f"process {command.process} has ended")
@@ -241,6 +254,7 @@ class Engine:
             if running is not None:
                 self._passes.end(running, error)
             self._passes.forget_generation(context)
+        self._quotas.forget_process(command.process)
 
     def _break_off(self, command: BreakOff) -> None:
         generation = command.generation
@@ -284,9 +298,17 @@ class Engine:
             suspensions=self.suspended,
             replayed_tokens=self.tokens_to_replay,
         )
-        self._events.append(status)
+        self._emit(status)
 
     # ---- in a context's turn
+
+    def _generate(self, context: Context, command: Generate) -> None:
+        left = self._quotas.tokens_left(context.process)
+        if left == 0:
+            raise LimitExceeded(f"process {context.process!r} has fed and drawn all tokens that it may")
+        if left is not None:
+            command = structs.replace(command, max_tokens=min(command.max_tokens or left, left))
+        self._passes.generate(context, command)
 
     def _fork(self, source: Context, command: ForkContext) -> None:
         child = self._contexts.fork(source, command)

@@ -124,6 +124,7 @@ class Forward(Message, frozen=True):
     num_drafts: int = 0
     pass_speculation: bool = True
     timeout_s: float | None = None  # from its arrival; None: the engine's own, if it has one
+    priority: int = 0  # higher ones go first, and give their pages up last
 
 
 class Generate(Message, frozen=True):
@@ -134,6 +135,7 @@ class Generate(Message, frozen=True):
     stop_tokens: tuple[int, ...]
     max_tokens: int  # 0: until the model's length ends
     timeout_s: float | None = None
+    priority: int = 0
 
 
 class BreakOff(Message, frozen=True):

@@ -36,6 +36,28 @@ class EngineOptions:
         default=None,
         metadata={"help": "How long a pass or generation may take, waiting included; null is no limit."},
     )
+    max_contexts_per_process: int | None = field(
+        default=None, metadata={"help": "Contexts that a program may have at a time; null is no limit."}
+    )
+    max_contexts_per_tenant: int | None = field(
+        default=None, metadata={"help": "Contexts that the programs of a tenant may have together."}
+    )
+    max_requests_per_process: int | None = field(
+        default=None, metadata={"help": "Passes and generations that a program may have open at a time."}
+    )
+    max_requests_per_tenant: int | None = field(
+        default=None, metadata={"help": "... and the programs of a tenant together."}
+    )
+    max_tokens_per_process: int | None = field(
+        default=None, metadata={"help": "Tokens that a program may feed and draw in its life."}
+    )
+    max_page_share_per_process: float = field(
+        default=1.0,
+        metadata={"help": "Part of the pages of a cache group that a program's contexts may fill."},
+    )
+    max_page_share_per_tenant: float = field(
+        default=1.0, metadata={"help": "... and those of a tenant's programs together."}
+    )
     max_snapshots: int = field(default=256, metadata={"help": "Named snapshots of one tenant."})
     max_snapshot_share: float = field(
         default=0.5, metadata={"help": "Part of the pages of a cache group that snapshots may hold."}

@@ -62,8 +62,8 @@ class Passes:
         return next((each for each in self._running.values() if each.context is context), None)
 
     def waiting_by_age(self) -> list[Pass]:
-        """Oldest first."""
-        return sorted(self.loop.waiting, key=lambda each: each.arrival)
+        """Oldest first, and those of higher priority before them."""
+        return sorted(self.loop.waiting, key=lambda each: (-each.priority, each.arrival))
 
     def end(self, running: Pass, error: PieError) -> None:
         """Answers the request with an error and undoes it, now or when the driver is done with it."""

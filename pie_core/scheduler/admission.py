@@ -56,6 +56,7 @@ class Admission:
             logit_mask=self._logit_mask(command.logit_mask),
             num_drafts=command.num_drafts,
             predictable=_is_predictable(command),
+            priority=command.priority,
         )
         context.history.extend(command.tokens, command.positions, masks)
         return passed
@@ -82,6 +83,7 @@ class Admission:
             arrival=arrival,
             samples=self._sample_rows([sample], count, context),
             predictable=True,
+            priority=command.priority,
             generation=Generation(
                 start=start,
                 stop_tokens=frozenset(command.stop_tokens),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from pie_core.scheduler.fairness import in_turns
 from pie_core.scheduler.request import Chunk, Pass
 
 # Takes up to so many rows of a pass into the step; None where it has to wait for pages.
@@ -14,7 +15,8 @@ Candidate = tuple[Pass, int]  # a pass and how many rows it has left
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Round robin: a pass that ran a step and needs another queues up behind the others.
+    """Round robin: a pass that ran a step and needs another queues up behind the others. Where not all fit into a step,
+    tenants and their programs take turns.
 
     Short passes (decoding) come first, so that a long prompt does not hold up everybody's next token; a quarter of the
     tokens is kept for prompts, so that decoding does not starve them.
@@ -31,6 +33,8 @@ class Policy:
         Guesses get what is left over, and only if nothing had to wait.
         """
         waiting = list(waiting)
+        if len(waiting) > self.max_requests or sum(each.remaining for each in waiting) > self.max_tokens:
+            waiting = in_turns(waiting)
         chosen = self._choose(waiting, take, overtake)
         if len(chosen) == len(waiting):
             tokens = self.max_tokens - sum(each.stop - each.start for each in chosen)

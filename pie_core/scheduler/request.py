@@ -73,6 +73,7 @@ class Pass:
     num_drafts: int = 0
     generation: Generation | None = None
     predictable: bool = False  # one sampler, on the last row, and nothing else: what follows can be guessed
+    priority: int = 0
     in_flight: int = 0  # steps at the driver that compute rows of it
     ended: PieError | None = None  # it was answered while in flight; its results are dropped
     tokens: dict[int, int] = field(default_factory=dict)  # order -> token

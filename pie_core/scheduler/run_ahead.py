@@ -53,6 +53,7 @@ class RunAhead:
             arrival=tail.arrival,
             samples=_on_row(samples, context.submitted),
             generation=tail.generation,
+            priority=tail.priority,
             predictable=True,
             source=tail,
             position=context.position + context.ahead,
@@ -92,7 +93,7 @@ class RunAhead:
             return None
         self.hits += 1
         claimed = self._take_first(asked.context)
-        claimed.request, claimed.arrival = asked.request, asked.arrival
+        claimed.request, claimed.arrival, claimed.priority = asked.request, asked.arrival, asked.priority
         if not asked.predictable:
             self.drop(asked.context)
         return claimed

@@ -1,0 +1,99 @@
+"""What a program, and the programs of a tenant together, may have and use: contexts, open requests, tokens, pages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from pie_core.engine.context import Context
+from pie_core.engine.messages import Forward, Generate
+from pie_core.engine.options import EngineOptions
+from pie_core.errors import LimitExceeded
+from pie_core.ids import ProcessId, RequestId, Tenant
+from pie_core.kv_pages.context_pages import Cache
+
+
+class Quotas:
+    """Counts what is there, and refuses one more by type before anything has changed."""
+
+    def __init__(self, options: EngineOptions, cache: Cache) -> None:
+        self._options = options
+        self._cache = cache
+        self._contexts: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._tokens: Counter[ProcessId] = Counter()
+        self._open: dict[RequestId, Context] = {}
+
+    def add_context(self, process: ProcessId, tenant: Tenant) -> None:
+        """Raises LimitExceeded; the context counts until `remove_context`."""
+        options = self._options
+        _refuse_beyond(
+            "contexts", process, self._contexts[_of(process)] + 1, options.max_contexts_per_process
+        )
+        _refuse_beyond("contexts", tenant, self._contexts[_at(tenant)] + 1, options.max_contexts_per_tenant)
+        self._contexts.update((_of(process), _at(tenant)))
+
+    def remove_context(self, context: Context) -> None:
+        self._contexts.subtract((_of(context.process), _at(context.tenant)))
+
+    def add_request(self, command: Forward | Generate, context: Context, contexts: Iterable[Context]) -> None:
+        """Raises LimitExceeded; the request counts as open until `end_request`."""
+        options, process, tenant = self._options, context.process, context.tenant
+        open_requests = self._requests
+        _refuse_beyond(
+            "open requests", process, open_requests[_of(process)] + 1, options.max_requests_per_process
+        )
+        _refuse_beyond(
+            "open requests", tenant, open_requests[_at(tenant)] + 1, options.max_requests_per_tenant
+        )
+        tokens = self._tokens[process] + len(command.tokens)
+        _refuse_beyond("tokens in all", process, tokens, options.max_tokens_per_process)
+        self._refuse_too_many_pages(context, len(command.tokens), contexts)
+        self._open[command.request] = context
+        open_requests.update((_of(process), _at(tenant)))
+        self._tokens[process] = tokens
+
+    def end_request(self, request: RequestId) -> None:
+        context = self._open.pop(request, None)
+        if context is not None:
+            self._requests.subtract((_of(context.process), _at(context.tenant)))
+
+    def count_generated(self, request: RequestId, count: int) -> None:
+        context = self._open.get(request)
+        if context is not None:
+            self._tokens[context.process] += count
+
+    def tokens_left(self, process: ProcessId) -> int | None:
+        limit = self._options.max_tokens_per_process
+        return None if limit is None else max(limit - self._tokens[process], 0)
+
+    def forget_process(self, process: ProcessId) -> None:
+        self._tokens.pop(process, None)
+
+    def _refuse_too_many_pages(self, context: Context, count: int, contexts: Iterable[Context]) -> None:
+        shares = (self._options.max_page_share_per_process, self._options.max_page_share_per_tenant)
+        if min(shares) >= 1:
+            return
+        for group, (space, pool) in enumerate(zip(self._cache.spaces, self._cache.pools, strict=True)):
+            if space.group.kind not in ("paged", "latent"):
+                continue
+            added = -(-(context.length + count) // space.page_size) - context.pages.num_pages[group]
+            held = [(each, each.pages.num_pages[group]) for each in contexts]
+            mine = sum(pages for each, pages in held if each.process == context.process)
+            ours = sum(pages for each, pages in held if each.tenant == context.tenant)
+            what = f"pages of cache group {pool.name!r}"
+            _refuse_beyond(what, context.process, mine + added, int(shares[0] * pool.num_pages))
+            _refuse_beyond(what, context.tenant, ours + added, int(shares[1] * pool.num_pages))
+
+
+def _of(process: ProcessId) -> str:
+    return f"process {process}"
+
+
+def _at(tenant: Tenant) -> str:
+    return f"tenant {tenant}"
+
+
+def _refuse_beyond(what: str, owner: str, count: int, limit: int | None) -> None:
+    if limit is not None and count > limit:
+        raise LimitExceeded(f"{owner!r} would have {count} {what}; the limit is {limit}")
