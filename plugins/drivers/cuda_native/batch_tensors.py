@@ -86,8 +86,12 @@ class HostStep:
     fail: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # [R] Failure
 
     @property
-    def is_decode(self) -> bool:
-        return len(self.row_request) == len(self.counts) and not any(group.masks for group in self.groups)
+    def rows_each(self) -> int:
+        """How many rows every request has, if all have equally many and none is masked; else 0."""
+        if not len(self.counts) or any(group.masks for group in self.groups):
+            return 0
+        each = int(self.counts[0])
+        return each if (self.counts == each).all() else 0
 
     @property
     def lengths_are_known(self) -> bool:

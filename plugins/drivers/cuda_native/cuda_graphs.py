@@ -1,4 +1,4 @@
-"""Steps that only decode, replayed from CUDA graphs: one bucket for each rounded-up number of requests.
+"""Steps that decode or verify drafts, replayed from CUDA graphs: a bucket for each rounded-up number of requests.
 
 A bucket owns the block that its graphs read, so a step is one copy and two launches: the forward pass up to the logits,
 then sampling with everything later steps may refer to. Steps whose samplers change the logits run the second part
@@ -8,7 +8,7 @@ eagerly. Without a GPU a bucket runs the same functions over the same block, so 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from pie_plugins.drivers.cuda_native.step_tensors import (
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Mark, Timeline
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+MOST_VERIFYING = 32  # requests of a replayed step that verifies drafts
 WARM_UPS = 2  # compile kernels and let the libraries choose before anything is recorded
 
 
@@ -50,20 +51,27 @@ class Recorder:
 
 
 class Bucket:
-    """Room for so many requests with one row and one sampler each."""
+    """Room for so many requests with equally many rows, each row with one sampler."""
 
     def __init__(
-        self, requests: int, pages: Sequence[int], runner: ModelRunner, outcomes: Outcomes, timeline: Timeline
+        self,
+        requests: int,
+        rows_each: int,
+        pages: Sequence[int],
+        runner: ModelRunner,
+        outcomes: Outcomes,
+        timeline: Timeline,
     ) -> None:
         self._runner, self._outcomes, self._timeline = runner, outcomes, timeline
-        self._layout = BlockLayout(
-            Sizes(requests, requests, requests, tuple(count + requests for count in pages))
-        )
         self._scratch = [cache.scratch_page for cache in runner.caches]
+        page_sizes = [cache.page_size for cache in runner.caches]
+        idle = tuple(-(-rows_each // size) for size in page_sizes)
+        room = tuple(requests * (listed + spare) for listed, spare in zip(pages, idle, strict=True))
+        rows = requests * rows_each
+        self._layout = BlockLayout(Sizes(rows, requests, rows, room, rows_each, idle))
         self._block = torch.zeros(self._layout.words, dtype=torch.int32, device=timeline.device)
-        sizes = [cache.page_size for cache in runner.caches]
         self.tensors: StepTensors = view_block(
-            self._block, self._layout, sizes, np.ones(requests, np.int64), max_drafts=0
+            self._block, self._layout, page_sizes, np.full(requests, rows_each), max_drafts=rows_each - 1
         )
         self._attention = OwnAttention(runner.kernels, self.tensors)
         self._forward: Callable[[], None] = self._run_forward
@@ -81,7 +89,8 @@ class Bucket:
         room = self._layout.sizes
         padded = room.requests - len(step.counts)
         return all(
-            len(group.pages) + padded <= pages for group, pages in zip(step.groups, room.pages, strict=True)
+            len(group.pages) + padded * idle <= pages
+            for group, pages, idle in zip(step.groups, room.pages, room.idle_pages, strict=True)
         )
 
     def forward(self, step: HostStep, base: int) -> Mark:
@@ -111,33 +120,42 @@ class Bucket:
 
 
 class Buckets:
-    """All of them, largest first when recorded: the smaller ones then fit into its memory."""
+    """All of them, by rows of each request and then by number of requests."""
 
-    def __init__(self, buckets: Sequence[Bucket], sizes: Sequence[int]) -> None:
-        self._buckets, self._sizes = buckets, sizes
+    def __init__(self, buckets: Mapping[int, Sequence[Bucket]]) -> None:
+        self._buckets = buckets
+        self._sizes = {
+            rows: [bucket.tensors.sizes.requests for bucket in group] for rows, group in buckets.items()
+        }
 
     def find(self, step: HostStep) -> Bucket | None:
-        """None where the step does more than decode with one sampler a row, or is too large."""
-        place = bisect_left(self._sizes, len(step.counts))
-        if place == len(self._sizes) or not step.is_decode or not _samples_every_row(step):
+        """None where rows differ or are many, some row has not just one sampler, or the step is too large."""
+        sizes = self._sizes.get(step.rows_each)
+        if sizes is None or not _samples_every_row(step):
             return None
-        bucket = self._buckets[place]
+        place = bisect_left(sizes, len(step.counts))
+        if place == len(sizes):
+            return None
+        bucket = self._buckets[step.rows_each][place]
         return bucket if bucket.holds(step) else None
 
 
 def _samples_every_row(step: HostStep) -> bool:
-    rows = step.batch.samplers.rows
-    count = len(step.counts)
-    return len(rows) == count and bool((rows == np.arange(count)).all()) and not step.batch.num_drafts.any()
+    rows, drafts = step.batch.samplers.rows, step.batch.num_drafts
+    count = len(step.row_request)
+    is_each = len(rows) == count and bool((rows == np.arange(count)).all())
+    return is_each and bool((drafts < step.rows_each).all())
 
 
-def bucket_sizes(max_requests: int) -> tuple[int, ...]:
-    """The usual sizes below, and the limit itself."""
-    return (*(size for size in SIZES if size < max_requests), max_requests)
+def bucket_sizes(max_requests: int, rows_each: int = 1) -> tuple[int, ...]:
+    """The usual sizes below, and the limit itself; steps that verify drafts are small ones."""
+    limit = max_requests if rows_each == 1 else min(max_requests, MOST_VERIFYING)
+    return (*(size for size in SIZES if size < limit), limit)
 
 
 def make_buckets(
     max_requests: int,
+    max_drafts: int,
     pages_per_request: Sequence[int],
     runner: ModelRunner,
     outcomes: Outcomes,
@@ -145,12 +163,18 @@ def make_buckets(
     idle: HostStep,
     progress: Callable[[int, int], None],
 ) -> Buckets:
-    sizes = bucket_sizes(max_requests)
+    """Largest first: the smaller ones then fit into its memory."""
+    shapes = [(size, rows) for rows in range(1, max_drafts + 2) for size in bucket_sizes(max_requests, rows)]
     recorder = Recorder(timeline)
-    made: dict[int, Bucket] = {}
-    for done, size in enumerate(reversed(sizes)):
-        progress(done, len(sizes))
-        bucket = Bucket(size, [size * pages for pages in pages_per_request], runner, outcomes, timeline)
+    made: dict[tuple[int, int], Bucket] = {}
+    for done, (size, rows) in enumerate(sorted(shapes, key=lambda shape: -shape[0] * shape[1])):
+        progress(done, len(shapes))
+        bucket = Bucket(size, rows, pages_per_request, runner, outcomes, timeline)
         bucket.record(recorder, idle)
-        made[size] = bucket
-    return Buckets([made[size] for size in sizes], sizes)
+        made[size, rows] = bucket
+    return Buckets(
+        {
+            rows: [made[size, rows] for size in bucket_sizes(max_requests, rows)]
+            for rows in range(1, max_drafts + 2)
+        }
+    )

@@ -264,6 +264,7 @@ class _Loading:
         pages = [min(-(-longest // cache.page_size), cache.num_pages) for cache in runner.caches]
         steps.buckets = make_buckets(
             self._options.max_batch_requests,
+            self._options.graph_drafts,
             pages,
             runner,
             self._outcomes,

@@ -60,6 +60,13 @@ class CudaNativeOptions:
         default=True,
         metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
     )
+    graph_drafts: int = field(
+        default=0,
+        metadata={
+            "help": "replay steps of up to 32 requests that verify up to so many drafts each; 0 = run them eagerly",
+            "minimum": 0,
+        },
+    )
     tensor_parallel: int = field(
         default=1,
         metadata={

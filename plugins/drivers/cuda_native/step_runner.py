@@ -121,7 +121,7 @@ class StepRunner:
             probes.read(step.batch.probes.rows.astype(np.int64), bucket.logits, bucket.normalized)
         if changes_logits(step.batch.samplers):
             logits = bucket.logits.to(torch.float32, copy=True)
-            self._changes.apply(logits[: len(step.counts)], step, bucket.tensors.fail)
+            self._changes.apply(logits[: len(step.row_request)], step, bucket.tensors.fail)
             self._settle(bucket.tensors, logits)
         else:
             bucket.sample()

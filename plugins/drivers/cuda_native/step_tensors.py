@@ -46,6 +46,8 @@ class Sizes:
     requests: int
     samplers: int
     pages: tuple[int, ...]  # of each cache group
+    rows_each: int = 1  # of the requests that only fill a block
+    idle_pages: tuple[int, ...] = ()  # ... and their pages in each group
 
 
 class BlockLayout:
@@ -179,13 +181,13 @@ class _Packer:
         part[:used] = values if values.dtype.kind == "i" else values.view(np.int32)
         part[used:] = padding
 
-    def count_up(self, name: str, values: NDArray[np.generic]) -> None:
-        """Values that go on counting by one where they are padded."""
+    def count_up(self, name: str, values: NDArray[np.generic], repeated: int = 1, by: int = 1) -> None:
+        """Values that go on counting where they are padded, each so often."""
         first, count = self.layout.parts[name]
         part = self.words[first : first + count]
         part[: len(values)] = values
-        last = int(values[-1]) if len(values) else -1
-        part[len(values) :] = np.arange(last + 1, last + 1 + count - len(values))
+        last = int(values[-1]) if len(values) else -by
+        part[len(values) :] = last + by * (1 + np.arange(count - len(values)) // repeated)
 
 
 def _pack_rows(packer: _Packer, step: HostStep) -> None:
@@ -193,7 +195,7 @@ def _pack_rows(packer: _Packer, step: HostStep) -> None:
     packer.put("token_source", step.tokens.source, NOWHERE)
     packer.put("token_dependency", step.tokens.dependency, NOWHERE)
     packer.put("position", step.positions, 0)
-    packer.count_up("row_request", step.row_request)
+    packer.count_up("row_request", step.row_request, repeated=packer.layout.sizes.rows_each)
     first = np.full(len(step.row_request), NOWHERE, np.int32)
     samplers = step.batch.samplers
     leading = np.flatnonzero(samplers.slot == 0)
@@ -207,14 +209,14 @@ def _pack_requests(packer: _Packer, step: HostStep) -> None:
     packer.put("length_dependency", step.length_dependency, NOWHERE)
     packer.put("fail", step.fail, int(Failure.REFUSED))
     packer.put("drafts", step.batch.num_drafts, 0)
-    packer.count_up("row_indptr", step.batch.indptr)
+    packer.count_up("row_indptr", step.batch.indptr, by=packer.layout.sizes.rows_each)
     packer.put("by_rows", np.argsort(-step.counts, kind="stable"), 0)
 
 
 def _pack_samplers(packer: _Packer, step: HostStep) -> None:
     samplers = step.batch.samplers
     packer.count_up("sampler_row", samplers.rows)
-    packer.count_up("sampler_request", step.sampler_requests)
+    packer.count_up("sampler_request", step.sampler_requests, repeated=packer.layout.sizes.rows_each)
     packer.put("temperature", samplers.temperature, 0)
     packer.put("top_k", samplers.top_k, 0)
     packer.put("top_p", samplers.top_p, _ONE)
@@ -233,11 +235,11 @@ _ONE = int(np.float32(1.0).view(np.int32))
 def _pack_group(packer: _Packer, group: int, table: GroupTable, scratch: int) -> int:
     """The first word behind what is in use."""
     packer.put(f"holes{group}", table.holes, 0)
-    packer.count_up(f"page_indptr{group}", table.indptr)
+    sizes = packer.layout.sizes
+    idle_pages = sizes.idle_pages[group] if sizes.idle_pages else 1
+    packer.count_up(f"page_indptr{group}", table.indptr, by=idle_pages)
     first, _ = packer.layout.parts[f"pages{group}"]
-    padded = packer.layout.sizes.requests - len(
-        table.holes
-    )  # requests that only fill a bucket: one page each
+    padded = idle_pages * (sizes.requests - len(table.holes))
     end = first + len(table.pages)
     packer.words[first:end] = table.pages
     packer.words[end : end + padded] = scratch

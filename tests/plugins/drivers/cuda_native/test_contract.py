@@ -52,4 +52,4 @@ class TestEager(CudaNativeContract):
 
 class TestReplayed(CudaNativeContract):
     __test__ = True
-    options: ClassVar[dict[str, Any]] = {"cuda_graphs": True}
+    options: ClassVar[dict[str, Any]] = {"cuda_graphs": True, "graph_drafts": 4}

@@ -15,10 +15,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from pie_core.contracts.driver import Driver, DriverRequest
-from pie_core.contracts.forward import Float32, ProbeKind
+from pie_core.contracts.forward import Float32, ProbeKind, last_accepted
 from pie_core.errors import ForwardError, LoadError
 from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
-from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, probe_values
+from pie_core.testing.batches import Context, FromTicket, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.drivers.cuda_native import cuda_graphs, pie_drivers
 from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, bucket_sizes
 from pie_plugins.drivers.cuda_native.memory import GRAPH_RESERVE, MemoryUse, pages_that_fit
@@ -125,6 +125,44 @@ def test_changed_logits_and_probes_leave_a_step_in_its_bucket(replayed: list[int
         tokens[graphs] = (*step.tokens.tolist(), round(float(step.probe_values[0]), 4))
     assert tokens[True] == tokens[False]
     assert replayed == [2]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("right", [0, 1, 3])
+def test_steps_that_verify_drafts_are_replayed_where_that_is_asked_for(
+    replayed: list[int], count: int, right: int
+) -> None:
+    """`right` of three drafts are what the model says; the next step is queued before that is known."""
+    found = {}
+    for graphs in (False, True):
+        stepper = Stepper(cuda_native(checkpoint(), cuda_graphs=graphs, graph_drafts=3, kv_page_size=2))
+        ready = started(stepper, count, Sample())
+        wanted = [told(stepper, request.context, token) for request, token in ready]
+        requests = []
+        for (request, token), truth in zip(ready, wanted, strict=True):
+            drafts = [each if place < right else (each + 1) % 300 for place, each in enumerate(truth[:3])]
+            samples = [Sample(row) for row in range(4)]
+            requests.append(Request(request.context, [token, *drafts], samples=samples, drafts=3))
+        one = stepper.submit(requests)
+        ends = [[FromTicket(one, last_accepted(place))] for place in range(count)]
+        two = stepper.submit(
+            [Request(each.context, end, samples=[Sample()]) for each, end in zip(requests, ends, strict=True)]
+        )
+        first, second = stepper.collect(one), stepper.collect(two)
+        assert first.accepted.tolist() == [right] * count
+        assert second.tokens.tolist() == [truth[right + 1] for truth in wanted]
+        found[graphs] = first.tokens.tolist()
+    assert found[True] == found[False]
+    assert len(replayed) == 5 * count + 2
+
+
+def told(stepper: Stepper, context: Context, token: int) -> list[int]:
+    """What the model says next, told by a fork."""
+    fork, tokens = stepper.fork(context), [token]
+    for _ in range(5):
+        tokens.append(int(stepper.run([Request(fork, tokens[-1:], samples=[Sample()])]).tokens[0]))
+    stepper.book.drop_context(fork)
+    return tokens[1:]
 
 
 def test_steps_that_do_more_than_decode_are_not_replayed(replayed: list[int]) -> None:
