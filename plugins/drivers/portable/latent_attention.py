@@ -98,7 +98,7 @@ def _columns(bucket: Bucket, chosen: Tensor) -> tuple[Tensor, Tensor]:
     requests, length = bucket.kv_indexes.shape
     wanted = chosen.view(requests, -1)
     columns = torch.searchsorted(bucket.kv_indexes, wanted).clamp_(max=length - 1)
-    absent = (bucket.kv_indexes.gather(1, columns) != wanted) | (wanted == FAR)
+    absent = bucket.kv_indexes.gather(1, columns) != wanted
     shape = (requests, -1, chosen.shape[1])
     return columns.view(shape), absent.view(shape)
 

@@ -12,7 +12,7 @@ import pytest
 from pie_core.contracts.driver import Driver
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.any_driver import DriverContract
-from pie_core.testing.batches import Mask, Stepper
+from pie_core.testing.batches import Mask, Request, Stepper
 from pie_core.testing.driver_contract.subject import Answer
 from tests.plugins.models.reference import ARCHITECTURES, CONFIGS, portable
 
@@ -53,3 +53,17 @@ class TestPortableWithLatentRows(DriverContract):
         assert self.same(indexer, everywhere)
         assert not any(self.same(plain, other) for other in (everywhere, attention))
         assert not self.same(attention, everywhere)
+
+    def test_chosen_rows_that_attention_has_given_up_are_not_read(self, masking: Stepper) -> None:
+        """As if they were hidden from attention and not from the indexer, whose choice is the same."""
+        size = masking.book.spaces[0].page_size
+        prompt, length = self.prompt(masking.driver, 3 * size), 3 * size + 1
+        whole = masking.context()
+        masking.run([Request(whole, prompt)])
+        holed, hiding = masking.fork(whole), masking.fork(whole)
+        for page in (0, 1):
+            del holed.pages[0][page]
+        mask = Mask(0, [(2 * size, length)], group=0)
+        expected = self.ask(masking, hiding, [prompt[0]], masks=[mask])
+        assert self.same(self.ask(masking, holed, [prompt[0]]), expected)
+        assert not self.same(self.ask(masking, whole, [prompt[0]]), expected)
