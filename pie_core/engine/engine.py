@@ -93,6 +93,7 @@ class Engine:
         )
         self._intake = Intake(self._in_turn(), self._emit, self._discarded)
         self._at_once = self._on_arrival()
+        self._schedule_s = self._deliver_s = 0.0
         self._deadlines = Deadlines()
         self.suspended = self.tokens_to_replay = 0
         # Whether the last step ended passes of programs that step themselves: their next ones belong in the next step.
@@ -109,6 +110,12 @@ class Engine:
 
     def start_step(self) -> Ticket | None:
         """Submits a step to the driver: collect the ticket and bring the outcome to `finish_step`."""
+        begun_at = time.perf_counter()
+        ticket = self._start_step()
+        self._schedule_s += time.perf_counter() - begun_at
+        return ticket
+
+    def _start_step(self) -> Ticket | None:
         self._end_overdue()
         while True:
             ticket = self._loop.start()
@@ -120,6 +127,7 @@ class Engine:
 
     def finish_step(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """What `driver.collect` of a started ticket gave or raised."""
+        begun_at = time.perf_counter()
         chunks = self._loop.in_flight[ticket]
         self._loop.finish(ticket, outcome)
         self._intake.advance()
@@ -129,6 +137,7 @@ class Engine:
             and each.running not in self._loop.waiting
             for each in chunks
         )
+        self._deliver_s += time.perf_counter() - begun_at
 
     def _emit(self, event: Event) -> None:
         self._events.append(event)
@@ -290,6 +299,9 @@ class Engine:
             steps=self._loop.steps,
             tokens=self._loop.tokens,
             busy_s=self._loop.busy_s,
+            passes=self._loop.passes,
+            schedule_s=self._schedule_s,
+            deliver_s=self._deliver_s,
             run_ahead_hits=self._ahead.hits,
             run_ahead_misses=self._ahead.misses,
             run_ahead_drops=self._ahead.drops,

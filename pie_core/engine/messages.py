@@ -271,6 +271,9 @@ class Status(Message, frozen=True):
     steps: int
     tokens: int  # token rows computed
     busy_s: float  # device time
+    passes: int = 0  # rows of batches: contexts that steps computed something for
+    schedule_s: float = 0.0  # what the host took to choose and lay out steps
+    deliver_s: float = 0.0  # ... and to record what they gave
     run_ahead_hits: int = 0  # passes served from a guess
     run_ahead_misses: int = 0  # passes that were not what was guessed
     run_ahead_drops: int = 0  # guesses that were computed for nothing

@@ -45,7 +45,7 @@ class Loop:
         self.in_flight: dict[Ticket, Chunks] = {}
         self._last_size = self._continued = 0  # passes of the latest step, and those that wait for another
         self.stalled = False  # nothing runs, and what waits lacks pages
-        self.steps = 0
+        self.steps = self.passes = 0
         self.tokens = 0
         self.busy_s = 0.0
         self._driver = driver
@@ -171,5 +171,6 @@ class Loop:
 
     def _count(self, chunks: Chunks, result: ForwardResult) -> None:
         self.steps += 1
+        self.passes += len(chunks)
         self.tokens += sum(chunk.stop - chunk.start for chunk in chunks)
         self.busy_s += result.busy_s

@@ -286,6 +286,7 @@ class History:
 
     def _break_off(self, program: Program, generation: int) -> None:
         consumed = self.random.randint(0, len(program.received))
+        program.generates = False  # once is enough
 
         def broken(event: Event) -> None:
             if isinstance(event, Failed) and event.code not in EXPECTED_FAILURES:
