@@ -112,7 +112,7 @@ class _File:
 
     package: Package
     runtime: dict[str, str] = field(default_factory=dict)
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] | None = None  # without the table the input is the program's own affair
     capabilities: Capabilities = field(default_factory=Capabilities)
     dependencies: dict[str, str] = field(default_factory=dict)
 
@@ -191,8 +191,9 @@ def parse_manifest(text: str, source: str = FILE) -> Manifest:
 def _manifest(document: Document, text: str) -> Manifest:
     file = parse(_File, document.data, document.place)
     place = document.place.at("parameters")
-    extra = file.parameters.get("extra")
-    declared = {name: table for name, table in file.parameters.items() if (name, table) != ("extra", extra)}
+    parameters = {"extra": True} if file.parameters is None else file.parameters
+    extra = parameters.get("extra")
+    declared = {name: table for name, table in parameters.items() if (name, table) != ("extra", extra)}
     if isinstance(extra, dict):
         declared["extra"] = extra
     elif not isinstance(extra, bool | None):

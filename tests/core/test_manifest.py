@@ -199,8 +199,10 @@ def test_every_problem_of_an_input_is_told_at_once() -> None:
 def test_extra_parameters_pass_where_the_manifest_says_so() -> None:
     open_ended = manifest("[parameters]\nextra = true\n")
     assert checked_input(open_ended, {"whatever": 1}) == {"whatever": 1}
+    silent = manifest()  # as many of Pie 0.4: the input is the program's own affair
+    assert checked_input(silent, {"whatever": 1}) == {"whatever": 1}
     with pytest.raises(InvalidRequest, match="It takes none"):
-        checked_input(manifest(), {"whatever": 1})
+        checked_input(manifest("[parameters]\n"), {"whatever": 1})
     named_extra = manifest('[parameters]\nextra = { type = "int" }\n')
     assert checked_input(named_extra, {"extra": 1}) == {"extra": 1}
 
