@@ -10,13 +10,13 @@ Reference: `CsmForConditionalGeneration` of transformers. Unusual:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.config import ConfigKeys
+from pie_plugins.models.layers.csm_config import CsmConfig
 from pie_plugins.models.layers.dense import DenseConfig, read_dense
 from pie_plugins.models.layers.experts import add_gated_mlp
 from pie_plugins.models.weight_table import WeightTable, hf_source
@@ -25,31 +25,8 @@ if TYPE_CHECKING:
     from pie_plugins.models.layers.frame_decoder import FrameDecoder
     from pie_plugins.models.layers.parameters import Parameters
 
+
 THETA = 500000.0  # where the configuration does not say
-
-
-@dataclass(frozen=True, slots=True)
-class CsmConfig:
-    backbone: DenseConfig  # its vocabulary is that of codes
-    depth: DenseConfig
-    streams: int
-    text_vocab_size: int
-
-    @property
-    def vocab_size(self) -> int:
-        return self.backbone.vocab_size
-
-    @property
-    def input_vocab_size(self) -> int:
-        return self.backbone.vocab_size + self.text_vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        return self.backbone.hidden_size
-
-    @property
-    def max_position_embeddings(self) -> int:
-        return self.backbone.max_position_embeddings
 
 
 def read_csm(keys: ConfigKeys) -> CsmConfig:

@@ -7,7 +7,6 @@ a state; the fourth is latent attention that does not know positions. Experts ha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
@@ -16,38 +15,13 @@ from pie_plugins.models.layers.architecture import CacheLayout, LatentLayout, St
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.delta_shape import DeltaShape
 from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting, add_gated_mlp
+from pie_plugins.models.layers.kimi_linear_config import KimiLinearConfig
 from pie_plugins.models.layers.transformers_reference import causal_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
 if TYPE_CHECKING:
     from pie_plugins.models.layers.decoder import Decoder
     from pie_plugins.models.layers.parameters import Parameters
-
-LATENT_GROUP, STATE_GROUP = 0, 1
-
-
-@dataclass(frozen=True, slots=True)
-class KimiLinearConfig:
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int  # though nothing rotates
-    v_head_dim: int
-    rms_norm_eps: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    delta: DeltaShape
-    delta_layers: frozenset[int]
-    experts: ExpertSettings
-
-    def place(self, layer: int) -> int:
-        """Among the layers of its kind."""
-        before = sum(each in self.delta_layers for each in range(layer))
-        return before if layer in self.delta_layers else layer - before
 
 
 def read_kimi_linear(keys: ConfigKeys) -> KimiLinearConfig:

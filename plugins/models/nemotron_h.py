@@ -12,7 +12,6 @@ Time steps are not clamped, as the published configurations say; transformers cl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
@@ -21,6 +20,13 @@ from pie_plugins.models.layers.architecture import CacheLayout, PagedLayout, Sta
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting
 from pie_plugins.models.layers.mamba_shape import MambaShape
+from pie_plugins.models.layers.nemotron_h_config import (
+    ATTENTION,
+    MAMBA,
+    MLP,
+    MOE,
+    NemotronHConfig,
+)
 from pie_plugins.models.layers.transformers_reference import causal_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
@@ -28,33 +34,10 @@ if TYPE_CHECKING:
     from pie_plugins.models.layers.decoder import Decoder
     from pie_plugins.models.layers.parameters import Parameters
 
-MAMBA, ATTENTION, MLP, MOE = "mamba", "attention", "mlp", "moe"
+
 LETTERS = {"M": MAMBA, "*": ATTENTION, "-": MLP, "E": MOE}
 SPELLINGS = {"linear_attention": MAMBA, "full_attention": ATTENTION}  # of newer files
 UNLIMITED = 1e30  # JSON has no infinity: published files write large numbers
-ATTENTION_GROUP, STATE_GROUP = 0, 1
-
-
-@dataclass(frozen=True, slots=True)
-class NemotronHConfig:
-    vocab_size: int
-    hidden_size: int
-    layers: tuple[str, ...]
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    norm_eps: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    mamba: MambaShape
-    convolution_bias: bool
-    experts: ExpertSettings | None
-    latent_size: int  # of the rows that routed experts work on; 0 = hidden_size
-
-    def place(self, layer: int) -> int:
-        """Among the layers of its kind."""
-        return self.layers[:layer].count(self.layers[layer])
 
 
 def read_nemotron_h(keys: ConfigKeys) -> NemotronHConfig:

@@ -11,13 +11,12 @@ Reference: `Qwen3_5ForCausalLM` and `Qwen3_5MoeForCausalLM` of transformers. Unu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.architecture import CacheLayout, PagedLayout, StateLayout
-from pie_plugins.models.layers.axes_rope_settings import AxesRopeSettings, read_axes_rope
+from pie_plugins.models.layers.axes_rope_settings import read_axes_rope
 from pie_plugins.models.layers.composite import text_part
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.delta_shape import DeltaShape
@@ -27,6 +26,7 @@ from pie_plugins.models.layers.experts import (
     add_gated_mlp,
     add_stacked_experts,
 )
+from pie_plugins.models.layers.qwen3_5_config import FULL, LINEAR, Qwen35Config
 from pie_plugins.models.layers.transformers_reference import causal_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
@@ -34,32 +34,8 @@ if TYPE_CHECKING:
     from pie_plugins.models.layers.decoder import Decoder
     from pie_plugins.models.layers.parameters import Parameters
 
-FULL, LINEAR = "full_attention", "linear_attention"
-ATTENTION_GROUP, STATE_GROUP = 0, 1
+
 SECTIONS, ROTARY_FACTOR = (11, 11, 10), 0.25  # where the configuration does not say
-
-
-@dataclass(frozen=True, slots=True)
-class Qwen35Config:
-    prefix: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int  # of the dense models
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    rope: AxesRopeSettings
-    layer_types: tuple[str, ...]
-    delta: DeltaShape
-    experts: ExpertSettings | None
-    position_axes: int = 3
-
-    def place(self, layer: int) -> int:
-        """Among the layers of its kind."""
-        return self.layer_types[:layer].count(self.layer_types[layer])
 
 
 def read_qwen3_5(outer: ConfigKeys, has_experts: bool) -> Qwen35Config:

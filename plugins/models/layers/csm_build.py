@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pie_plugins.models.csm import CsmConfig
+from pie_plugins.models.layers.csm_config import CsmConfig
 from pie_plugins.models.layers.decoder import Decoder
 from pie_plugins.models.layers.dense import DenseConfig
 from pie_plugins.models.layers.dense_build import dense_layer, dense_rope

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pie_plugins.models.gemma4 import Gemma4Config
 from pie_plugins.models.layers.decoder import Part
+from pie_plugins.models.layers.gemma4_config import Gemma4Config
 from pie_plugins.models.layers.head_shapes import SLIDING
 from pie_plugins.models.layers.mlp import GatedMLP, gelu_gated
 from pie_plugins.models.layers.moe import Experts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pie_plugins.models.kimi_linear import LATENT_GROUP, STATE_GROUP, KimiLinearConfig
 from pie_plugins.models.layers.decoder import Decoder, Part, PreNormLayer
 from pie_plugins.models.layers.kimi_delta import KimiDelta
+from pie_plugins.models.layers.kimi_linear_config import LATENT_GROUP, STATE_GROUP, KimiLinearConfig
 from pie_plugins.models.layers.latent_attention import LatentAttention
 from pie_plugins.models.layers.latent_build import LATENT_NORM_EPS
 from pie_plugins.models.layers.moe import build_experts, build_gated_mlp

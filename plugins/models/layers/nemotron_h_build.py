@@ -7,11 +7,18 @@ from pie_plugins.models.layers.decoder import Decoder, Part, PreNormPart
 from pie_plugins.models.layers.mamba2 import Mamba2
 from pie_plugins.models.layers.mlp import PlainMLP, squared_relu
 from pie_plugins.models.layers.moe import MixtureOfExperts, build_routed
+from pie_plugins.models.layers.nemotron_h_config import (
+    ATTENTION,
+    ATTENTION_GROUP,
+    MAMBA,
+    MLP,
+    STATE_GROUP,
+    NemotronHConfig,
+)
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.short_conv import convolution
 from pie_plugins.models.layers.step import AttentionHeads, CacheRef
-from pie_plugins.models.nemotron_h import ATTENTION, ATTENTION_GROUP, MAMBA, MLP, STATE_GROUP, NemotronHConfig
 
 
 def build_nemotron_h(config: NemotronHConfig, parameters: Parameters) -> Decoder:

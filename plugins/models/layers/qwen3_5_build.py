@@ -13,10 +13,10 @@ from pie_plugins.models.layers.mlp import GatedPart
 from pie_plugins.models.layers.moe import MixtureOfExperts, build_gated_mlp, build_routed
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.layers.qwen3_5_config import ATTENTION_GROUP, LINEAR, STATE_GROUP, Qwen35Config
 from pie_plugins.models.layers.rope_variants import AxesRope, interleaved_axes_rope
 from pie_plugins.models.layers.short_conv import convolution
 from pie_plugins.models.layers.step import AttentionHeads, CacheRef
-from pie_plugins.models.qwen3_5 import ATTENTION_GROUP, LINEAR, STATE_GROUP, Qwen35Config
 
 
 def build_qwen3_5(config: Qwen35Config, parameters: Parameters) -> Decoder:
