@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
@@ -126,7 +126,8 @@ class CudaNativeDriver:
 
     def close(self) -> None:
         if self._steps is not None:
-            self._timeline.synchronize()
+            with suppress(RuntimeError):  # a kernel that faulted; its steps have failed, and closing goes on
+                self._timeline.synchronize()
         self._open.clear()
         self._caches, self._steps = (
             (),

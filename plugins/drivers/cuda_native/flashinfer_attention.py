@@ -77,6 +77,20 @@ class FlashInferPlanner:
         ]
         self._turn = 0
 
+    def try_out(self, dtype: torch.dtype) -> None:
+        """Loads the kernels of every group and runs them on one row. Raises whatever stands against it: a kernel that
+        is not prebuilt needs a compiler."""
+        for wrapper, cache in zip(self._wrappers[0], self._caches, strict=True):
+            layout, ends = cache.layout, torch.tensor([0, 1], dtype=torch.int32)
+            page, full = (
+                torch.tensor([cache.scratch_page], dtype=torch.int32),
+                torch.ones(1, dtype=torch.int32),
+            )
+            heads = (layout.num_kv_heads, layout.num_kv_heads, layout.head_dim, cache.page_size)
+            wrapper.plan(ends, ends, page, full, *heads, causal=True, q_data_type=dtype, kv_data_type=dtype)
+            pages = cache.layer(0)
+            wrapper.run(pages.new_zeros((1, layout.num_kv_heads, layout.head_dim)), pages)
+
     def plan(self, host: HostStep, step: StepTensors) -> AttentionPlan:
         is_masked = any(group.masks is not None for group in host.groups)
         if step.max_rows == 1 or is_masked or not host.lengths_are_known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -61,6 +62,7 @@ FEATURES = frozenset(
         Feature.EXPORT,
     }
 )
+LOG = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 4
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 CPU_PAGES = 1024  # where no GPU says how much memory there is
@@ -320,7 +322,21 @@ def choose_planner(
         )
     if options.attention == "own" or options.batch_invariant or not usable:
         return OwnPlanner(kernels)
-    return flashinfer_attention.FlashInferPlanner(kernels, runner.caches, timeline.device, MAX_IN_FLIGHT + 1)
+    try:
+        planner = flashinfer_attention.FlashInferPlanner(
+            kernels, runner.caches, timeline.device, MAX_IN_FLIGHT + 1
+        )
+        planner.try_out(dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # an install without this GPU's kernels fails in ways of its own
+        if options.attention == "flashinfer":
+            raise LoadError(
+                f"driver cuda_native: attention is 'flashinfer', which fails here: {error}"
+            ) from error
+        LOG.warning("FlashInfer is installed but fails here; prompts run on the own attention: %s", error)
+        return OwnPlanner(kernels)
+    return planner
 
 
 def _capabilities(
