@@ -40,8 +40,8 @@ class StatePlan:
         outputs = [self._piece(run, states, rule, inputs) for run in self.runs]
         if len(outputs) == 1 and not self.is_partial:
             return outputs[0]
-        shape = outputs[0].shape[1:] if outputs else inputs[-1].shape[1:]
-        out = inputs[0].new_zeros((len(inputs[0]), *shape))
+        like = outputs[0] if outputs else _nothing(states, rule, inputs)
+        out = like.new_zeros((len(inputs[0]), *like.shape[1:]))
         for run, output in zip(self.runs, outputs, strict=True):
             out[run.rows] = output
         return out
@@ -51,6 +51,12 @@ class StatePlan:
         output, after = rule(pieces, states.index_select(0, run.sources))
         states.index_copy_(0, run.targets, after.to(states.dtype))
         return output.flatten(0, 1)
+
+
+def _nothing(states: Tensor, rule: Recurrence, inputs: Sequence[Tensor]) -> Tensor:
+    """What the rule gives for no rows: its shape and dtype, where all requests have failed."""
+    output, _ = rule([each[:0, None] for each in inputs], states[:0])
+    return output.flatten(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
