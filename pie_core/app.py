@@ -31,7 +31,7 @@ from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.manifest import AskedLimits, Grants, checked_input, require_granted
 from pie_core.models import with_paths
-from pie_core.paths import programs_cache_dir
+from pie_core.paths import programs_cache_dir, snapshots_dir
 from pie_core.plugins import PluginRegistry, load_plugins
 from pie_core.processes.messages import LoadModel
 from pie_core.processes.remote_port import RemotePort
@@ -312,12 +312,23 @@ def _load_message(model: ModelConfig) -> LoadModel:
 
 
 def _engine_options(model: ModelConfig) -> EngineOptions:
+    scheduler, limits = model.scheduler, model.limits
     chosen: dict[str, Any] = {
-        "speculation_depth": model.scheduler.speculation_depth,
-        "prefix_cache": model.scheduler.prefix_cache,
-        "request_timeout_s": model.scheduler.request_timeout_s,
-        "max_batch_tokens": model.scheduler.max_batch_tokens,
-        "max_batch_requests": model.scheduler.max_batch_requests,
+        "speculation_depth": scheduler.speculation_depth,
+        "prefix_cache": scheduler.prefix_cache,
+        "request_timeout_s": scheduler.request_timeout_s,
+        "max_batch_tokens": scheduler.max_batch_tokens,
+        "max_batch_requests": scheduler.max_batch_requests,
+        "max_contexts_per_process": limits.contexts_per_program,
+        "max_contexts_per_tenant": limits.contexts_per_tenant,
+        "max_requests_per_process": limits.requests_per_program,
+        "max_requests_per_tenant": limits.requests_per_tenant,
+        "max_tokens_per_process": limits.tokens_per_program,
+        "max_page_share_per_process": limits.page_share_per_program,
+        "max_page_share_per_tenant": limits.page_share_per_tenant,
+        "max_snapshots": limits.snapshots_per_tenant,
+        "snapshot_folder": str(snapshots_dir(model.name)) if model.persist_snapshots else None,
+        "snapshot_ttl_s": model.snapshot_ttl_s,
     }
     return replace(EngineOptions(), **{name: value for name, value in chosen.items() if value is not None})
 

@@ -39,6 +39,10 @@ def models_dir() -> Path:
     return pie_home() / "models"
 
 
+def snapshots_dir(model: str) -> Path:
+    return pie_home() / "snapshots" / model
+
+
 def cache_dir() -> Path:
     return pie_home() / "cache"
 

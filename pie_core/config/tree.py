@@ -275,6 +275,30 @@ class DriverConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsConfig:
+    """What one program, and the programs of one tenant together, may have of a model; null is no limit."""
+
+    contexts_per_program: Annotated[int | None, Field(ge=1, description="Contexts at a time.")] = None
+    contexts_per_tenant: Annotated[int | None, Field(ge=1, description="Contexts at a time.")] = None
+    requests_per_program: Annotated[
+        int | None, Field(ge=1, description="Open passes and generations at a time.")
+    ] = None
+    requests_per_tenant: Annotated[
+        int | None, Field(ge=1, description="Open passes and generations at a time.")
+    ] = None
+    tokens_per_program: Annotated[
+        int | None, Field(ge=1, description="Tokens that a program may feed and draw in its life.")
+    ] = None
+    page_share_per_program: Annotated[
+        float, Field(gt=0, le=1, description="The part of the KV pages that its contexts may fill.")
+    ] = 1.0
+    page_share_per_tenant: Annotated[
+        float, Field(gt=0, le=1, description="The part of the KV pages that their contexts may fill.")
+    ] = 1.0
+    snapshots_per_tenant: Annotated[int, Field(ge=0, description="Named snapshots.")] = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerConfig:
     """How the passes of many programs become batches."""
 
@@ -336,6 +360,17 @@ class ModelConfig:
     scheduler: Annotated[SchedulerConfig, Field(description="How its batches are made.")] = field(
         default_factory=SchedulerConfig
     )
+    limits: Annotated[LimitsConfig, Field(description="What programs and tenants may have of it.")] = field(
+        default_factory=LimitsConfig
+    )
+    persist_snapshots: Annotated[
+        bool,
+        Field(description="Whether saved contexts outlive a restart, in `snapshots` in PIE_HOME."),
+    ] = False
+    snapshot_ttl_s: Annotated[
+        float | None,
+        Field(gt=0, description="How long a saved context is kept, in seconds; null is for ever."),
+    ] = None
 
     def __post_init__(self) -> None:
         if self.path is not None and self.repo is not None:

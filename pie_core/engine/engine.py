@@ -71,6 +71,7 @@ class Engine:
         options: EngineOptions,
         model_name: str,
         clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.driver = driver
         self.options = options
@@ -78,7 +79,7 @@ class Engine:
         self._clock = clock
         self._events: list[Event] = []
         self._cache = Cache(driver.capabilities.cache)
-        self._snapshots = Snapshots(self._cache, options)
+        self._snapshots = Snapshots(self._cache, options, driver.capabilities.weights_revision, wall_clock)
         self._quotas = Quotas(options, self._cache)
         self._contexts = Contexts(self._cache, self._snapshots, self._quotas, self._emit)
         self._admission = admission = Admission(driver.capabilities, options)

@@ -50,6 +50,17 @@ class Evictions:
         self._since = np.where(self._since == _NEVER, _NEVER, np.minimum(self._since, length))[:length]
         self.latest = min(self.latest, length)
 
+    def since(self, length: int) -> Int32:
+        """By row: how many rows there were when it was evicted, or more than there can be."""
+        self._make_room(length)
+        return self._since[:length].copy()
+
+    def restore(self, since: Int32) -> None:
+        """Becomes what `since` told."""
+        evicted = since[since != _NEVER]
+        self._since = since.copy()
+        self.evicted, self.latest = from_flags(since != _NEVER), int(evicted.max(initial=0))
+
     def copy(self) -> Evictions:
         other = Evictions()
         other.evicted, other.pinned, other.latest = list(self.evicted), list(self.pinned), self.latest

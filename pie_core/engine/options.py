@@ -58,6 +58,12 @@ class EngineOptions:
     max_page_share_per_tenant: float = field(
         default=1.0, metadata={"help": "... and those of a tenant's programs together."}
     )
+    snapshot_folder: str | None = field(
+        default=None, metadata={"help": "Where snapshots are kept over restarts; null keeps them in memory."}
+    )
+    snapshot_ttl_s: float | None = field(
+        default=None, metadata={"help": "How long a snapshot is kept after it was saved; null is for ever."}
+    )
     max_snapshots: int = field(default=256, metadata={"help": "Named snapshots of one tenant."})
     max_snapshot_share: float = field(
         default=0.5, metadata={"help": "Part of the pages of a cache group that snapshots may hold."}

@@ -1,20 +1,24 @@
 """Named snapshots, by tenant: frozen contexts that hold their pages until they are deleted, taken or replaced.
 
 They are never lost to make room: a tenant that saves too much is refused at saving, by number and by pages. Their pages
-may be, when nothing else helps: then their rows are computed again.
+may be, when nothing else helps: then their rows are computed again. With a folder, they outlive the engine.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from pie_core.contracts.forward import Int32
 from pie_core.engine.context import Context
 from pie_core.engine.options import EngineOptions
+from pie_core.engine.snapshot_files import SnapshotFiles
 from pie_core.errors import LimitExceeded, NotFound
-from pie_core.ids import Tenant
+from pie_core.ids import ContextId, ProcessId, Tenant
 from pie_core.kv_pages.context_pages import Cache, ContextPages
 
 
@@ -22,32 +26,56 @@ from pie_core.kv_pages.context_pages import Cache, ContextPages
 class Snapshot:
     context: Context  # nobody writes to it
     attachment: bytes
+    saved_at: float  # seconds since 1970
 
 
 class Snapshots:
-    def __init__(self, cache: Cache, options: EngineOptions) -> None:
+    def __init__(
+        self, cache: Cache, options: EngineOptions, weights: str, now: Callable[[], float] = time.time
+    ) -> None:
         self._cache = cache
         self._options = options
+        self._now = now
         self._by_tenant: dict[Tenant, dict[str, Snapshot]] = {}
         self._holders = [np.zeros(pool.num_pages, np.int32) for pool in cache.pools]
+        folder = options.snapshot_folder
+        self._files = None if folder is None else SnapshotFiles(Path(folder), weights)
+        self._read_files()
 
     def save(self, context: Context, name: str, attachment: bytes) -> None:
         """Freezes a copy of the context under this name; one that had it is replaced."""
+        self._drop_expired()
         kept = self._by_tenant.setdefault(context.tenant, {})
         self._refuse_too_much(context, name, kept, attachment)
-        frozen = Context(
-            id=context.id,
-            process=context.process,
-            tenant=context.tenant,
-            stream=0,
-            pages=ContextPages.empty(self._cache),
-        )
+        frozen = self._empty(context.tenant)
         frozen.take_over(context)
         frozen.pages.drop_checkpoints()
         if name in kept:
             self._release(kept.pop(name))
-        kept[name] = Snapshot(frozen, attachment)
+        snapshot = kept[name] = Snapshot(frozen, attachment, self._now())
         self._hold(frozen, 1)
+        if self._files is not None:
+            self._files.write(frozen, name, attachment, snapshot.saved_at)
+
+    def _empty(self, tenant: Tenant) -> Context:
+        pages = ContextPages.empty(self._cache)
+        return Context(id=ContextId(0), process=ProcessId(""), tenant=tenant, stream=0, pages=pages)
+
+    def _read_files(self) -> None:
+        for stored in self._files.read_all() if self._files is not None else ():
+            header = stored.header
+            context = self._empty(header.tenant)
+            stored.restore(context)
+            kept = self._by_tenant.setdefault(header.tenant, {})
+            kept[header.name] = Snapshot(context, stored.attachment, header.saved_at)
+
+    def _drop_expired(self) -> None:
+        lifetime_s = self._options.snapshot_ttl_s
+        if lifetime_s is None:
+            return
+        for tenant, kept in self._by_tenant.items():
+            for name in [name for name, each in kept.items() if each.saved_at + lifetime_s <= self._now()]:
+                self._remove(tenant, name)
 
     def open(self, tenant: Tenant, name: str, into: Context, *, take: bool) -> bytes:
         """Makes `into` a copy of a snapshot; the attachment. `take`: the snapshot is gone afterwards."""
@@ -58,9 +86,13 @@ class Snapshots:
         return snapshot.attachment
 
     def delete(self, tenant: Tenant, name: str) -> None:
-        snapshot = self._find(tenant, name)
-        del self._by_tenant[tenant][name]
-        self._release(snapshot)
+        self._find(tenant, name)
+        self._remove(tenant, name)
+
+    def _remove(self, tenant: Tenant, name: str) -> None:
+        self._release(self._by_tenant[tenant].pop(name))
+        if self._files is not None:
+            self._files.delete(tenant, name)
 
     def suspend_one(self) -> bool:
         """The pages of some snapshot are given up; opening it computes its rows again. False: none has any."""
@@ -73,9 +105,11 @@ class Snapshots:
         return False
 
     def names(self, tenant: Tenant) -> list[str]:
+        self._drop_expired()
         return sorted(self._by_tenant.get(tenant, {}))
 
     def _find(self, tenant: Tenant, name: str) -> Snapshot:
+        self._drop_expired()
         snapshot = self._by_tenant.get(tenant, {}).get(name)
         if snapshot is None:
             known = ", ".join(repr(each) for each in self.names(tenant)[:10]) or "none"

@@ -58,7 +58,7 @@ class SteppedEngine:
     def __init__(self, driver: Driver | None = None, **options: Any) -> None:
         self.driver = driver or dummy()
         self.now = 0.0
-        self.engine = Engine(self.driver, EngineOptions(**options), "m", clock=lambda: self.now)
+        self.engine = Engine(self.driver, EngineOptions(**options), "m", lambda: self.now, lambda: self.now)
         self.events: dict[int, list[Event]] = {}
         self.in_flight: deque[Ticket] = deque()
         self._requests = 0

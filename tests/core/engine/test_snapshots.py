@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from pie_core.engine.messages import (
     Ack,
     Command,
     DeleteSnapshot,
     EndProcess,
+    EvictRows,
     Failed,
     ListSnapshots,
     OpenSnapshot,
@@ -120,3 +124,63 @@ def test_saving_too_many_too_much_or_too_big_is_refused_and_keeps_what_was() -> 
     assert (failed.code, "more than 25% of the 32 pages" in failed.message) == ("limit-exceeded", True)
     assert engine.names() == ["a", "b"]
     assert engine.open(3, "b", SnapshotOpened).length == 6
+
+
+def test_a_snapshot_lives_so_long_after_it_was_saved() -> None:
+    engine = shelf(snapshot_ttl_s=10.0)
+    engine.save(1, "a", Ack)
+    engine.now = 6.0
+    engine.save(1, "b", Ack)
+    engine.now = 11.0
+    assert engine.names() == ["b"]
+    assert engine.open(2, "a", Failed).code == "not-found"
+    engine.now = 20.0
+    assert engine.names() == []
+    engine.send(EndProcess(ProcessId("p")))
+    assert engine.all_pages_are_free()
+
+
+def in_folder(folder: Path, **options: Any) -> Shelf:
+    return Shelf(dummy(num_pages=32, **options), snapshot_folder=str(folder))
+
+
+def test_snapshots_in_a_folder_outlive_the_engine(tmp_path: Path) -> None:
+    engine = in_folder(tmp_path)
+    engine.create(1)
+    engine.forward(1, [1, 2, 3, 4, 5], masks=tuple((0, row + 1) if row else (0, 1) for row in range(5)))
+    engine.generate(1, [6], 5, RANDOM)
+    engine.send(EvictRows(ContextId(1), 1, 4))
+    for name in ("a", "b", "c"):
+        engine.save(1, name, Ack, b"mine")
+    engine.delete("b", Ack)
+    expected = []
+    engine.open(2, "a", SnapshotOpened)
+    for _ in range(3):
+        expected.append(engine.draw(2, [7], RANDOM))
+    later = in_folder(tmp_path, page_size=2)
+    assert later.names() == ["a", "c"]
+    opened = later.open(2, "a", SnapshotOpened)
+    assert (opened.length, opened.attachment) == (11, b"mine")
+    assert later.history(2) == engine.history(1)
+    assert [later.draw(2, [7], RANDOM) for _ in range(3)] == expected
+    later.open(3, "c", SnapshotOpened, take=True)
+    assert in_folder(tmp_path).names() == ["a"]
+
+
+def test_files_that_are_damaged_or_of_other_weights_are_left_out_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = in_folder(tmp_path)
+    engine.create(1)
+    engine.forward(1, [1, 2, 3])
+    for name in ("a", "b"):
+        engine.save(1, name, Ack)
+    assert in_folder(tmp_path, seed=9).names() == []
+    assert "made with other weights" in caplog.text
+    first, second = sorted(tmp_path.glob("*.safetensors"))
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    first.write_bytes(content)
+    second.write_bytes(b"no such format")
+    assert in_folder(tmp_path).names() == []
+    assert "its content is not what was written" in caplog.text
