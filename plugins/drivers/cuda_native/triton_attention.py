@@ -124,17 +124,18 @@ def attend_kernel(
         tl.store(partial_sum + at, norm, mask=is_row)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["wide", "rows_each"])
 def merge_kernel(
     partial,
     partial_max,
     partial_sum,
     columns,
     row_indptr,
-    row_request,
+    by_rows,
     out,
     heads,
-    narrow_rows,
+    wide,
+    rows_each,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     DIMS: tl.constexpr,
@@ -144,15 +145,17 @@ def merge_kernel(
     SHORTEST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
-    """One row and head whose columns were split: the parts that had work are the same as in `attend_kernel`."""
-    token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    request = tl.load(row_request + token)
+    """One row and head whose columns were split: the parts that had work are the same as in `attend_kernel`. The first
+    `wide` requests of `by_rows` were not split; each of the others has at most `rows_each` rows."""
+    row, head = tl.program_id(0) % rows_each, tl.program_id(1)
+    request = tl.load(by_rows + wide + tl.program_id(0) // rows_each)
     first = tl.load(row_indptr + request)
     count = tl.load(row_indptr + request + 1) - first
-    if count > narrow_rows:
+    if row >= count:
         return
+    token = (first + row).to(tl.int64)
     total = tl.load(columns + request)
-    tile = (token - first).to(tl.int32) * GROUP // ROWS
+    tile = row * GROUP // ROWS
     end = total
     if not MASKED:
         end = tl.minimum(total, total - count + (tile * ROWS + ROWS - 1) // GROUP + 1)

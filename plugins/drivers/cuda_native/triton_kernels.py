@@ -295,14 +295,17 @@ class _Attending:
         self._launch(
             tiling, self._step.sizes.requests, 1, parts, self._step.row_indptr, narrow_rows, narrow=True
         )
-        merge_kernel[(rows, heads)](
+        wide = len(self._step.wide_requests(narrow_rows))
+        rows_each = int(self._step.rows_descending[wide])
+        merge_kernel[((self._step.sizes.requests - wide) * rows_each, heads)](
             *parts,
             self._group.columns,
             self._step.row_indptr,
-            self._step.row_request,
+            self._step.by_rows,
             self._out,
             heads,
-            narrow_rows,
+            wide,
+            rows_each,
             GROUP=self.group_size,
             DIM=self.dim,
             DIMS=triton.next_power_of_2(self.dim),

@@ -80,17 +80,17 @@ def test_attention_equals_the_plain_one(
     assert_close(found, expected)
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_attention_over_split_columns_equals_the_plain_one(count: int) -> None:
-    """Long requests beside short ones: some are split, some are not."""
+@pytest.mark.parametrize("counts", [[1, 1, 1, 1, 1], [2, 2, 2, 2, 2], [1, 20, 3, 33, 1]])
+def test_attention_over_split_columns_equals_the_plain_one(counts: list[int]) -> None:
+    """Long requests beside short ones: some are split, some are not, and some have too many rows for it."""
     page_size, lengths = 32, [1100, 255, 256, 600, 5]
     pages = [
         [(7 * place + request) % PAGES for place in range(-(-(length + count) // page_size))]
-        for request, length in enumerate(lengths)
+        for request, (length, count) in enumerate(zip(lengths, counts, strict=True))
     ]
-    step = on_device(host_step([count] * 5, lengths, pages, [0] * 5), page_size)
+    step = on_device(host_step(counts, lengths, pages, [0] * 5), page_size)
     kernels("torch").prepare(step, torch.zeros(8, dtype=torch.int32, device=DEVICE), vocab_size=10**6)
-    q, cached = random(5 * count, 4, 16), random(PAGES, 2, 2, page_size, 16, seed=1)
+    q, cached = random(sum(counts), 4, 16), random(PAGES, 2, 2, page_size, 16, seed=1)
     expected, found = (
         kernels(name).attend(q, cached, step.groups[0], step, 0.25) for name in ("torch", "triton")
     )
