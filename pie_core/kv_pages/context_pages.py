@@ -160,10 +160,10 @@ class ContextPages:
         for slots in self._state:
             slots.finish(length)
 
-    def abort(self, written: int) -> None:
-        """The oldest step failed: the rows are as they were."""
+    def abort(self) -> None:
+        """The oldest step failed, or nobody wants its rows: all is as it was."""
         for slots in self._state:
-            slots.finish(written)
+            slots.abort()
 
     def drop_latest(self, steps: int, length: int) -> None:
         """The latest steps were for nothing: whatever they write behind `length` rows is given up."""

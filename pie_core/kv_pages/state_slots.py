@@ -56,6 +56,10 @@ class StateSlots:
         self.current, self.length = written.pop(length), length
         self.pool.release(list(written.values()))
 
+    def abort(self) -> None:
+        """The oldest step has failed: what it wrote goes back."""
+        self.pool.release([slot for _, slot in self._writing.pop(0)])
+
     def drop_latest(self, steps: int) -> None:
         """The latest steps were for nothing."""
         for _ in range(steps):

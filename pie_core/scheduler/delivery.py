@@ -27,6 +27,9 @@ def record_step(
         running = chunk.running
         if request in result.failed or running.dropped:
             continue
+        if running.ended is not None:  # an earlier step of it may have failed: its rows mean nothing
+            running.context.pages.abort()
+            continue
         if running.samples is not None:
             places = running.samples.order[chunk.samples]
             running.tokens.update(zip(places, tokens[first_sample:drawn], strict=True))

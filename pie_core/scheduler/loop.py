@@ -137,7 +137,8 @@ class Loop:
     def _share_prefixes(self, chunks: Chunks, result: ForwardResult) -> None:
         for place, chunk in enumerate(chunks):
             running = chunk.running
-            if place not in result.failed and running.request is not None and not running.dropped:
+            counts = running.request is not None and running.ended is None and not running.dropped
+            if counts and place not in result.failed:
                 self._prefixes.written(running.context, chunk.start)
 
     def _copy_pages(self, chunks: Chunks) -> None:
@@ -163,7 +164,7 @@ class Loop:
         """Their rows are not written. Of a guess that nobody has claimed, nothing counts as written yet."""
         for chunk in chunks:
             if chunk.running.request is not None and not chunk.running.dropped:
-                chunk.running.context.pages.abort(chunk.start)
+                chunk.running.context.pages.abort()
 
     def _lose(self, chunks: Chunks, error: Exception) -> None:
         cause = error if isinstance(error, ForwardError) else ForwardError(f"{type(error).__name__}: {error}")

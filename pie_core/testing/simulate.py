@@ -81,7 +81,7 @@ class Settings:
     num_pages: int
     oversubscription: int
     programs: int
-    crash_rate: float
+    crashes_every: int  # steps; 0 = never
     slow_rate: float
     options: EngineOptions
 
@@ -104,7 +104,7 @@ class Settings:
             num_pages=-(-rows // page_size),
             oversubscription=oversubscription,
             programs=programs,
-            crash_rate=random.choice((0.0, 0.01, 0.05)),
+            crashes_every=random.choice((0, 0, 7, 23, 50)),
             slow_rate=random.choice((0.0, 0.02)),
             options=options,
         )
@@ -118,7 +118,8 @@ class History:
         self.settings = Settings.of(self.random)
         self.counts: Counter[str] = Counter()
         self.now = 0.0
-        self._driver = self._load(declaration, self.settings.num_pages, self.settings.page_size)
+        settings = self.settings
+        self._driver = self._load(declaration, settings.num_pages, settings.page_size, settings.crashes_every)
         self._checker = Checker(self._load(declaration, 4 * MAX_ROWS, 16))
         self._engine = Engine(self._driver, self.settings.options, "simulated", clock=lambda: self.now)
         self._in_flight: deque[Ticket] = deque()
@@ -137,7 +138,9 @@ class History:
         self._drain()
         self._end()
 
-    def _load(self, declaration: DriverDeclaration, num_pages: int, page_size: int) -> Driver:
+    def _load(
+        self, declaration: DriverDeclaration, num_pages: int, page_size: int, crashes_every: int = 0
+    ) -> Driver:
         options = declaration.options(
             vocab_size=VOCABULARY,
             groups=self.settings.groups,
@@ -145,6 +148,7 @@ class History:
             page_size=page_size,
             num_pages=num_pages,
             num_host_pages=0,
+            fail_every=crashes_every,  # a step that fails has written nothing
             max_model_len=4 * MAX_ROWS,
             max_in_flight=3,
         )
@@ -165,10 +169,12 @@ class History:
         slow = self.random.random() < self.settings.slow_rate
         self.counts["slow_steps"] += slow
         self.now += 20.0 if slow else 0.01
-        outcome: ForwardResult | Exception = self._driver.collect(ticket)
-        if self.random.random() < self.settings.crash_rate:
+        outcome: ForwardResult | Exception
+        try:
+            outcome = self._driver.collect(ticket)
+        except ForwardError as error:
             self.counts["crashes"] += 1
-            outcome = ForwardError("the device crashed")
+            outcome = error
         self._engine.finish_step(ticket, outcome)
         self._deliver()
 

@@ -27,6 +27,7 @@ from pie_core.engine.messages import (
     SnapshotOpened,
     TruncateContext,
 )
+from pie_core.errors import ForwardError
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
@@ -305,6 +306,30 @@ def test_a_driver_that_raises_changes_no_context(method: str, cause: str) -> Non
     driver.broken = None
     assert (engine.draw(1, [3]), engine.draw(2, [4])) == (draw_alone([1, 2, 3]), draw_alone([1, 2, 4]))
     engine.send(EndProcess(ProcessId("p")))
+    assert engine.all_pages_are_free()
+
+
+@pytest.mark.parametrize("groups", [("paged",), ("paged", "state")])
+def test_what_a_prompt_computes_behind_a_step_that_failed_means_nothing(groups: tuple[str, ...]) -> None:
+    """The second part of the prompt was at the driver when the first failed."""
+    engine = SteppedEngine(dummy(groups=groups), max_batch_tokens=8, speculation_depth=0)
+    engine.create(1)
+    prompt = [(7 * i) % 97 for i in range(16)]
+    request = engine.submit(1, prompt)
+    engine.start()
+    engine.start()
+    assert len(engine.in_flight) == 2
+    ticket = engine.in_flight.popleft()
+    engine.driver.collect(ticket)
+    engine.engine.finish_step(ticket, ForwardError("the device failed"))
+    engine.run()
+    assert engine.final(request, Failed).code == "forward"
+    assert engine.status().cached_pages == [0] * len(groups)
+    alone = SteppedEngine(dummy(groups=groups))
+    alone.create(1)
+    assert engine.draw(1, prompt) == alone.draw(1, prompt)
+    engine.send(EndProcess(ProcessId("p")))
+    engine.run()
     assert engine.all_pages_are_free()
 
 

@@ -204,7 +204,7 @@ class ContextPagesMachine(RuleBasedStateMachine):
         else:
             self.copy(copies)
         if how <= 1:  # the step failed; what it may have written is garbage
-            owner.pages.abort(written)
+            owner.pages.abort()
             owner.pages.truncate(written)
             return
         self.put(owner, count)
