@@ -22,8 +22,8 @@ _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-_QWEN35_SPLIT = _QWEN2_SPLIT.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
+QWEN2_SPLIT = _LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35_SPLIT = QWEN2_SPLIT.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
 _PUNCTUATION = r"[\p{P}\$\+<=>\^~\|]+"
 _PUNCTUATION_AND_BACKTICK = r"[\p{P}\$\+<=>\^~\|`]+"
 
@@ -40,7 +40,7 @@ class _Splitting:
 _DIGITS = _Splitting((r"\p{N}", GPT2_SPLIT))
 _GPT2 = _Splitting((GPT2_SPLIT,))
 _LLAMA3 = _Splitting((_LLAMA3_SPLIT,), whole_words_first=True)
-_QWEN2 = _Splitting((_QWEN2_SPLIT,), nfc=True)
+_QWEN2 = _Splitting((QWEN2_SPLIT,), nfc=True)
 
 SPLITTINGS = {
     "default": _Splitting((_PUNCTUATION, GPT2_SPLIT, r"\p{N}+", r"[0-9][0-9][0-9]")),

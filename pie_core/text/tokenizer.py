@@ -1,4 +1,4 @@
-"""Text <-> token ids, from a Hugging Face tokenizer.json or a GGUF header, with decoding that streams.
+"""Text <-> token ids, from the tokenizer file of a checkpoint or a GGUF header, with decoding that streams.
 
 Decoding goes by the true bytes of each token, so that a token that ends inside a character is no special case:
 whole decoding and any split of it into steps give the same text.
@@ -19,39 +19,26 @@ from tokenizers import Tokenizer as Backend
 from pie_core.errors import InvalidRequest, LoadError
 from pie_core.text.gguf_metadata import GgufMetadata, read_gguf_metadata
 from pie_core.text.gguf_tokenizer import GPT2_SPLIT, tokenizer_from_gguf
+from pie_core.text.sentencepiece_vocabulary import load_sentencepiece
+from pie_core.text.tiktoken_vocabulary import is_rank_file, load_rank_file, load_tekken
+from pie_core.text.vocabulary import SpecialToken, Vocabulary, by_id
 
 _CONTEXT_CHARACTERS = 256  # how far back the tokens of a continuation may depend on the text before it
-
-
-@dataclass(frozen=True, slots=True)
-class SpecialToken:
-    """A token that stands for itself in text and is never produced by merging."""
-
-    id: int
-    text: str
-    control: bool  # False: part of the text (user-defined), True: steers the model
 
 
 class Tokenizer:
     """One vocabulary. `padded_size` is the model's own, where it has more rows than the tokenizer has tokens."""
 
-    def __init__(self, backend: Backend, origin: str, padded_size: int = 0) -> None:
-        self._backend = backend
-        self._spec: dict[str, Any] = _spec_without_vocabulary(backend)
-        self._spelling = _spelling(self._spec.get("decoder"), origin)
+    def __init__(self, backend: Backend | Vocabulary, origin: str, padded_size: int = 0) -> None:
+        self._vocabulary = _JsonVocabulary(backend, origin) if isinstance(backend, Backend) else backend
         self._bytes: dict[int, bytes] = {}
         self.origin = origin
-        self._added = {
-            index: SpecialToken(index, token.content, bool(token.special))
-            for index, token in backend.get_added_tokens_decoder().items()
-        }
-        last = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        self.size = max(last + 1, padded_size)
+        self._added = self._vocabulary.added
+        self.size = max(self._vocabulary.size, padded_size)
 
     def encode(self, text: str, add_special: bool = False) -> list[int]:
         """Special tokens written out in `text` become their ids; `add_special` adds what the checkpoint adds (BOS)."""
-        ids: list[int] = self._backend.encode(_encodable(text), add_special_tokens=add_special).ids
-        return ids
+        return self._vocabulary.encode(_encodable(text), add_special)
 
     def encode_after(self, before: str, text: str) -> list[int]:
         """The tokens of `text` where it follows `before`: as in one encoding of both, where that has a seam."""
@@ -73,7 +60,7 @@ class Tokenizer:
         return b"".join(self.token_bytes(index) for index in ids).decode("utf-8", "replace")
 
     def incremental_decoder(self, skip_special: bool = False) -> IncrementalDecoder:
-        return IncrementalDecoder(self, self._spelling, skip_special)
+        return IncrementalDecoder(self, self._vocabulary, skip_special)
 
     def token_bytes(self, index: int) -> bytes:
         """The exact bytes that token `index` adds to the text; none for an id that only pads the model's vocabulary."""
@@ -86,8 +73,7 @@ class Tokenizer:
         self.check_ids((index,))
         if index in self._added:
             return self._added[index].text.encode()
-        token = self._backend.id_to_token(index)
-        return b"" if token is None else self._spelling.read(token)
+        return self._vocabulary.token_bytes(index)
 
     def check_ids(self, ids: Iterable[int]) -> None:
         for index in ids:
@@ -108,17 +94,16 @@ class Tokenizer:
         return token is not None and token.control
 
     def token_id(self, text: str) -> int | None:
-        found: int | None = self._backend.token_to_id(text)
-        return found
+        return self._vocabulary.token_id(text)
 
     def token_text(self, index: int) -> str:
         self.check_ids((index,))
-        return self._backend.id_to_token(index) or ""
+        return self._vocabulary.token_text(index)
 
-    @cached_property
+    @property
     def split_regex(self) -> str:
         """The pattern that cuts text before merging; empty where the tokenizer has none."""
-        return _split_regex(self._spec.get("pre_tokenizer"))
+        return self._vocabulary.split_regex
 
     @cached_property
     def added_texts(self) -> tuple[str, ...]:
@@ -133,7 +118,7 @@ class Tokenizer:
 
     def _encode_alone(self, text: str) -> list[int]:
         """`text` without the space that some tokenizers put in front of a beginning."""
-        if not self._spelling.leading_space:
+        if not self._vocabulary.leading_space:
             return self.encode(text)
         newline = self.encode("\n")
         ids = self.encode("\n" + text)
@@ -143,13 +128,13 @@ class Tokenizer:
 class IncrementalDecoder:
     """Turns ids into text as they come: what it returns is final, and never cuts a character in two."""
 
-    def __init__(self, tokenizer: Tokenizer, spelling: _Spelling, skip_special: bool = False) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary, skip_special: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._spelling = spelling
+        self._vocabulary = vocabulary
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._started = False
-        self._lead = spelling.leading_space
+        self._lead = vocabulary.leading_space
 
     def feed(self, ids: Iterable[int]) -> str:
         """The text that is complete now; characters still in the making wait for their last byte."""
@@ -164,14 +149,14 @@ class IncrementalDecoder:
     def reset(self) -> None:
         self._utf8.reset()
         self._started = False
-        self._lead = self._spelling.leading_space
+        self._lead = self._vocabulary.leading_space
 
     def _next(self, index: int) -> bytes:
         data = self._tokenizer.token_bytes(index)
         if self._skip_special and self._tokenizer.is_control(index):
             return b""
-        if self._started and self._spelling.separator:
-            return self._spelling.separator + data
+        if self._started and self._vocabulary.separator:
+            return self._vocabulary.separator + data
         self._started = True
         return data
 
@@ -180,6 +165,37 @@ class IncrementalDecoder:
             self._lead = False
             return text.removeprefix(" ")
         return text
+
+
+class _JsonVocabulary:
+    """A tokenizer.json, or what a GGUF header says of one, in the library tokenizers."""
+
+    def __init__(self, backend: Backend, origin: str) -> None:
+        self._backend = backend
+        spec = _spec_without_vocabulary(backend)
+        self._spelling = _spelling(spec["decoder"], origin)
+        self.separator, self.leading_space = self._spelling.separator, self._spelling.leading_space
+        self.split_regex = _split_regex(spec["pre_tokenizer"])
+        self.added = by_id(
+            SpecialToken(index, token.content, bool(token.special))
+            for index, token in backend.get_added_tokens_decoder().items()
+        )
+        self.size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+    def encode(self, text: str, add_special: bool) -> list[int]:
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special).ids
+        return ids
+
+    def token_id(self, text: str) -> int | None:
+        found: int | None = self._backend.token_to_id(text)
+        return found
+
+    def token_text(self, index: int) -> str:
+        return self._backend.id_to_token(index) or ""
+
+    def token_bytes(self, index: int) -> bytes:
+        token = self._backend.id_to_token(index)
+        return b"" if token is None else self._spelling.read(token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +296,7 @@ TokenizerSource = Path | str | GgufMetadata
 
 
 def load_tokenizer(source: TokenizerSource, padded_size: int = 0) -> Tokenizer:
-    """Reads the tokenizer of a checkpoint: a directory, a tokenizer.json, a .gguf file, or its header already read."""
+    """Reads the tokenizer of a checkpoint: a directory, a tokenizer.json, a .gguf file, or its header read."""
     if isinstance(source, GgufMetadata):
         return Tokenizer(tokenizer_from_gguf(source), str(source.path), padded_size)
     path = Path(source)
@@ -294,15 +310,26 @@ def load_tokenizer(source: TokenizerSource, padded_size: int = 0) -> Tokenizer:
 def _load_directory(directory: Path, padded_size: int) -> Tokenizer:
     if (directory / "tokenizer.json").is_file():
         return _load_json(directory / "tokenizer.json", padded_size)
+    if (directory / "tekken.json").is_file():
+        return Tokenizer(load_tekken(directory / "tekken.json"), str(directory / "tekken.json"), padded_size)
+    for path in [
+        directory / "tiktoken.model",
+        *sorted(directory.glob("*.tiktoken")),
+        directory / "tokenizer.model",
+    ]:
+        if path.is_file():
+            read = load_rank_file if is_rank_file(path) else load_sentencepiece
+            return Tokenizer(read(path), str(path), padded_size)
     others = [name for name in _UNREADABLE if (directory / name).is_file()]
-    found = f"found {', '.join(others)}, which cannot be read yet; " if others else ""
+    found = f"found {', '.join(others)}, which cannot be read; " if others else ""
     raise LoadError(
-        f"{directory}: no tokenizer; looked for tokenizer.json; {found}"
+        f"{directory}: no tokenizer; looked for tokenizer.json, tekken.json, tiktoken.model, *.tiktoken and "
+        f"tokenizer.model; {found}"
         "convert it once with transformers: AutoTokenizer.from_pretrained(…).save_pretrained(…)"
     )
 
 
-_UNREADABLE = ("tokenizer.model", "tiktoken.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
+_UNREADABLE = ("vocab.json", "vocab.txt", "spiece.model")
 
 
 def _load_json(path: Path, padded_size: int) -> Tokenizer:

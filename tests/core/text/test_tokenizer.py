@@ -180,8 +180,8 @@ def test_a_decoder_of_an_unknown_kind_is_refused_by_name(tmp_path: Path) -> None
 def test_a_directory_without_a_readable_tokenizer_says_what_was_looked_for(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"looked for tokenizer\.json"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(LoadError, match=r"found tokenizer\.model, which cannot be read yet"):
+    (tmp_path / "vocab.txt").write_bytes(b"x")
+    with pytest.raises(LoadError, match=r"found vocab\.txt, which cannot be read;"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(LoadError, match=r"tokenizer\.json: the tokenizer cannot be read"):
