@@ -10,13 +10,12 @@ import getpass
 import json
 import logging
 import secrets
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pie_core.config import Config, ModelConfig, RuntimeConfig, parse_options
 from pie_core.contracts.driver import Driver, DriverDeclaration, DriverRequest, Progress, ProgressCallback
@@ -24,7 +23,6 @@ from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import LoadError
-from pie_core.guests import python_guest
 from pie_core.host_api.engine_client import EngineClient
 from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel
 from pie_core.host_api.interfaces import INTERFACES
@@ -33,18 +31,17 @@ from pie_core.manifest import AskedLimits, Grants, checked_input, require_grante
 from pie_core.models import with_paths
 from pie_core.paths import programs_cache_dir, snapshots_dir
 from pie_core.plugins import PluginRegistry, load_plugins
+from pie_core.processes.daemon_threads import in_daemon_thread
 from pie_core.processes.messages import LoadModel
+from pie_core.processes.program_runner import ProgramRunner
 from pie_core.processes.remote_port import RemotePort
-from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram, find_program
+from pie_core.processes.worker_messages import AddModel, StartWorker
+from pie_core.processes.workers import Workers
+from pie_core.programs import ProgramSource, find_program
 from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import MIB, Limits
-from pie_core.sandbox.program import Program
 from pie_core.sandbox.runtime import Runtime
 from pie_core.text.text_model import TextModel, load_text
-
-T = TypeVar("T")
-
-_KEPT_PROGRAMS = 256  # compiled and ready to start
 
 
 class ProgramClient(ClientLink, Protocol):
@@ -67,11 +64,12 @@ class Application:
         self._progress = progress
         self._registry = registry or load_plugins()
         self._stack = AsyncExitStack()
-        self._programs: dict[Path | None, asyncio.Task[Program]] = {}
         self._ports: dict[ModelName, LocalPort | RemotePort] = {}
         self._limits = _guest_limits(config.runtime)
         self.models: dict[ModelName, ServedModel] = {}
         self.runtime: Runtime
+        self._runner: ProgramRunner
+        self._workers: Workers | None = None
 
     async def __aenter__(self) -> Application:
         async with self._stack:
@@ -86,7 +84,13 @@ class Application:
         self.runtime = _new_runtime(self._config.runtime)
         self._stack.callback(self.runtime.close)
         self._stack.push_async_callback(self._unload_all)
-        self._stack.push_async_callback(self._give_up_loading)
+        self._runner = ProgramRunner(self.runtime, self._progress)
+        self._stack.push_async_callback(self._runner.close)
+        if self._config.runtime.num_workers:
+            self._workers = Workers(
+                self._config.runtime.num_workers, _start_message(self._config.runtime), self._progress
+            )
+            self._stack.push_async_callback(self._workers.close)
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -105,11 +109,8 @@ class Application:
     async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
         """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""
         inputs, limits = self.launch_terms(source, arguments)
-        program = await self._program(source)
-        async with program.start(state, limits) as guest:
-            if isinstance(source, PythonProgram):
-                await guest.call("load", list(source.files), source.entry)
-            returned = await guest.call("run", json.dumps(inputs))
+        runner = self._workers or self._runner
+        returned = await runner.run(source, json.dumps(inputs), limits, state)
         return None if returned is None else json.loads(returned)
 
     def launch_terms(
@@ -124,47 +125,37 @@ class Application:
 
     async def prepare(self) -> None:
         """Loads the Python guest before the first program needs it."""
-        await self._loaded(None, "the Python guest")
+        await (self._workers or self._runner).prepare()
 
-    async def _program(self, source: ProgramSource) -> Program:
-        if isinstance(source, ComponentProgram):
-            return await self._loaded(source.path, source.name)
-        return await self._loaded(None, "the Python guest")
+    @property
+    def live_guests(self) -> int:
+        """Programs that run, in this process and in workers."""
+        return self.runtime.live_guests + (0 if self._workers is None else self._workers.live_guests)
 
-    async def _loaded(self, path: Path | None, label: str) -> Program:
-        """Of the component at `path`; None is the Python guest, whose file is looked for once only."""
-        task = self._programs.get(path)
-        if task is None or _has_failed(task):
-            if len(self._programs) >= _KEPT_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))  # running guests keep theirs
-            task = self._programs[path] = asyncio.ensure_future(self._load_program(path, label))
-            task.add_done_callback(_has_failed)
-        return await asyncio.shield(task)  # several may wait for it: one that gives up ends no other
-
-    async def _load_program(self, path: Path | None, label: str) -> Program:
-        def report(what: str, seconds: float) -> None:
-            self._progress(Progress(what, int(seconds), 0, "s"))
-
-        file = path if path is not None else await _in_thread(python_guest)
-        return await Program.load(self.runtime, file, label, report)
+    @property
+    def worker_pids(self) -> list[int]:
+        return [] if self._workers is None else self._workers.pids
 
     async def load_model(self, model: ModelConfig) -> None:
         """Programs find the model from now on, those that run already as well. Downloads it if need be."""
-        served, port = await self._serve(await _in_thread(lambda: self._with_path(model)))
+        model = await in_daemon_thread(lambda: self._with_path(model))
+        served, port = await self._serve(model)
+        try:
+            await self._serve_in_workers(model, port)
+        except BaseException:
+            await port.close()
+            raise
         self.models[served.name] = served
         self._ports[served.name] = port
 
     async def unload_model(self, name: ModelName) -> None:
         """Programs that use it get EngineLost."""
         self.models.pop(name, None)
+        if self._workers is not None:
+            self._workers.remove_model(name)
         port = self._ports.pop(name, None)
         if port is not None:
             await port.close()
-
-    async def _give_up_loading(self) -> None:
-        for task in self._programs.values():
-            if not task.done():
-                await _cancelled(task)
 
     async def _unload_all(self) -> None:
         for name in list(self._ports):
@@ -183,19 +174,26 @@ class Application:
         declaration = self._registry.driver(model.driver.type)
         port = await self._open_port(declaration, model)
         try:
-            text = await _in_thread(lambda: _load_text(model, declaration, port.info.vocab_size))
+            text = await in_daemon_thread(lambda: _load_text(model, declaration, port.info.vocab_size))
         except BaseException:
             await port.close()
             raise
         return ServedModel(ModelName(model.name), EngineClient(port), text), port
 
     async def _open_port(self, declaration: DriverDeclaration, model: ModelConfig) -> LocalPort | RemotePort:
-        if self._config.runtime.engine_process:
+        if self._config.runtime.engine_process or self._workers is not None:
             # A wrong option is told here, with its place in the file.
             parse_options(declaration.options, model.driver.options)
-            return await RemotePort.start(_load_message(model), self._progress)
-        driver = await _in_thread(lambda: self._load_driver(declaration, model))
+            listen_at = None if self._workers is None else self._workers.new_socket()
+            return await RemotePort.start(_load_message(model, listen_at), self._progress)
+        driver = await in_daemon_thread(lambda: self._load_driver(declaration, model))
         return LocalPort(Engine(driver, _engine_options(model), model.name))
+
+    async def _serve_in_workers(self, model: ModelConfig, port: LocalPort | RemotePort) -> None:
+        if self._workers is None or not isinstance(port, RemotePort) or port.listens_at is None:
+            return
+        checkpoint = _text_checkpoint(model, self._registry.driver(model.driver.type))
+        await self._workers.add_model(AddModel(ModelName(model.name), port.listens_at, str(checkpoint)))
 
     def _with_path(self, model: ModelConfig) -> ModelConfig:
         alone = replace(self._config, models=(model,))
@@ -249,23 +247,37 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
 
 
 def _load_text(model: ModelConfig, declaration: DriverDeclaration, vocab_size: int) -> TextModel:
+    return load_text(_text_checkpoint(model, declaration), vocab_size)
+
+
+def _text_checkpoint(model: ModelConfig, declaration: DriverDeclaration) -> Path:
     source = model.path or declaration.default_checkpoint
     if source is None:
         raise LoadError(f"model {model.name!r} has no checkpoint: set its `path` or `repo`")
-    return load_text(source, vocab_size)
-
-
-def _has_failed(task: asyncio.Task[Any]) -> bool:
-    return task.done() and (task.cancelled() or task.exception() is not None)
+    return source
 
 
 def _new_runtime(config: RuntimeConfig) -> Runtime:
-    limits = CompileLimits(
+    cache = config.program_cache or programs_cache_dir()
+    return Runtime(INTERFACES, cache, compile_limits=_compile_limits(config))
+
+
+def _compile_limits(config: RuntimeConfig) -> CompileLimits:
+    return CompileLimits(
         wasm_bytes=config.max_program_bytes,
         memory_bytes=config.compile_memory_mb * MIB,
         seconds=config.compile_s,
     )
-    return Runtime(INTERFACES, config.program_cache or programs_cache_dir(), compile_limits=limits)
+
+
+def _start_message(config: RuntimeConfig) -> StartWorker:
+    return StartWorker(
+        worker=0,
+        cache_folder=str(config.program_cache or programs_cache_dir()),
+        compile_limits=_compile_limits(config),
+        output_bytes=config.output_bytes,
+        log_level=logging.getLogger().getEffectiveLevel(),
+    )
 
 
 def _guest_limits(config: RuntimeConfig) -> Limits:
@@ -299,7 +311,7 @@ def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
     return replace(limits, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _load_message(model: ModelConfig) -> LoadModel:
+def _load_message(model: ModelConfig, listen_at: str | None) -> LoadModel:
     return LoadModel(
         model=model.name,
         driver=model.driver.type,
@@ -308,6 +320,7 @@ def _load_message(model: ModelConfig) -> LoadModel:
         driver_options=dict(model.driver.options),
         engine_options=_engine_options(model),
         log_level=logging.getLogger().getEffectiveLevel(),
+        listen_at=listen_at,
     )
 
 
@@ -331,24 +344,3 @@ def _engine_options(model: ModelConfig) -> EngineOptions:
         "snapshot_ttl_s": model.snapshot_ttl_s,
     }
     return replace(EngineOptions(), **{name: value for name, value in chosen.items() if value is not None})
-
-
-async def _in_thread(call: Callable[[], T]) -> T:
-    """Like asyncio.to_thread, with a daemon thread: Ctrl-C while a model loads does not wait for it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(set_result: Callable[[Any], None], value: Any) -> None:
-        if not future.done():
-            set_result(value)
-
-    def work() -> None:
-        try:
-            value = call()
-        except BaseException as error:  # carried to the loop, which raises it where it is awaited
-            loop.call_soon_threadsafe(settle, future.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(settle, future.set_result, value)
-
-    threading.Thread(target=work, name="pie-load", daemon=True).start()
-    return await future

@@ -9,6 +9,7 @@
     │   └── ProgramTooLarge        it exceeds a size, time or memory limit of compilation
     ├── GuestError             a running inferlet failed; its own traceback is the message
     │   ├── GuestTrap              the sandbox stopped it: trap, stack overflow, out of memory
+    │   ├── WorkerLost             the process that ran it died or hung
     │   ├── DeadlineExceeded       it used up its CPU or wall time
     │   └── Cancelled              somebody ended it
     ├── RequestError           what a guest asked for is refused; nothing has changed
@@ -73,6 +74,10 @@ class GuestError(PieError):
 
 class GuestTrap(GuestError):
     code = "guest-trap"
+
+
+class WorkerLost(GuestError):
+    code = "worker-lost"
 
 
 class DeadlineExceeded(GuestError):

@@ -6,11 +6,12 @@ made from these annotations.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from pie_core.config.annotations import Expects
 from pie_core.config.options import Options
@@ -20,15 +21,6 @@ DEFAULT_MODEL = "default"
 
 Text = Annotated[str, Field(min_length=1)]
 LogLevel = Literal["debug", "info", "warning", "error"]
-
-
-def _in_this_process(workers: int) -> int:
-    if workers != 0:
-        raise Misfit(
-            f"expected 0, but found {workers}: this version runs programs in one process; "
-            "separate worker processes are not built yet"
-        )
-    return workers
 
 
 def _as_devices(value: object) -> object:
@@ -201,12 +193,10 @@ class RuntimeConfig:
     """Limits of every running program, and of compiling one."""
 
     workers: Annotated[
-        int,
-        AfterValidator(_in_this_process),
+        Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
         Field(
-            ge=0,
-            description="Processes that run programs; 0, so far the only choice, is this process itself.",
-            json_schema_extra={"const": 0},
+            description="Processes that run programs; 0 is this process itself, auto is one less than processors. "
+            "With workers, models run in processes of their own, too."
         ),
     ] = 0
     engine_process: Annotated[
@@ -254,6 +244,10 @@ class RuntimeConfig:
     compile_memory_mb: Annotated[
         int, Field(ge=256, description="The most memory that compiling a program may take, in MiB.")
     ] = 4096
+
+    @property
+    def num_workers(self) -> int:
+        return max(len(os.sched_getaffinity(0)) - 1, 1) if self.workers == "auto" else self.workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,10 @@ EventHandler = Callable[[Event], None]
 class EngineClient:
     """One per engine and worker; used on the event loop's thread."""
 
-    def __init__(self, port: EnginePort) -> None:
+    def __init__(self, port: EnginePort, first: int = 1) -> None:
+        """Ids are counted from `first`: several clients of one engine have ranges of their own."""
         self._port = port
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
         self._handlers: dict[RequestId, EventHandler] = {}
         port.listen(self._receive)
 

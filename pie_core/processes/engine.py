@@ -12,18 +12,20 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pie_core.config import parse_options
 from pie_core.contracts.driver import Driver, DriverRequest, Progress, ProgressCallback
 from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
-from pie_core.engine.messages import Event
+from pie_core.engine.messages import Command, CreateContext, EndProcess, Event, OpenSnapshot
 from pie_core.errors import LoadError, PieError
+from pie_core.ids import ProcessId
 from pie_core.plugins import load_plugins
 from pie_core.processes.frames import FrameStream
 from pie_core.processes.heartbeat import Heart
@@ -31,45 +33,101 @@ from pie_core.processes.messages import (
     Broken,
     Commands,
     Events,
+    Join,
     Loaded,
     Loading,
     LoadModel,
     NotLoaded,
     ToEngine,
 )
+from pie_core.processes.worker_port import ID_BITS
 
 _log = logging.getLogger(__name__)
 
 
+class Link:
+    """Where the events of one worker go, and which processes end with it."""
+
+    def __init__(self, home: EngineProcess) -> None:
+        self._home = home
+        self._worker: int | None = None
+        self._processes: set[ProcessId] = set()
+        self.stream: FrameStream[ToEngine] = FrameStream(ToEngine, self._take, self._leave)
+
+    def _take(self, message: ToEngine) -> None:
+        if isinstance(message, Join):
+            self._worker = message.worker
+            self._home.join(message.worker, self.stream)
+        elif isinstance(message, Commands):
+            for command in message.commands:
+                if isinstance(command, CreateContext | OpenSnapshot):
+                    self._processes.add(command.process)
+                elif isinstance(command, EndProcess):
+                    self._processes.discard(command.process)
+            self._home.perform(message.commands)
+
+    def _leave(self) -> None:
+        if self._worker is not None:
+            self._home.part(self._worker, self._processes)
+
+
 class EngineProcess:
-    """Answers one stream, from LoadModel to its end."""
+    """Answers the stream of who started it, from LoadModel to its end, and those of workers beside it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stream: FrameStream[ToEngine] = FrameStream(ToEngine, self._take, self._leave)
         self._left = asyncio.Event()
         self._port: LocalPort | None = None
+        self._loaded_as: Loaded
+        self._streams: dict[int, FrameStream[ToEngine]] = {0: self._stream}  # by worker; 0 is who started us
         self._is_loading = False
+        self._opening: asyncio.Task[None] | None = None
 
     async def serve(self, end: socket.socket) -> bool:
         """Returns when the stream has ended and the model is freed; False: it is still being loaded."""
         await self._stream.open(end)
         await self._left.wait()
+        for stream in list(self._streams.values()):
+            stream.abort()
         if self._port is not None:
             await self._port.close()
         return not self._is_loading
 
     def _take(self, message: ToEngine) -> None:
         if isinstance(message, Commands):
-            assert self._port is not None, "commands come after Loaded"
-            for command in message.commands:
-                self._port.send(command)
-        else:
+            self.perform(message.commands)
+        elif isinstance(message, LoadModel):
             self._is_loading = True
             threading.Thread(target=self._load, args=(message,), name="pie-load", daemon=True).start()
 
     def _leave(self) -> None:
         self._left.set()
+
+    def perform(self, commands: Sequence[Command]) -> None:
+        assert self._port is not None, "commands come after Loaded"
+        for command in commands:
+            self._port.send(command)
+
+    # ---- workers
+
+    def join(self, worker: int, stream: FrameStream[ToEngine]) -> None:
+        self._streams[worker] = stream
+        stream.send(self._loaded_as)
+
+    def part(self, worker: int, processes: Iterable[ProcessId]) -> None:
+        """A worker is gone, and what it ran."""
+        self._streams.pop(worker, None)
+        if not self._left.is_set():
+            self.perform([EndProcess(process) for process in processes])
+
+    async def _open_to_workers(self, path: str) -> None:
+        try:
+            await self._loop.create_unix_server(lambda: Link(self).stream, path)
+        except OSError as error:
+            self._not_loaded(LoadError(f"cannot listen for workers at {path}: {error}"))
+        else:
+            self._stream.send(self._loaded_as)
 
     # ---- loading, in a thread
 
@@ -106,14 +164,27 @@ class EngineProcess:
         port.listen(self._pass_on)
         can = driver.capabilities
         # In one turn of the loop, every ticket that the driver takes may be submitted.
-        self._stream.send(Loaded(port.info, can.step_deadline_s * can.max_in_flight))
+        self._loaded_as = Loaded(port.info, can.step_deadline_s * can.max_in_flight)
+        if asked.listen_at is None:
+            self._stream.send(self._loaded_as)
+        else:
+            self._opening = self._loop.create_task(self._open_to_workers(asked.listen_at))
 
     # ---- serving
 
     def _pass_on(self, events: Sequence[Event]) -> None:
-        self._stream.send(Events(list(events)))
+        for worker, batch in _by_worker(events).items():
+            if worker in self._streams:  # one that has gone hears nothing
+                self._streams[worker].send(Events(batch))
         if self._port is not None and not self._port.is_ready and not self._left.is_set():
             self._stream.send(Broken())
+
+
+def _by_worker(events: Sequence[Event]) -> dict[int, list[Event]]:
+    found: dict[int, list[Event]] = {}
+    for event in events:
+        found.setdefault(event.request >> ID_BITS, []).append(event)
+    return found
 
 
 def _load_driver(asked: LoadModel, report: ProgressCallback) -> Driver:
@@ -143,6 +214,7 @@ def main() -> None:
     parser.add_argument("--stream", required=True, type=int, help="file descriptor of the socket")
     parser.add_argument("--beats", required=True, type=int, help="file descriptor of the heartbeat's pipe")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us answers it
     logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
     if not asyncio.run(_serve(arguments.stream, arguments.beats)):
         sys.stderr.flush()

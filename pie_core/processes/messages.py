@@ -27,6 +27,7 @@ class LoadModel(Message, frozen=True):
     driver_options: dict[str, Any]
     engine_options: EngineOptions
     log_level: int
+    listen_at: str | None = None  # a Unix socket for workers
 
 
 class Commands(Message, frozen=True):
@@ -35,7 +36,13 @@ class Commands(Message, frozen=True):
     commands: list[Command]
 
 
-ToEngine = LoadModel | Commands
+class Join(Message, frozen=True):
+    """The first message of a worker; `Loaded` answers it."""
+
+    worker: int
+
+
+ToEngine = LoadModel | Commands | Join
 
 
 # ---- from the engine process

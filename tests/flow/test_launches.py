@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import pie_core.app
 from pie_core.guests import python_guest
+from pie_core.processes import program_runner
 from tests.flow.conftest import StartPie
 
 
@@ -21,7 +21,7 @@ def test_the_sources_of_the_python_guest_are_compared_once(
         looked.append(python_guest())
         return looked[-1]
 
-    monkeypatch.setattr(pie_core.app, "python_guest", counting)
+    monkeypatch.setattr(program_runner, "python_guest", counting)
 
     async def main() -> None:
         async with start_pie() as pie:

@@ -40,6 +40,9 @@ export class GuestError extends PieError {
 export class GuestTrap extends GuestError {
   static override readonly code: string = "guest-trap";
 }
+export class WorkerLost extends GuestError {
+  static override readonly code: string = "worker-lost";
+}
 export class DeadlineExceeded extends GuestError {
   static override readonly code: string = "deadline-exceeded";
 }
@@ -108,6 +111,7 @@ const KINDS = [
   ProgramTooLarge,
   GuestError,
   GuestTrap,
+  WorkerLost,
   DeadlineExceeded,
   Cancelled,
   RequestError,

@@ -171,9 +171,12 @@ def test_several_misfits_are_told_together_in_the_order_of_the_file() -> None:
     assert [line.split(" ")[0] for line in lines] == ["pie.yaml:2:", "pie.yaml:3:", "pie.yaml:5:"]
 
 
-def test_what_is_not_built_yet_is_refused_and_says_so() -> None:
-    text = complaint("runtime: {workers: 2}")
-    assert "runtime.workers: expected 0, but found 2: this version runs programs in one process" in text
+def test_workers_are_a_number_or_auto() -> None:
+    assert parsed("runtime: {workers: 2}").runtime.num_workers == 2
+    assert parsed("runtime: {workers: auto}").runtime.num_workers >= 1
+    assert parsed("").runtime.num_workers == 0
+    text = complaint("runtime: {workers: many}")
+    assert 'runtime.workers: expected a whole number from 0 to 1024 or one of auto, but found "many"' in text
 
 
 @pytest.mark.parametrize(

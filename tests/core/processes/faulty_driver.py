@@ -30,7 +30,7 @@ class FaultyDriver(DummyDriver):
 
     def submit(self, batch: ForwardBatch) -> Ticket:
         tokens = set(batch.tokens.ids.ravel().tolist())
-        self._hangs = HANG_IN_COLLECT in tokens
+        self._hangs |= HANG_IN_COLLECT in tokens
         if EXIT in tokens:
             os._exit(7)
         if HANG_IN_SUBMIT in tokens:

@@ -142,11 +142,18 @@ BUSY = """
 """
 
 
+@pytest.fixture(params=[(", engine_process: true", 1), (", workers: 2", 3)], ids=["engine", "workers"])
+def processes(request: pytest.FixtureRequest) -> tuple[str, int]:
+    """What is configured, and how many processes it starts."""
+    found: tuple[str, int] = request.param
+    return found
+
+
 @pytest.fixture
-def home(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A PIE_HOME whose model runs in a process of its own."""
+def home(tmp_path: Path, request: pytest.FixtureRequest, processes: tuple[str, int]) -> Path:
+    """A PIE_HOME so configured."""
     cache = Path(request.config.cache.mkdir("aot"))
-    runtime = f"runtime: {{program_cache: '{cache}', engine_process: true}}\n"
+    runtime = f"runtime: {{program_cache: '{cache}'{processes[0]}}}\n"
     (tmp_path / "config.yaml").write_text(DUMMY_OF_2_MS + runtime)
     (tmp_path / "busy.py").write_text(textwrap.dedent(BUSY))
     return tmp_path
@@ -179,21 +186,23 @@ def wait_for_the_end_of(pids: set[int]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
-def test_a_signal_to_pie_run_ends_its_engine_process(home: Path, number: signal.Signals) -> None:
+def test_a_signal_to_pie_run_ends_its_processes(
+    home: Path, processes: tuple[str, int], number: signal.Signals
+) -> None:
     with start_busy(home) as pie:
-        engines = children_of(pie.pid)
-        assert len(engines) == 1
+        started = children_of(pie.pid)
+        assert len(started) == processes[1]
         pie.send_signal(number)
         _, complaint = pie.communicate(timeout=60)
     assert pie.returncode == 128 + number
     assert "Traceback" not in complaint
-    wait_for_the_end_of(engines)
+    wait_for_the_end_of(started)
 
 
-def test_an_engine_process_does_not_outlive_a_pie_that_is_killed(home: Path) -> None:
+def test_no_process_outlives_a_pie_that_is_killed(home: Path, processes: tuple[str, int]) -> None:
     with start_busy(home) as pie:
-        engines = children_of(pie.pid)
+        started = children_of(pie.pid)
         pie.kill()
         pie.communicate(timeout=60)
-    assert len(engines) == 1
-    wait_for_the_end_of(engines)
+    assert len(started) == processes[1]
+    wait_for_the_end_of(started)

@@ -1,0 +1,121 @@
+"""Every message between us and a worker process: what it serves, the programs it runs, what they and clients say."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from pie_core.ids import ModelName, ProcessId, Tenant
+from pie_core.processes.messages import Loading
+from pie_core.sandbox.compilation import CompileLimits
+from pie_core.sandbox.limits import Limits
+
+Channel = Literal["message", "file", "stdout", "stderr"]
+InputChannel = Literal["message", "file"]
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """One frame; encodes to MessagePack as it is."""
+
+
+# ---- to the worker
+
+
+class StartWorker(Message, frozen=True):
+    """The first message."""
+
+    worker: int  # never given twice by one pie
+    cache_folder: str
+    compile_limits: CompileLimits
+    output_bytes: int
+    log_level: int
+
+
+class AddModel(Message, frozen=True):
+    model: ModelName
+    engine_at: str
+    checkpoint: str  # of its tokenizer and chat template
+
+
+class RemoveModel(Message, frozen=True):
+    model: ModelName
+
+
+class Prepare(Message, frozen=True):
+    """Loads the Python guest."""
+
+
+class Launch(Message, frozen=True):
+    process: ProcessId
+    username: str
+    tenant: Tenant
+    name: str
+    component: str | None  # its path; None: source text for the Python guest
+    files: tuple[tuple[str, str], ...]
+    entry: str
+    inputs: str
+    limits: Limits
+
+
+class Stop(Message, frozen=True):
+    process: ProcessId
+
+
+class Input(Message, frozen=True):
+    """An item that the program asked for; None: no more will come."""
+
+    process: ProcessId
+    channel: InputChannel
+    item: bytes | None
+
+
+class Taken(Message, frozen=True):
+    """The client has taken this much of what the program said."""
+
+    process: ProcessId
+    size: int
+
+
+ToWorker = StartWorker | AddModel | RemoveModel | Prepare | Launch | Stop | Input | Taken
+
+
+# ---- from the worker
+
+
+class ModelAdded(Message, frozen=True):
+    model: ModelName
+
+
+class Prepared(Message, frozen=True):
+    """Answers Prepare; without a code, Python programs can run."""
+
+    code: str | None = None
+    message: str = ""
+
+
+class Wanted(Message, frozen=True):
+    """The program waits for an item."""
+
+    process: ProcessId
+    channel: InputChannel
+
+
+class Said(Message, frozen=True):
+    process: ProcessId
+    channel: Channel
+    content: bytes
+
+
+class Returned(Message, frozen=True):
+    process: ProcessId
+    value: str | None  # JSON
+
+
+class Raised(Message, frozen=True):
+    process: ProcessId
+    code: str
+    message: str
+
+
+FromWorker = ModelAdded | Prepared | Wanted | Said | Returned | Raised | Loading
