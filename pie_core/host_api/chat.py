@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pie_core.host_api.guest_state import ProgramState, ServedModel
 from pie_core.sandbox.hosting import Interface
 from pie_core.text.decoders import ChatDecoder, Event, ReasoningDecoder
+from pie_core.text.tool_calls import ToolDecoder
 
 interface = Interface("chat")
 
 
 @dataclass(frozen=True, slots=True)
 class HostDecoder:
-    """A decoder of either kind as one resource."""
+    """A decoder of any kind as one resource."""
 
-    decoder: ChatDecoder | ReasoningDecoder
+    decoder: ChatDecoder | ReasoningDecoder | ToolDecoder
 
 
 interface.resource("decoder", HostDecoder)

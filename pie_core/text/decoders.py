@@ -11,13 +11,13 @@ from typing import Literal
 
 from pie_core.text.tokenizer import Tokenizer
 
-EventKind = Literal["delta", "done", "interrupt", "start", "complete"]
+EventKind = Literal["delta", "done", "interrupt", "start", "complete", "call", "invalid"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """Of a ChatDecoder: "delta", "done" (the whole text), "interrupt" (its token); of a ReasoningDecoder: "start",
-    "delta", "complete" (the whole thought)."""
+    "delta", "complete" (the whole thought); of a ToolDecoder: "start", "call" (JSON), "invalid" (text that is none)."""
 
     kind: EventKind
     text: str = ""
@@ -159,7 +159,7 @@ class ReasoningDecoder:
             marker = self._markers.closing if self._inside else self._markers.opening
             before, found, text = text.partition(marker)
             if not found:
-                keep = _overlap(before, marker)
+                keep = overlap(before, marker)
                 before, self._waiting = before[: len(before) - keep], before[len(before) - keep :]
             events += self._say(before) if self._inside else []
             events += [self._toggle()] if found else []
@@ -180,7 +180,7 @@ class ReasoningDecoder:
         return [Event("delta", text)]
 
 
-def _overlap(text: str, marker: str) -> int:
+def overlap(text: str, marker: str) -> int:
     """How many characters at the end of `text` could be the beginning of `marker`."""
     longest = min(len(text), len(marker) - 1)
     return next((size for size in range(longest, 0, -1) if text.endswith(marker[:size])), 0)

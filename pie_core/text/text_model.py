@@ -21,6 +21,8 @@ from pie_core.text.templates import (
     template_from_gguf,
 )
 from pie_core.text.tokenizer import Tokenizer, load_tokenizer
+from pie_core.text.tool_calls import ToolDecoder, find_tool_format
+from pie_core.text.tool_formats import ToolFormat
 from pie_core.text.turns import ROLES, TemplateTurns
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -52,6 +54,11 @@ class TextModel:
     def reasoning_markers(self) -> ReasoningMarkers:
         return find_reasoning_markers(self.tokenizer, self.template.source.text, self._cue_text())
 
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        source = self.template.source
+        return find_tool_format(self.tokenizer, source.text, source.origin)
+
     def transcript(self, now: datetime | None = None, variables: dict[str, Any] | None = None) -> Transcript:
         return Transcript(self, now, variables)
 
@@ -66,13 +73,15 @@ class TextModel:
             raise InvalidRequest(f"unknown role {role!r}; expected one of {', '.join(ROLES)}, cue, seal")
         return self.tokenizer.encode(turns.alone(role, text))
 
-    def decoder(self, kind: str) -> ChatDecoder | ReasoningDecoder:
-        """A decoder of what the model writes, by name: "chat" or "reasoning"."""
+    def decoder(self, kind: str) -> ChatDecoder | ReasoningDecoder | ToolDecoder:
+        """A decoder of what the model writes, by name: "chat", "reasoning" or "tools"."""
         if kind == "chat":
             return ChatDecoder(self.tokenizer, self.stop_tokens)
         if kind == "reasoning":
             return ReasoningDecoder(self.tokenizer, self.reasoning_markers, self.stop_tokens)
-        raise InvalidRequest(f"unknown decoder {kind!r}; expected 'chat' or 'reasoning'")
+        if kind == "tools":
+            return ToolDecoder(self.tokenizer, self.tool_format, self.stop_tokens)
+        raise InvalidRequest(f"unknown decoder {kind!r}; expected 'chat', 'reasoning' or 'tools'")
 
     def _turns(self) -> TemplateTurns:
         return TemplateTurns(self.template, self.tokenizer.added_texts)

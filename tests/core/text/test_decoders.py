@@ -116,8 +116,10 @@ def test_ids_outside_the_vocabulary_are_refused_before_anything_is_read(make_mod
         with pytest.raises(InvalidRequest, match="outside the vocabulary"):
             decoder.feed([*model.tokenizer.encode("<think>a"), model.tokenizer.size])
         assert "start" not in kinds(decoder.finish())
-    with pytest.raises(InvalidRequest, match="unknown decoder 'tools'; expected 'chat' or 'reasoning'"):
-        model.decoder("tools")
+    with pytest.raises(
+        InvalidRequest, match="unknown decoder 'audio'; expected 'chat', 'reasoning' or 'tools'"
+    ):
+        model.decoder("audio")
 
 
 def test_reasoning_starts_streams_and_completes(make_model: MakeModel) -> None:

@@ -24,7 +24,7 @@ class Decoder:
     @classmethod
     def create(cls, model: model.Model, kind: str) -> Self:
         """
-        kind: "chat" or "reasoning".
+        kind: "chat", "reasoning" or "tools"; unsupported where the checkpoint shows no known format of tool calls.
         
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
