@@ -551,12 +551,23 @@ class Decoder(Resource):
     def _meaning(self, token: int) -> list[Event]:
         if self.kind == "reasoning":
             return self._thought(token)
+        if self.kind == "tools":
+            return self._called(token)
         if token == END:
             return [Event("done", self.text, 0)]
         if token > 255:
             return [Event("interrupt", "", token)]
         self.text += chr(token)
         return [Event("delta", chr(token), 0)]
+
+    def _called(self, token: int) -> list[Event]:
+        """A call begins with (, and ends well with ) or badly at the turn's end."""
+        known = {
+            "(": Event("start", "", 0),
+            ")": Event("call", '{"name": "f", "arguments": {"city": "東京"}}', 0),
+            chr(END): Event("invalid", "(oh", 0),
+        }
+        return [known[chr(token)]] if chr(token) in known else []
 
     def _thought(self, token: int) -> list[Event]:
         """A block stands between < and >."""

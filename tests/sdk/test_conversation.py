@@ -6,7 +6,7 @@ import asyncio
 import base64
 
 import pytest
-from inferlet import Model, chat, get_return_value, reasoning, runtime, session, set_return
+from inferlet import Model, chat, get_return_value, reasoning, runtime, session, set_return, tools
 from inferlet.errors import InferletError
 from inferlet.event_loop import run
 from inferlet.host import call
@@ -44,6 +44,17 @@ def test_a_reasoning_decoder_reports_the_block() -> None:
     assert decoder.feed(b"<a") == reasoning.Event.Start()
     assert decoder.feed(b"b") == reasoning.Event.Delta("ab")
     assert decoder.feed(b"c>") == reasoning.Event.End("abc")
+
+
+def test_a_tool_decoder_reports_calls_and_what_is_none() -> None:
+    decoder = tools.Decoder(Model.load())
+    assert decoder.feed(b"no") == tools.Event.Idle()
+    assert decoder.feed(b"(x)") == tools.Event.Start()
+    assert decoder.feed(b"(") == tools.Event.Call("f", '{"city": "東京"}')
+    assert decoder.feed(b"") == tools.Event.Start()
+    assert decoder.feed([END]) == tools.Event.Invalid("(oh")
+    decoder.reset()
+    assert decoder.feed([]) == tools.Event.Idle()
 
 
 def test_messages_pass_while_other_tasks_run(world: World) -> None:

@@ -9,11 +9,11 @@ from wit_world.imports import chat as bindings
 
 
 class EventQueue:
-    """Hands out one event at a time; neighbouring deltas become one, and the final event overtakes all."""
+    """Hands out one event at a time; neighbouring deltas become one, and a final event overtakes all."""
 
     __slots__ = ("_events", "_final")
 
-    def __init__(self, final: str) -> None:
+    def __init__(self, final: str | None) -> None:
         self._final = final
         self._events: deque[bindings.Event] = deque()
 
