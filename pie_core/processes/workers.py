@@ -52,6 +52,7 @@ _log = logging.getLogger(__name__)
 _MODULE = "pie_core.processes.worker"
 _TURN_DEADLINE_S = 60.0  # guests give way after milliseconds; a worker that does not turn for so long hangs
 _CLOSING_S = 5.0
+_STOPPING_S = 5.0
 
 
 @dataclass(slots=True)
@@ -61,6 +62,12 @@ class Run:
     state: ProgramState
     value: asyncio.Future[str | None]
     asked: list[Pending[Any]]
+
+    async def ended(self, patience_s: float) -> None:
+        """Returns once the worker has cleaned up behind it, or when that takes too long."""
+        await asyncio.wait((self.value,), timeout=patience_s)
+        if self.value.done():
+            self.value.exception()  # that it was ended is no news
 
     def settle(self, value: str | None) -> None:
         if not self.value.done():
@@ -111,9 +118,10 @@ class Worker:
         self.runs[launch.process] = run
         self._child.send(launch)
         try:
-            return await run.value
+            return await asyncio.shield(run.value)
         except asyncio.CancelledError:
             self._child.send(Stop(launch.process))
+            await run.ended(_STOPPING_S)
             raise
         finally:
             del self.runs[launch.process]
@@ -242,7 +250,7 @@ class Workers:
             worker = await self._least_loaded()
             return await worker.run(_launch_message(source, inputs, limits, state), state)
         finally:
-            state.close()
+            state.close_input()  # its engines hear of its end from the worker, or of the worker's
 
     async def close(self) -> None:
         self._is_closed = True
