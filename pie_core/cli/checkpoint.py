@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 CHECKED_TOKENS, CHECKED_GREEDY = 24, 12
 
 Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A Hugging Face folder or a GGUF file.")]
+FrameFile = Annotated[
+    Path,
+    typer.Option(
+        "--tokens",
+        help="A JSON file: a list of token ids. Where tokens have several columns, an id is one of text, and a frame"
+        " is a list of its columns' ids.",
+    ),
+]
 TokenFile = Annotated[Path, typer.Option("--tokens", help="A JSON file: a list of token ids.")]
 DriverName = Annotated[str, typer.Option("--driver", help="Which driver computes.")]
 Device = Annotated[str, typer.Option("--device", help="Where, as the driver names it.")]
@@ -40,22 +48,31 @@ def add_to(commands: typer.Typer) -> None:
 @reporting
 def logits(
     directory: Directory,
-    tokens: TokenFile,
+    tokens: FrameFile,
     out: Annotated[Path, typer.Option("--out", help="Where to write tensors `logits` and `tokens`.")],
     greedy: Annotated[int, typer.Option("--greedy", min=0, help="How many tokens to go on with.")] = 0,
     driver: DriverName = "portable",
     device: Device = "cpu",
     dtype: Dtype = "float32",
 ) -> None:
-    """Write the logits of every position of a token list, and its greedy continuation. Needs no tokenizer."""
+    """Write the logits of every position of a token list, and its greedy continuation. Needs no tokenizer.
+
+    Where tokens have several columns (speech), `logits` is [tokens, streams, vocab] and `tokens` [N, streams]. At a
+    position that a frame follows in the file, each column's logits are given that frame's columns before it; at the
+    others, the most probable ones.
+    """
     from safetensors.numpy import save_file
 
+    from pie_core.engine.frames import read_frames
     from pie_core.engine.one_context import read_logits
     from pie_core.plugins import load_plugins
 
-    prompt = _read_tokens(tokens)
+    prompt = _read_rows(tokens)
     with _loaded(load_plugins(), directory, driver, device, dtype) as model:
-        reading = read_logits(model, prompt, greedy)
+        if model.capabilities.streams > 1:
+            reading = read_frames(model, prompt, greedy)
+        else:
+            reading = read_logits(model, _only_tokens(tokens, prompt), greedy)
     save_file({"logits": reading.logits, "tokens": reading.greedy}, out)
     typer.echo(f"{out}: logits {list(reading.logits.shape)}, tokens {reading.greedy.tolist()}")
 
@@ -156,12 +173,34 @@ def _loaded(registry: PluginRegistry, path: Path, driver: str, device: str, dtyp
 
 
 def _read_tokens(path: Path) -> list[int]:
+    return _only_tokens(path, _read_rows(path))
+
+
+def _read_rows(path: Path) -> list[int | list[int]]:
+    """Tokens and frames."""
     try:
-        tokens = json.loads(path.read_text())
+        rows = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageProblem(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(tokens, list) or not tokens or not all(type(token) is int for token in tokens):
+    if not isinstance(rows, list) or not rows or not all(_is_token(row) or _is_frame(row) for row in rows):
         raise UsageProblem(f"{path}: expected a list of token ids, such as [1, 15, 27]")
+    return rows
+
+
+def _is_token(value: object) -> bool:
+    return type(value) is int
+
+
+def _is_frame(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_token, value))
+
+
+def _only_tokens(path: Path, rows: list[int | list[int]]) -> list[int]:
+    tokens = [row for row in rows if isinstance(row, int)]
+    if len(tokens) < len(rows):
+        raise UsageProblem(
+            f"{path}: holds frames, and a token has one column: expected a list of ids, such as [1, 15]"
+        )
     return tokens
 
 

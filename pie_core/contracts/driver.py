@@ -34,6 +34,7 @@ class Feature(StrEnum):
     PROBE_LOGPROBS = "probe-logprobs"
     PROBE_ENTROPY = "probe-entropy"
     PROBE_HIDDEN = "probe-hidden"
+    PROBE_COLUMNS = "probe-columns"
     TICKET_TOKENS = "ticket-tokens"  # TokenRefs that name an earlier batch
     TICKET_LENGTHS = "ticket-lengths"  # ForwardBatch.length_tickets
     DRAFTS = "drafts"  # verifies ForwardBatch.num_drafts
@@ -81,7 +82,7 @@ class DriverCapabilities:
     weights_revision: str  # digest of what was loaded: part of every prefix-cache key
     kv_dtype: str
     position_axes: int = 1  # 1, or 3 for M-RoPE
-    streams: int = 1  # token columns; more than 1 for speech
+    streams: int = 1  # token columns; more than 1 for speech, where first columns from vocab_size on are text
     max_in_flight: int = 2  # tickets that may be submitted and not collected
     step_deadline_s: float = 60.0  # a step that takes longer hangs
     level: Literal["step", "request"] = "step"

@@ -117,11 +117,16 @@ class Samplers:
 
 
 class ProbeKind(IntEnum):
+    """With several streams, LOGITS to ENTROPY are of the first column."""
+
     LOGITS = 0  # [vocab] values, as the model gives them
     DISTRIBUTION = 1  # k token ids and their probabilities after temperature, most probable first
     LOGPROBS = 2  # natural-log probabilities of the named tokens, temperature 1
     ENTROPY = 3  # one value, nats, temperature 1
     HIDDEN = 4  # [hidden_size] the last normalized hidden state
+    # [streams * vocab] the logits of every column of the next token, each given the columns before it: those that the
+    # probe names, from the first on, and behind them the most probable. What greedy samplers draw, if none is named.
+    COLUMNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Probes:
     kinds: UInt8  # [P] ProbeKind
     temperature: Float32  # [P]; DISTRIBUTION only
     k: Int32  # [P]; DISTRIBUTION only; 0 = the whole vocabulary
-    token_indptr: Int32  # [P + 1] into tokens; LOGPROBS only
+    token_indptr: Int32  # [P + 1] into tokens; LOGPROBS and COLUMNS only
     tokens: Int32
 
 

@@ -33,8 +33,8 @@ LONGEST_PASS = 256
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    logits: Float32  # [tokens, vocab]
-    greedy: Int32  # [n]: what the model goes on with
+    logits: Float32  # [tokens, vocab] or [tokens, streams, vocab]
+    greedy: Int32  # [n] or [n, streams]: what the model goes on with
 
 
 def read_logits(driver: Driver, tokens: Sequence[int], num_greedy: int = 0) -> Reading:
@@ -42,7 +42,7 @@ def read_logits(driver: Driver, tokens: Sequence[int], num_greedy: int = 0) -> R
     if driver.capabilities.streams > 1:
         raise Unsupported(
             f"tokens of architecture {driver.capabilities.architecture!r} have {driver.capabilities.streams} columns;"
-            " only models of one column are read"
+            " read_frames reads those"
         )
     if not tokens:
         raise InvalidRequest("no tokens to read: expected at least one")

@@ -25,6 +25,7 @@ PROBE_FEATURES = {
     ProbeKind.LOGPROBS: Feature.PROBE_LOGPROBS,
     ProbeKind.ENTROPY: Feature.PROBE_ENTROPY,
     ProbeKind.HIDDEN: Feature.PROBE_HIDDEN,
+    ProbeKind.COLUMNS: Feature.PROBE_COLUMNS,
 }
 
 
@@ -329,7 +330,17 @@ class Admission:
                     f"probe on row {probe.row}: expected one or more token ids from 0 to {vocab - 1}"
                 )
             return len(probe.tokens)
+        if kind is ProbeKind.COLUMNS:
+            self._check_columns(probe)
+            return self._can.streams * vocab
         return {ProbeKind.LOGITS: vocab, ProbeKind.HIDDEN: self._can.hidden_size}.get(kind, 1)
+
+    def _check_columns(self, probe: Probe) -> None:
+        streams, vocab = self._can.streams, self._can.vocab_size
+        if len(probe.tokens) > streams or not all(0 <= token < vocab for token in probe.tokens):
+            raise InvalidRequest(
+                f"probe on row {probe.row}: expected at most {streams} columns of ids from 0 to {vocab - 1}"
+            )
 
     def _refuse_too_many_outputs(self, count: int) -> None:
         if count > self._options.max_pass_outputs:

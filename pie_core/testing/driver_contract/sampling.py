@@ -329,6 +329,40 @@ class ProbeContract(DriverSubject):
             for probe in range(3):
                 assert self.same(probe_values(together, 3 * place + probe), probe_values(alone, probe))
 
+    def columns(self, stepper: Stepper, named: Sequence[int] = ()) -> Float32:
+        """[streams, vocab]"""
+        result = self.probed(stepper, Probe(ProbeKind.COLUMNS, tokens=named))
+        assert not result.failed, result.failed
+        return probe_values(result, 0).reshape(stepper.driver.capabilities.streams, -1)
+
+    def test_every_column_is_drawn_from_the_logits_that_are_shown(self, stepper: Stepper) -> None:
+        self.needs(stepper.driver, Feature.PROBE_COLUMNS, Feature.PROBE_LOGITS)
+        probes = [Probe(ProbeKind.COLUMNS), Probe(ProbeKind.LOGITS)]
+        prompt = self.prompt(stepper.driver, 7)
+        result = stepper.run([Request(stepper.context(), prompt, samples=[Sample()], probes=probes)])
+        capabilities = stepper.driver.capabilities
+        columns = probe_values(result, 0).reshape(capabilities.streams, capabilities.vocab_size)
+        assert self.same(columns[0], probe_values(result, 1))
+        slack = self.tolerance * float(columns.std())
+        for logits, token in zip(columns, result.tokens[0].reshape(-1), strict=True):
+            assert logits[token] >= logits.max() - slack
+
+    def test_naming_the_most_probable_columns_changes_nothing(self, stepper: Stepper) -> None:
+        self.needs(stepper.driver, Feature.PROBE_COLUMNS)
+        plain = self.columns(stepper)
+        best = plain.argmax(axis=1).tolist()
+        for count in range(1, len(best) + 1):
+            assert self.same(self.columns(stepper, best[:count]), plain)
+
+    def test_a_named_column_matters_to_those_behind_it_alone(self, stepper: Stepper) -> None:
+        self.needs(stepper.driver, Feature.PROBE_COLUMNS)
+        best = self.columns(stepper).argmax(axis=1).tolist()
+        plain = self.columns(stepper, best)
+        for column in range(len(best)):
+            named = list(best)
+            named[column] = (named[column] + 1) % plain.shape[1]
+            assert self.same(self.columns(stepper, named)[: column + 1], plain[: column + 1])
+
 
 def _scores(
     logits: Float32, batch: ForwardBatch, history: np.ndarray[tuple[int, ...], np.dtype[np.int32]]

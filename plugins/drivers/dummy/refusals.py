@@ -26,6 +26,7 @@ _USES: Mapping[Feature, Callable[[ForwardBatch], bool]] = {
     Feature.PROBE_LOGPROBS: _probes(ProbeKind.LOGPROBS),
     Feature.PROBE_ENTROPY: _probes(ProbeKind.ENTROPY),
     Feature.PROBE_HIDDEN: _probes(ProbeKind.HIDDEN),
+    Feature.PROBE_COLUMNS: _probes(ProbeKind.COLUMNS),
     Feature.TICKET_TOKENS: lambda batch: bool(np.any(batch.tokens.tickets != NO_TICKET)),
     Feature.TICKET_LENGTHS: lambda batch: bool(np.any(batch.length_tickets != NO_TICKET)),
     Feature.DRAFTS: lambda batch: bool(batch.num_drafts.any()),

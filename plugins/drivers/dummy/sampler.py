@@ -43,6 +43,11 @@ class Head:
         values[np.arange(len(words)), self.best_tokens(words)] = _PEAK
         return values
 
+    def column_logits(self, words: Words) -> Float32:
+        """[rows, streams * vocab]. The columns of this model's tokens know nothing of each other."""
+        columns = [self.logits(column_words(words, column)) for column in range(self._streams)]
+        return np.concatenate(columns, axis=1)
+
     def best_tokens(self, words: Words) -> Int32:
         return (words % np.uint64(self._vocab_size)).astype(np.int32)
 
@@ -179,6 +184,8 @@ def _read_probe(head: Head, word: Words, batch: ForwardBatch, probe: int) -> tup
     kind = ProbeKind(int(probes.kinds[probe]))
     if kind is ProbeKind.HIDDEN:
         return none, head.hidden(word)[0]
+    if kind is ProbeKind.COLUMNS:
+        return none, head.column_logits(word)[0]
     logits = head.logits(word)[0]
     if kind is ProbeKind.LOGITS:
         return none, logits

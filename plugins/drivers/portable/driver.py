@@ -47,6 +47,7 @@ FEATURES = frozenset(
         Feature.PROBE_LOGPROBS,
         Feature.PROBE_ENTROPY,
         Feature.PROBE_HIDDEN,
+        Feature.PROBE_COLUMNS,
         Feature.TICKET_TOKENS,
         Feature.TICKET_LENGTHS,
         Feature.DRAFTS,

@@ -27,19 +27,35 @@ class ProbeValues:
     failed: frozenset[int]  # probes whose values are not numbers
 
 
-def read_probes(probes: Probes, logits: Tensor | None, hidden: Tensor | None) -> ProbeValues:
-    """`logits` and `hidden` have one row for each probe; None where no probe reads them."""
+def read_probes(
+    probes: Probes, logits: Tensor | None, hidden: Tensor | None, columns: Tensor | None
+) -> ProbeValues:
+    """`logits` and `hidden` have one row for each probe, `columns` for each of its kind; None where no probe reads."""
     values: list[Float32] = [np.empty(0, np.float32)] * len(probes.rows)
     tokens: list[Int32] = [np.empty(0, np.int32)] * len(probes.rows)
     for kind in np.unique(probes.kinds).tolist():
         at = np.flatnonzero(probes.kinds == kind)
         source = hidden if kind == ProbeKind.HIDDEN else logits
-        assert source is not None
-        _READERS[ProbeKind(kind)](source[torch.from_numpy(at)], probes, at, values, tokens)
+        rows = columns if kind == ProbeKind.COLUMNS else _chosen(source, at)
+        assert rows is not None
+        _READERS[ProbeKind(kind)](rows, probes, at, values, tokens)
     failed = frozenset(probe for probe, answer in enumerate(values) if np.isnan(answer).any())
     return ProbeValues(
         _indptr(values), _joined(values, np.float32), _indptr(tokens), _joined(tokens, np.int32), failed
     )
+
+
+def _chosen(source: Tensor | None, at: NDArray[np.intp]) -> Tensor | None:
+    return None if source is None else source[torch.from_numpy(at)]
+
+
+def given_columns(probes: Probes, at: NDArray[np.intp], streams: int) -> NDArray[np.int64]:
+    """[len(at), streams]: the columns that these probes name; -1 where they name none."""
+    given = np.full((len(at), streams), -1, np.int64)
+    for row, probe in zip(given, at.tolist(), strict=True):
+        named = probes.tokens[probes.token_indptr[probe] : probes.token_indptr[probe + 1]]
+        row[: len(named)] = named
+    return given
 
 
 def _rows(source: Tensor, _: Probes, at: NDArray[np.intp], values: list[Float32], __: list[Int32]) -> None:
@@ -90,6 +106,7 @@ def _distribution(
 _READERS = {
     ProbeKind.LOGITS: _rows,
     ProbeKind.HIDDEN: _rows,
+    ProbeKind.COLUMNS: _rows,
     ProbeKind.ENTROPY: _entropy,
     ProbeKind.LOGPROBS: _logprobs,
     ProbeKind.DISTRIBUTION: _distribution,

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int64, ProbeKind
+from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int64, ProbeKind, Probes
 from pie_core.ids import Ticket
 from pie_plugins.drivers.portable.batch_tensors import BatchReader, BatchTensors, Outcomes
 from pie_plugins.drivers.portable.model_runner import ModelRunner, PortableStep
-from pie_plugins.drivers.portable.probes import ProbeValues, read_probes
+from pie_plugins.drivers.portable.probes import ProbeValues, given_columns, read_probes
 from pie_plugins.drivers.portable.sampler import Drawn, SamplerInputs, column_inputs, draw
 from pie_plugins.drivers.portable.verification import verify
 
@@ -57,7 +57,9 @@ class StepRunner:
         logits = None
         if len(sampler_places) or reads_logits.any():
             logits = self._runner.logits(step, hidden)
-        probed = read_probes(probes, _select(logits, probe_places), _select(hidden, probe_places))
+        probe_logits, probe_hidden = _select(logits, probe_places), _select(hidden, probe_places)
+        columns = self._column_logits(probes, probe_logits, probe_hidden, step)
+        probed = read_probes(probes, probe_logits, probe_hidden, columns)
         inputs = SamplerInputs(samplers, tensors.sampler_index, tensors.history, tensors.history_counts)
         if logits is None:
             return _no_tokens(batch), probed
@@ -66,6 +68,26 @@ class StepRunner:
             return draw(owned, inputs), probed
         drawn = draw(owned, column_inputs(inputs, 0))
         return self._draw_columns(drawn, inputs, _select(hidden, sampler_places), step), probed
+
+    def _column_logits(
+        self, probes: Probes, logits: Tensor | None, hidden: Tensor | None, step: PortableStep
+    ) -> Tensor | None:
+        """[probes of that kind, streams * vocab]"""
+        at = np.flatnonzero(probes.kinds == ProbeKind.COLUMNS)
+        if not len(at):
+            return None
+        assert logits is not None
+        assert hidden is not None
+        places = torch.from_numpy(at)
+        found = [logits[places]]
+        if self._streams > 1:
+            given = torch.from_numpy(given_columns(probes, at, self._streams)).to(hidden.device)
+            columns = self._runner.columns(hidden[places])
+            for column in range(1, self._streams):
+                named, best = given[:, column - 1], found[-1].argmax(-1)
+                before = torch.where(named < 0, best, named)
+                found.append(columns.logits(column, before, step).to(torch.float32))
+        return torch.cat(found, 1)
 
     def _draw_columns(
         self, first: Drawn, inputs: SamplerInputs, hidden: Tensor | None, step: PortableStep

@@ -36,7 +36,7 @@ def test_logits_and_the_continuation_are_written(checkpoint: Path, tmp_path: Pat
     assert written["tokens"][0] == written["logits"][-1].argmax()
 
 
-@pytest.mark.parametrize("content", ["{}", "[]", '["a"]', "[1", "[true]"])
+@pytest.mark.parametrize("content", ["{}", "[]", '["a"]', "[1", "[true]", "[[1, 2]]"])
 def test_a_file_that_holds_no_tokens_is_refused(checkpoint: Path, tmp_path: Path, content: str) -> None:
     prompt = tmp_path / "prompt.json"
     prompt.write_text(content)

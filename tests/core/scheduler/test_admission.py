@@ -63,6 +63,8 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     ({"probes": (Probe(0, ProbeKind.DISTRIBUTION, k=-1),)}, "probe k is -1"),
     ({"probes": (Probe(0, ProbeKind.LOGPROBS),)}, "expected one or more token ids"),
     ({"probes": (Probe(0, ProbeKind.LOGPROBS, tokens=(97,)),)}, "from 0 to 96"),
+    ({"probes": (Probe(0, ProbeKind.COLUMNS, tokens=(97,)),)}, "at most 1 columns of ids from 0 to 96"),
+    ({"probes": (Probe(0, ProbeKind.COLUMNS, tokens=(1, 2)),)}, "at most 1 columns of ids from 0 to 96"),
     ({"num_drafts": 1}, "1 drafts among 1 tokens"),
     ({"num_drafts": -1}, "-1 drafts among 1 tokens"),
 ]
@@ -92,6 +94,7 @@ UNSUPPORTED: list[tuple[Feature, dict[str, Any]]] = [
     (Feature.PROBE_LOGPROBS, {"probes": (Probe(0, ProbeKind.LOGPROBS, tokens=(1,)),)}),
     (Feature.PROBE_ENTROPY, {"probes": (Probe(0, ProbeKind.ENTROPY),)}),
     (Feature.PROBE_HIDDEN, {"probes": (Probe(0, ProbeKind.HIDDEN),)}),
+    (Feature.PROBE_COLUMNS, {"probes": (Probe(0, ProbeKind.COLUMNS, tokens=(1,)),)}),
     (Feature.DRAFTS, {"tokens": (1, 2), "num_drafts": 1, **sampled()}),
 ]
 

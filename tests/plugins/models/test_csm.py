@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,9 +12,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.numpy import load_file
+from typer.testing import CliRunner
 
+from pie_core.cli import app
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32
+from pie_core.engine.frames import read_frames
 from pie_core.errors import LoadError
 from pie_core.testing.any_architecture import asking, edit_config, rows_of, write_checkpoint
 from pie_core.testing.any_driver import DriverContract
@@ -152,6 +157,65 @@ def test_greedy_frames_equal_the_reference_also_beside_a_stranger(stepper: Stepp
         fed = [tuple(int(code) for code in result.tokens[1])]
         found += fed
     assert found == expected
+
+
+def depth_logits(reference: Any, rows: Sequence[Sequence[int]]) -> Float32:
+    """[frames - 1, columns, vocab]: of each frame behind the first, as transformers computes them to train."""
+    ids = torch.tensor([rows])
+    labels = torch.cat((torch.full_like(ids[:, :1], -100), ids[:, 1:]), 1)
+    with torch.inference_mode():
+        output = reference(ids, labels=labels)
+    columns = (output.logits[0, :-1, None], output.depth_decoder_logits)
+    expected: Float32 = torch.cat(columns, 1).numpy()
+    return expected
+
+
+def test_columns_of_given_frames_equal_the_reference(stepper: Stepper, reference: Any) -> None:
+    rows = frames(20)
+    seen = read_frames(stepper.driver, rows).logits[:-1]
+    expected = depth_logits(reference, rows)
+    assert seen.shape == expected.shape == (19, STREAMS, CODES)
+    for column in range(STREAMS):
+        assert close(seen[:, column], expected[:, column])
+
+
+def test_columns_of_what_goes_on_are_those_of_the_frames_that_are_generated(
+    stepper: Stepper, reference: Any
+) -> None:
+    generated = generate(reference, words(12))
+    reading = read_frames(stepper.driver, words(12), FRAMES)
+    assert [tuple(frame) for frame in reading.greedy.tolist()] == generated
+    assert reading.logits.shape == (12, STREAMS, CODES)
+    given = read_frames(stepper.driver, [*words(12), *generated]).logits
+    assert close(given[:12], reading.logits)
+    assert given[11:-1].argmax(axis=2).tolist() == reading.greedy.tolist()
+    step, shown = depth_logits_of(reference, words(12), generated[0]), reading.logits[-1]
+    assert all(close(shown[column], step[column]) for column in range(STREAMS))
+
+
+def depth_logits_of(reference: Any, ids: Sequence[int], frame: Sequence[int]) -> Float32:
+    """[columns, vocab]: of the frame that comes after this text."""
+    with torch.inference_mode():
+        output = reference(torch.tensor([ids]))
+        given = torch.tensor([[0, *frame[:-1]]])
+        hidden = reference.backbone_model(
+            inputs_embeds=reference.embed_text_tokens(torch.tensor([ids]))
+        ).last_hidden_state[:, -1]
+        deep = reference.depth_decoder(input_ids=given, backbone_last_hidden_state=hidden).logits
+    expected: Float32 = torch.cat((output.logits[0, -1:], deep[0])).numpy()
+    return expected
+
+
+def test_the_command_writes_every_column(checkpoint: Path, tmp_path: Path) -> None:
+    prompt, out = tmp_path / "prompt.json", tmp_path / "out.safetensors"
+    prompt.write_text(json.dumps([*words(3), *frames(2)]))
+    given = ["model", "logits", str(checkpoint), "--tokens", str(prompt), "--greedy", "3", "--out", str(out)]
+    assert CliRunner().invoke(app, given).exit_code == 0
+    written = load_file(out)
+    assert written["logits"].shape == (5, STREAMS, CODES)
+    assert written["logits"].dtype == np.dtype("float32")
+    assert written["tokens"].shape == (3, STREAMS)
+    assert written["tokens"][0].tolist() == written["logits"][-1].argmax(axis=1).tolist()
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ import transformers
 from safetensors.numpy import load_file
 
 from pie_core.contracts.forward import Float32, ProbeKind
+from pie_core.engine.frames import read_frames
 from pie_core.testing.any_architecture import asking, logits, rows_of
 from pie_core.testing.batches import Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.models.layers.transformers_reference import multimodal_logits
 from tests.plugins.models.reference import ARCHITECTURES, portable
-from tests.plugins.models.test_csm import generate, words
+from tests.plugins.models.test_csm import FRAMES, depth_logits, frames, generate, words
 
 ORACLE = os.environ.get("PIE_ORACLE")
 TOLERANCE = 1e-4  # of the logits' standard deviation
@@ -106,3 +107,16 @@ def test_frames_of_a_speech_checkpoint_are_what_transformers_gives() -> None:
     with torch.inference_mode():
         assert deviation(seen, reference(torch.tensor([ids])).logits[0].numpy()) <= TOLERANCE
     assert found == expected
+
+
+@pytest.mark.skipif(not ORACLE, reason="PIE_ORACLE names no folder of checkpoints")
+def test_columns_of_a_speech_checkpoint_are_what_transformers_gives() -> None:
+    folder = Path(ORACLE or "") / "csm"
+    kind: Any = transformers.CsmForConditionalGeneration
+    reference = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    rows, driver = frames(20), portable(folder)
+    seen, spoken = read_frames(driver, rows).logits[:-1], read_frames(driver, words(14), FRAMES).greedy
+    driver.close()
+    expected = depth_logits(reference, rows)
+    assert max(deviation(seen[:, c], expected[:, c]) for c in range(expected.shape[1])) <= TOLERANCE
+    assert [tuple(frame) for frame in spoken.tolist()] == generate(reference, words(14))

@@ -224,6 +224,7 @@ PROBED = {
     Feature.PROBE_LOGPROBS: ProbeKind.LOGPROBS,
     Feature.PROBE_ENTROPY: ProbeKind.ENTROPY,
     Feature.PROBE_HIDDEN: ProbeKind.HIDDEN,
+    Feature.PROBE_COLUMNS: ProbeKind.COLUMNS,
 }
 USED: dict[Feature, dict[str, Any]] = {
     Feature.ATTENTION_MASK: {"masks": [Mask(0, [(0, 1)])]},
