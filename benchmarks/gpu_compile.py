@@ -39,7 +39,8 @@ FLOATS = {
 }  # fmt: skip
 SCALARS = {
     "columns": "i32", "eps": "fp32", "scale": "fp32", "num_heads": "i32", "num_kv_heads": "i32", "heads": "i32",
-    "q_stride": "i32", "mask_width": "i32", "tiles": "i32", "narrow_rows": "i32", "wide": "i32", "rows_each": "i32", "vocab_size": "i32", "span": "i32",
+    "q_stride": "i32", "mask_width": "i32", "tiles": "i32", "narrow_rows": "i32", "wide": "i32", "rows_each": "i32",
+    "vocab_size": "i32", "span": "i32",
     "num_rows": "i32", "num_requests": "i32", "num_pages": "i32", "num_samplers": "i32", "max_drafts": "i32",
     "accepted_at": "i32", "last_at": "i32", "length_at": "i32", "tokens_at": "i32", "live_at": "i32", "rows": "i32",
     "outputs": "i32", "inputs": "i32", "share": "i32",

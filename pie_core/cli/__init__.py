@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 
 from pie_core import __version__
-from pie_core.cli import auth, build, check, config, doctor, inferlets, install, model, new, plugins, run, serve
+from pie_core.cli import (
+    auth,
+    build,
+    check,
+    config,
+    doctor,
+    inferlets,
+    install,
+    model,
+    new,
+    plugins,
+    run,
+    serve,
+)
 from pie_core.cli.examples import examples
 from pie_core.cli.logs import LogLevelOption, start_logging
 from pie_core.cli.outcomes import ending_well
