@@ -171,8 +171,13 @@ def _row(what: str, contexts: int, pairs: Sequence[tuple[float, float]]) -> dict
 
 
 async def _losses(quick: bool) -> list[dict[str, Any]]:
-    logging.getLogger("pie_core.processes").setLevel(logging.CRITICAL)
-    return [await _loss(end, 1 if quick else 5) for end in (signal.SIGKILL, signal.SIGSTOP)]
+    log = logging.getLogger("pie_core.processes")
+    level = log.level
+    log.setLevel(logging.CRITICAL)  # each loss would be told
+    try:
+        return [await _loss(end, 1 if quick else 5) for end in (signal.SIGKILL, signal.SIGSTOP)]
+    finally:
+        log.setLevel(level)
 
 
 async def _loss(end: signal.Signals, times: int) -> dict[str, Any]:
