@@ -7,8 +7,6 @@ from inferlet.legacy import Sampler, get_auto_model, stop_condition
 
 
 async def main(input):
-    if "prompt" not in input:
-        raise SystemExit('legacy-completion needs a prompt, as in: -- --prompt "The capital of France is"')
     model = get_auto_model()
     ctx = model.create_context()
     ctx.fill_system(input.get("system", "You are a helpful assistant."))

@@ -125,12 +125,6 @@ def test_legacy_completion_returns_the_text() -> None:
     assert run("legacy-completion", prompt="hello", max_tokens=10)
 
 
-@pytest.mark.parametrize("name", ["text-completion", "raw-completion", "legacy-completion"])
-def test_a_missing_prompt_is_asked_for(name: str) -> None:
-    with pytest.raises(ProgramFailed, match=f"^{name} needs a prompt, as in: -- --prompt"):
-        run(name)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_program_says_what_it_shows_and_what_it_takes(name: str) -> None:
     source = (FOLDER / name / "main.py").read_text()
