@@ -152,6 +152,23 @@ class MediaSpans:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixGroups:
+    """Runs of adjacent requests that share their first pages, so that a driver can read those once for all of them.
+
+    The named KV rows lie on the same whole pages in every paged and latent group, are all listed (no holes), and were
+    written before this step. Every request is in one group at most. Ignoring the groups is correct.
+    """
+
+    first: Int32  # [P] first request; ascending
+    stop: Int32  # [P] one behind the last: two requests or more
+    rows: Int32  # [P] KV rows that are shared, from the first one on
+
+
+_NONE: Int32 = np.empty(0, np.int32)
+NO_PREFIX_GROUPS = PrefixGroups(_NONE, _NONE, _NONE)
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """One step for R contexts: immutable, complete, and independent of the driver."""
 
@@ -173,6 +190,7 @@ class ForwardBatch:
     adapter_ids: Int32  # [R]; -1 = none
     adapter_scales: Float32  # [R]
     media: MediaSpans
+    prefixes: PrefixGroups = NO_PREFIX_GROUPS
 
     @property
     def num_requests(self) -> int:
