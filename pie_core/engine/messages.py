@@ -17,11 +17,11 @@ from pie_core.contracts.driver import Feature
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
 
 
-class Message(msgspec.Struct, frozen=True, tag=True):
-    """A value that crosses the port; encodes to MessagePack as it is."""
+class Message(msgspec.Struct, frozen=True, tag=True, array_like=True, gc=False):
+    """A value that crosses the port; encodes to MessagePack as it is, without the names of its fields."""
 
 
-class SamplerSpec(msgspec.Struct, frozen=True):
+class SamplerSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How to draw a token: see `contracts.forward.Samplers` for meaning, order and neutral values."""
 
     temperature: float = 0.0
@@ -36,12 +36,12 @@ class SamplerSpec(msgspec.Struct, frozen=True):
     bias_values: tuple[float, ...] = ()
 
 
-class Sample(msgspec.Struct, frozen=True):
+class Sample(msgspec.Struct, frozen=True, array_like=True, gc=False):
     row: int  # input row of the pass
     sampler: SamplerSpec
 
 
-class Probe(msgspec.Struct, frozen=True):
+class Probe(msgspec.Struct, frozen=True, array_like=True, gc=False):
     row: int
     kind: int  # contracts.forward.ProbeKind
     temperature: float = 1.0
@@ -49,7 +49,7 @@ class Probe(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...] = ()
 
 
-class ProbeValues(msgspec.Struct, frozen=True):
+class ProbeValues(msgspec.Struct, frozen=True, array_like=True, gc=False):
     token_ids: list[int]  # DISTRIBUTION only
     values: bytes  # little-endian float32
 
