@@ -2,7 +2,8 @@
 
 Jinja's own sandbox keeps a template away from Python; it does not keep it from looping for ever or from asking for
 a string of a terabyte. Here loops and macros count their turns, whatever makes text longer checks the length first,
-and only filters and methods known to be bounded exist. A template that oversteps raises LimitExceeded.
+and only filters and methods known to be bounded exist. A template may change lists that it made itself, never what it
+was given. A template that oversteps raises LimitExceeded.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -46,6 +47,7 @@ _STRING_METHODS = frozenset([
     "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
     "upper",
 ])  # fmt: skip
+_LIST_CHANGES = frozenset(["append", "extend", "insert", "pop"])
 # A width of four digits or more, or one taken from an argument: in str.format, and after a percent sign.
 _WIDE_FORMAT = re.compile(r"\{[^{}]*(?:\d{4,}|\{)|%[^a-zA-Z%]*(?:\d{4,}|\*)")
 
@@ -77,9 +79,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.concat = bounded_join  # type: ignore[method-assign]
         self.start(datetime.now())
 
-    def start(self, now: datetime) -> None:
+    def start(self, now: datetime, given: Any = None) -> None:
+        """`given` is everything that the template gets from outside."""
         self._turns = 0
         self._now = now
+        self._given = given
+        self._given_ids: set[int] | None = None
         self._deadline = time.monotonic() + MAX_SECONDS
 
     def tick(self) -> None:
@@ -106,7 +111,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             return attr in _STRING_METHODS
         if isinstance(obj, int | float | bytes):
             return False
+        if isinstance(obj, list) and attr in _LIST_CHANGES:
+            return not self._is_given(obj)
         return super().is_safe_attribute(obj, attr, value)
+
+    def _is_given(self, value: list[Any]) -> bool:
+        if self._given_ids is None:
+            self._given_ids = set(_list_ids(self._given))
+        return id(value) in self._given_ids
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "+":
@@ -138,6 +150,10 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 return bounded_join(args[0], owner)
             if name == "replace":
                 return _replace(owner, *args)  # Jinja passes only its own bookkeeping by keyword
+        elif isinstance(owner, list) and getattr(obj, "__name__", "") in _LIST_CHANGES:
+            self.tick()
+            added = len(args[0]) if args and isinstance(args[0], list | tuple) else 0
+            _check_items(len(owner) + max(added, 1))
         return super().call(context, obj, *args, **kwargs)
 
 
@@ -182,6 +198,19 @@ class _Bounding(NodeTransformer):
 
 def _environment_call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
     return nodes.Call(nodes.EnvironmentAttribute(method), arguments, [], None, None)
+
+
+def _list_ids(value: Any) -> Iterator[int]:
+    """Of all lists in `value`, however deep."""
+    waiting = [value]
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, list | tuple):
+            waiting.extend(each)
+            if isinstance(each, list):
+                yield id(each)
 
 
 def printable(value: Any) -> Any:

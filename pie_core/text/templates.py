@@ -69,12 +69,11 @@ class ChatTemplate:
         variables: dict[str, Any] | None = None,
     ) -> str:
         """The whole conversation as text. It refuses with InvalidRequest, and oversteps with LimitExceeded."""
-        self._environment.start(now or datetime.now())
         known = {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+        given = self.named_tokens | {"tools": None, "documents": None} | (variables or {}) | known
+        self._environment.start(now or datetime.now(), given)
         try:
-            return self._write(
-                self.named_tokens | {"tools": None, "documents": None} | (variables or {}) | known
-            )
+            return self._write(given)
         except LimitExceeded as exc:
             raise LimitExceeded(f"{self._place(exc)}: {exc}") from exc
         except (MemoryError, RecursionError) as exc:

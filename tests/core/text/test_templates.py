@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2.sandbox import SandboxedEnvironment
 
 from pie_core.errors import InvalidRequest, LimitExceeded, LoadError
 from pie_core.text.templates import (
@@ -125,6 +126,12 @@ HOSTILE = {
     "{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x }}",
     "nested lists as json": "{% set n = namespace(x=[1]) %}"
     "{% for i in range(60) %}{% set n.x = [n.x, n.x] %}{% endfor %}{{ n.x | tojson }}",
+    "endless appending": "{% set x = [0] %}{% for i in x %}{% set _ = x.append(i) %}{% endfor %}",
+    "doubling by extend": "{% set x = [0] %}{% for i in range(60) %}{% set _ = x.extend(x) %}{% endfor %}",
+    "a list in itself": "{% set x = [0] %}{% set _ = x.append(x) %}{{ x }}",
+    "a list in itself as json": "{% set x = [0] %}{% set _ = x.append(x) %}{{ x | tojson }}",
+    "slow inserts": "{% set x = [0] * 200000 %}{% for i in range(99999) %}{% for j in range(99999) %}"
+    "{% set _ = x.insert(0, x.pop()) %}{% endfor %}{% endfor %}",
     "power": "{{ 9 ** 99999999 }}",
     "power by products": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "percent format": "{{ '%999999999d' % 1 }}",
@@ -166,6 +173,52 @@ def test_a_template_reaches_nothing_outside_its_sandbox(text: str) -> None:
     except (InvalidRequest, LoadError):
         return
     assert rendered == "", "an unsafe attribute prints as nothing"
+
+
+QUEUE = """\
+{%- set queue = namespace(ids=[]) -%}
+{%- for m in messages -%}
+    {%- if m.role == 'tool' -%}
+        {%- if queue.ids -%}{%- set id = queue.ids.pop(0) -%}{%- else -%}{%- set id = 'none' -%}{%- endif -%}
+        {{ 'Return of ' + id + ': ' + m.content }}
+    {%- else -%}
+        {{ m.content }}
+        {%- for call in m.tool_calls or [] -%}
+            {%- set _ = queue.ids.append(call.function.name ~ ':' ~ loop.index0) -%}
+            {{ '[' + queue.ids[-1] + ']' }}
+        {%- endfor -%}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+
+def test_a_template_may_change_lists_that_it_made() -> None:
+    calls = [{"function": {"name": name}} for name in ("one", "two")]
+    conversation = [
+        {"role": "assistant", "content": "A", "tool_calls": calls},
+        *({"role": "tool", "content": content} for content in ("x", "y", "z")),
+    ]
+    plain = SandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(QUEUE)
+    rendered = template(QUEUE).render(conversation)
+    assert rendered == "A[one:0][two:1]Return of one:0: xReturn of two:1: yReturn of none: z"
+    assert rendered == plain.render(messages=conversation)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% set _ = messages.append(1) %}",
+        "{% set _ = messages[0].tags.pop() %}",
+        "{% for m in messages %}{% set _ = m.tags.extend(['b']) %}{% endfor %}",
+        "{% set n = namespace(x=tools) %}{% set _ = n.x.insert(0, 'b') %}",
+        "{% set _ = messages[0].update(role='b') %}",
+    ],
+)
+def test_a_template_changes_nothing_that_it_was_given(text: str) -> None:
+    conversation: list[Message] = [{"role": "user", "content": "Hi", "tags": ["a"]}]
+    with pytest.raises(InvalidRequest):
+        template(text).render(conversation, variables={"tools": ["a"]})
+    assert conversation == [{"role": "user", "content": "Hi", "tags": ["a"]}]
 
 
 def test_a_rendering_can_follow_one_that_overstepped() -> None:
