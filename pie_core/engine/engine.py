@@ -20,6 +20,7 @@ from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.context import Context
 from pie_core.engine.contexts import Contexts, no_context
 from pie_core.engine.deadlines import Deadlines
+from pie_core.engine.latencies import Latencies
 from pie_core.engine.messages import (
     Ack,
     BreakOff,
@@ -84,7 +85,8 @@ class Engine:
         self._contexts = Contexts(self._cache, self._snapshots, self._quotas, self._emit)
         self._admission = admission = Admission(driver.capabilities, options)
         self._ahead = RunAhead(driver.capabilities, options)
-        self._passes = Passes(admission, self._ahead, self._emit, self._pass_ended)
+        self._latencies = Latencies(clock)
+        self._passes = Passes(admission, self._ahead, self._emit, self._pass_ended, self._latencies)
         can = driver.capabilities
         identity = (can.architecture, can.weights_revision, can.kv_dtype)
         self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
@@ -96,7 +98,7 @@ class Engine:
         self._at_once = self._on_arrival()
         self._schedule_s = self._deliver_s = 0.0
         self._deadlines = Deadlines()
-        self.suspended = self.tokens_to_replay = 0
+        self.suspended = self.tokens_to_replay = self._timeouts = 0
         # Whether the last step ended passes of programs that step themselves: their next ones belong in the next step.
         self.awaits_programs = False
 
@@ -226,6 +228,7 @@ class Engine:
 
     def _end_overdue(self) -> None:
         for request in self._deadlines.expired(self._clock()):
+            self._timeouts += 1
             self._end_request(
                 request, DeadlineExceeded("the request took longer than it may, waiting included")
             )
@@ -310,6 +313,16 @@ class Engine:
             prefix_hit_tokens=self._prefixes.hit_tokens,
             suspensions=self.suspended,
             replayed_tokens=self.tokens_to_replay,
+            groups=[pool.name for pool in self._cache.pools],
+            sampled_tokens=self._loop.sampled_tokens,
+            prefix_lookup_tokens=self._prefixes.lookup_tokens,
+            failed_passes=self._loop.failed_passes,
+            timeouts=self._timeouts,
+            batch_sizes=self._loop.batch_sizes.distribution(),
+            step_seconds=self._loop.step_seconds.distribution(),
+            first_token_seconds=self._latencies.first_token.distribution(),
+            between_tokens_seconds=self._latencies.between_tokens.distribution(),
+            processes=self._quotas.uses(self._contexts) if command.processes else [],
         )
         self._emit(status)
 

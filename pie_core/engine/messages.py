@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from pie_core.contracts.driver import Feature
+from pie_core.engine.histograms import Distribution
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
 
 
@@ -188,6 +189,7 @@ class ReadTokens(Message, frozen=True):
 
 class ReadStatus(Message, frozen=True):
     request: RequestId
+    processes: bool = False  # also what each process has and uses
 
 
 Command = (
@@ -261,6 +263,16 @@ class Tokens(Message, frozen=True):
     tokens: list[int]
 
 
+class ProcessUse(msgspec.Struct, frozen=True):
+    """What the contexts of one process have and have used of a model."""
+
+    process: ProcessId
+    contexts: int
+    pages: int  # of all cache groups; those that contexts share count for each
+    open_requests: int  # passes and generations that are not answered
+    tokens: int  # fed and drawn since it began
+
+
 class Status(Message, frozen=True):
     request: RequestId
     contexts: int
@@ -281,6 +293,16 @@ class Status(Message, frozen=True):
     prefix_hit_tokens: int = 0  # rows that were taken over instead of computed
     suspensions: int = 0  # contexts that gave their pages up to others
     replayed_tokens: int = 0  # ... and how many rows they had
+    groups: list[str] = []  # the names of the cache groups
+    sampled_tokens: int = 0  # drawn by steps, guesses included
+    prefix_lookup_tokens: int = 0  # rows of prompts that were looked for in the prefix cache
+    failed_passes: int = 0  # that a driver did not compute
+    timeouts: int = 0  # requests that took longer than they may
+    batch_sizes: Distribution = Distribution()  # passes of a step
+    step_seconds: Distribution = Distribution()  # device time of a step
+    first_token_seconds: Distribution = Distribution()  # of generations, from when they were asked for
+    between_tokens_seconds: Distribution = Distribution()
+    processes: list[ProcessUse] = []  # if they were asked for
 
 
 Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 from pie_core.engine.context import Context, GenerationEnd
+from pie_core.engine.latencies import Latencies
 from pie_core.engine.messages import Ack, BreakOff, Event, Failed, Forward, Generate
 from pie_core.errors import InvalidRequest, NotFound, PieError
 from pie_core.ids import RequestId
@@ -28,12 +29,18 @@ class Passes:
     """Running passes by request; also remembers which context a generation was of, for breaking it off late."""
 
     def __init__(
-        self, admission: Admission, ahead: RunAhead, emit: Callable[[Event], None], ended: Ended
+        self,
+        admission: Admission,
+        ahead: RunAhead,
+        emit: Callable[[Event], None],
+        ended: Ended,
+        latencies: Latencies,
     ) -> None:
         self._admission = admission
         self._ahead = ahead
         self._emit = emit
         self._ended = ended
+        self._latencies = latencies
         self._running: dict[RequestId, Pass] = {}
         self._generations: dict[RequestId, Context] = {}  # running ones, and the last of each context
         self._breaks: dict[RequestId, BreakOff] = {}  # by generation: accepted and not yet carried out
@@ -51,6 +58,8 @@ class Passes:
         self._ahead.drop(context)
         self.forget_generation(context)
         self._generations[command.request] = context
+        assert running.generation is not None
+        self._latencies.asked(running.generation)
         self._begin(command.request, running)
         if command.request in self._breaks:
             self._break_now(running)
@@ -179,6 +188,8 @@ class Passes:
             self._finish(running)
 
     def _take_token(self, running: Pass, generation: Generation) -> None:
+        if generation.first_at is None:
+            self._latencies.began(generation)
         event = continue_generation(running, generation)
         self._emit(event)
         if event.finish is not None:
@@ -197,6 +208,7 @@ class Passes:
         self.forget_generation(context)
         if running.generation is not None:
             self._ahead.drop(context)
+            self._latencies.ended(running.generation)
             start, count = running.generation.start, running.generation.generated
             context.last_generation = GenerationEnd(request, start, count)
         context.busy = False

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pie_core.engine.context import Context
-from pie_core.engine.messages import Forward, Generate
+from pie_core.engine.messages import Forward, Generate, ProcessUse
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import LimitExceeded
 from pie_core.ids import ProcessId, RequestId, Tenant
@@ -69,6 +69,22 @@ class Quotas:
 
     def forget_process(self, process: ProcessId) -> None:
         self._tokens.pop(process, None)
+
+    def uses(self, contexts: Iterable[Context]) -> list[ProcessUse]:
+        """Of each process that has contexts."""
+        pages: Counter[ProcessId] = Counter()
+        for context in contexts:
+            pages[context.process] += sum(context.pages.num_pages)
+        return [
+            ProcessUse(
+                process=process,
+                contexts=self._contexts[_of(process)],
+                pages=count,
+                open_requests=self._requests[_of(process)],
+                tokens=self._tokens[process],
+            )
+            for process, count in pages.items()
+        ]
 
     def _refuse_too_many_pages(self, context: Context, count: int, contexts: Iterable[Context]) -> None:
         shares = (self._options.max_page_share_per_process, self._options.max_page_share_per_tenant)

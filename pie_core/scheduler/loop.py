@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ForwardResult
+from pie_core.engine.histograms import SECONDS, SIZES, Histogram
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import ForwardError, PieError
 from pie_core.ids import Ticket
@@ -48,6 +49,8 @@ class Loop:
         self.steps = self.passes = 0
         self.tokens = 0
         self.busy_s = 0.0
+        self.sampled_tokens = self.failed_passes = 0
+        self.batch_sizes, self.step_seconds = Histogram(SIZES), Histogram(SECONDS)
         self._driver = driver
         self._can = driver.capabilities
         self._cache = cache
@@ -97,6 +100,7 @@ class Loop:
         self._count(chunks, outcome)
         record_step(chunks, outcome, self._options.checkpoint_tokens, self._options.max_checkpoints)
         self._share_prefixes(chunks, outcome)
+        self.failed_passes += len(outcome.failed)
         causes = {place: ForwardError(cause) for place, cause in outcome.failed.items()}
         self._abort([chunks[place] for place in causes])
         self._settle(chunks, causes)
@@ -167,6 +171,7 @@ class Loop:
                 chunk.running.context.pages.abort()
 
     def _lose(self, chunks: Chunks, error: Exception) -> None:
+        self.failed_passes += len(chunks)
         cause = error if isinstance(error, ForwardError) else ForwardError(f"{type(error).__name__}: {error}")
         self._settle(chunks, dict.fromkeys(range(len(chunks)), cause))
 
@@ -175,3 +180,6 @@ class Loop:
         self.passes += len(chunks)
         self.tokens += sum(chunk.stop - chunk.start for chunk in chunks)
         self.busy_s += result.busy_s
+        self.sampled_tokens += len(result.tokens)
+        self.batch_sizes.observe(len(chunks))
+        self.step_seconds.observe(result.busy_s)

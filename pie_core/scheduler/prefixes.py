@@ -14,7 +14,7 @@ class Prefixes:
     """Whole blocks only, and only up to the first row of a pass that has to give something."""
 
     def __init__(self, cache: PrefixCache) -> None:
-        self.hit_tokens = 0
+        self.hit_tokens = self.lookup_tokens = 0
         self._cache = cache
         self._computing: Counter[bytes] = Counter()  # blocks, by how many steps compute them
         self._steps: deque[list[bytes]] = deque()  # what each of them computes
@@ -58,6 +58,9 @@ class Prefixes:
     def _take_over(self, waiting: Pass, begun: set[bytes]) -> bool:
         """False: the next block is being computed, or about to be."""
         context, before = waiting.context, waiting.context.written
+        if not waiting.looked_up:
+            waiting.looked_up = True
+            self.lookup_tokens += waiting.remaining
         missing = self._adopt(context, _first_output(waiting) // self._cache.rows)
         is_computed = missing is not None and missing in self._computing
         waits = is_computed or (missing is not None and missing in begun)

@@ -57,6 +57,8 @@ class Generation:
     max_tokens: int  # already bounded by the model's length
     generated: int = 0
     broken_off: int | None = None  # keep so many tokens and end
+    asked_at: float = 0.0  # by the engine's clock
+    first_at: float | None = None  # when its first token was drawn
 
 
 @dataclass(slots=True, eq=False)
@@ -83,6 +85,7 @@ class Pass:
     position: int = 0
     computed: bool = False
     dropped: bool = False
+    looked_up: bool = False  # its rows were looked for in the prefix cache
     # A predictable pass: where its token is drawn, and the token once it is known.
     ticket: Ticket = _NO_TICKET
     sampler: int = 0
