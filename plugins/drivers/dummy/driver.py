@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,8 +158,8 @@ class DummyDriver:
             step.failures.add(
                 step.request[rows], f"token {self._options.fail_token} fails, as option fail_token asks"
             )
-        contexts, counts = np.unique(step.batch.context_ids, return_counts=True)
-        for context in contexts[counts > 1].tolist():
+        contexts = step.batch.context_ids.tolist()
+        for context in _repeated(contexts):
             twice = np.flatnonzero(step.batch.context_ids == context)
             step.failures.add(twice, f"context {context} stands in the batch more than once")
 
@@ -237,6 +237,10 @@ class DummyDriver:
     def _check_open(self) -> None:
         if self._closed:
             raise ForwardError("driver 'dummy' is closed")
+
+
+def _repeated(ids: Sequence[int]) -> list[int]:
+    return [] if len(set(ids)) == len(ids) else [each for each, count in Counter(ids).items() if count > 1]
 
 
 @dataclass(frozen=True, slots=True)

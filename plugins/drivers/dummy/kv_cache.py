@@ -104,7 +104,7 @@ class PagedCache:
         return StepPages(
             pages=written,
             offsets=kv_index % size,
-            touched=np.unique(written[written >= 0]),
+            touched=_without_repeats(written[written >= 0]),
             table_pages=pages,
             table_weight=self._powers.up(logical * size),
             row=ranges.row,
@@ -161,6 +161,11 @@ class PagedCache:
         self._sums[layer, pages] = (self._rows[layer, pages] * self._offset_weight).sum(
             axis=1, dtype=np.uint64
         )
+
+
+def _without_repeats(pages: Int64) -> Int64:
+    """Rows of a page follow each other as a rule; one that comes back is added up twice, which changes nothing."""
+    return pages[np.concatenate([[True], pages[1:] != pages[:-1]])] if len(pages) > 1 else pages
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,9 @@ class Proposer:
         self, step: ResolvedStep, finished: FinishedStep, attachments: Attachments
     ) -> tuple[Int32, Int32]:
         """`draft_indptr` and `draft_tokens` of the result."""
+        if not step.batch.num_proposals.any():
+            none = np.empty((0, *finished.tokens.shape[1:]), np.int32)
+            return np.zeros(step.batch.num_requests + 1, np.int32), none
         wanted = np.minimum(step.batch.num_proposals, MOST)
         wanted = np.where(finished.last_samplers >= 0, wanted, 0)
         requests = np.flatnonzero(wanted)

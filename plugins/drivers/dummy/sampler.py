@@ -69,6 +69,8 @@ class Head:
     def _sample_column(self, words: Words, samplers: Samplers, history: Int32) -> Int32:
         tokens = self.best_tokens(words)
         rest = np.flatnonzero(_needs_logits(samplers))
+        if len(rest) == len(tokens):
+            return sample_tokens(self.logits(words), samplers, history)
         if len(rest):
             chosen, chosen_history = chosen_samplers(samplers, rest, history)
             tokens[rest] = sample_tokens(self.logits(words[rest]), chosen, chosen_history)
@@ -165,8 +167,15 @@ class ProbeValues:
     tokens: Int32
 
 
+_NOTHING_PROBED = ProbeValues(
+    np.zeros(1, np.int64), np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.int32)
+)
+
+
 def read_probes(head: Head, words: Words, batch: ForwardBatch) -> ProbeValues:
     """`words` are the hidden words at the probes' rows."""
+    if not len(words):
+        return _NOTHING_PROBED
     values: list[Float32] = []
     tokens: list[Int32] = []
     for probe in range(len(words)):
