@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.pool import PagePool
@@ -78,15 +80,16 @@ class PrefixCache:
 
     def idle_pages(self) -> list[int]:
         """By cache group: pages that nobody but the cache holds."""
-        pools = self._cache.pools
-        return [
-            sum(pool.num_held_once(block.pages[group]) for block in self._blocks.values())
-            for group, pool in enumerate(pools)
-        ]
+        return [self._num_idle(group) for group in range(len(self._cache.pools))]
+
+    def _num_idle(self, group: int) -> int:
+        held = [block.pages[group] for block in self._blocks.values()]
+        return self._cache.pools[group].num_held_once(np.concatenate(held)) if held else 0
 
     def _reclaim(self, pool: PagePool, count: int) -> None:
         """Lets go of blocks until the pool gets so many pages back."""
         group = self._cache.pools.index(pool)
+        count = min(count, self._num_idle(group))
         for _ in range(len(self._blocks) * (MAX_USES.bit_length() + 2)):
             if count <= 0 or not self._blocks:
                 return
