@@ -1,492 +1,115 @@
 """A simulation of engine, pages and scheduler on the dummy driver: virtual clock, seeded faults, every token checked.
 
-    python -m pie_core.testing.simulate --histories 1000 --seed 0
+    python -m pie_core.testing.simulate --histories 10000 --seed 0
 
-A history is a fight of programs over too little memory: they generate, step, fork, go back, evict, save and break off,
-while steps fail, requests are cancelled and time runs out. It depends on its seed alone, so a failure is replayed with
-`--histories 1 --seed SEED`.
+Each seed is one history (`simulated_history`), which depends on it alone: a failure is replayed with
+`--histories 1 --seed SEED`. Histories run in as many processes as there are processors; what comes out does not depend
+on their number. Ends with how often each thing happened, and with `N passed, N failed`.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from random import Random
-from typing import Any
+from dataclasses import dataclass, field
 
-from pie_core.contracts.driver import Driver, DriverDeclaration, DriverRequest
-from pie_core.contracts.forward import ForwardResult
-from pie_core.engine.engine import Engine
-from pie_core.engine.messages import (
-    BreakOff,
-    Cancel,
-    Command,
-    CreateContext,
-    DeleteSnapshot,
-    DropContext,
-    EndProcess,
-    Event,
-    EvictRows,
-    Failed,
-    ForkContext,
-    Forward,
-    ForwardDone,
-    Generate,
-    Generated,
-    OpenSnapshot,
-    ReadStatus,
-    Sample,
-    SamplerSpec,
-    SaveSnapshot,
-    SnapshotOpened,
-    Status,
-    TruncateContext,
-)
-from pie_core.engine.options import EngineOptions
-from pie_core.errors import ForwardError
-from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
+from pie_core.cli.progress import ProgressDisplay
+from pie_core.contracts.driver import DriverDeclaration, Progress
 from pie_core.plugins import load_plugins
-from pie_core.testing.simulated_programs import SAMPLERS, Checker, Draw, Program, Shadow, some_prompt
+from pie_core.testing.simulated_history import COVERAGE, History
+from pie_core.testing.simulation_jobs import Outcome, in_processes, run_as_job
 
-VOCABULARY = 61
-MAX_ROWS = 48  # of a context
-TENANT = Tenant("t")
-GROUPS: tuple[tuple[str, ...], ...] = (
-    ("paged",),
-    ("paged",),
-    ("latent", "window"),
-    ("paged", "state"),
-    ("state",),
-)
-EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
-COVERAGE = (
-    *("evictions", "suspensions", "prefix_hits", "run_ahead_hits", "run_ahead_misses", "run_ahead_drops"),
-    *("forks_of_staged", "crashes", "cancellations", "timeouts", "bursts", "slow_steps", "draws_checked"),
-)
-
-
-class Wrong(AssertionError):
-    """A history showed what must never be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a seed makes of a history's surroundings."""
-
-    groups: tuple[str, ...]
-    page_size: int
-    num_pages: int
-    oversubscription: int
-    programs: int
-    crashes_every: int  # steps; 0 = never
-    slow_rate: float
-    options: EngineOptions
-
-    @staticmethod
-    def of(random: Random) -> Settings:
-        page_size, programs = random.choice((1, 2, 4, 8)), random.randint(8, 12)
-        oversubscription = random.choice((1, 2, 4, 8, 16, 32, 64))
-        rows = max(programs * MAX_ROWS // oversubscription, MAX_ROWS + 2 * page_size)
-        options = EngineOptions(
-            max_batch_tokens=random.choice((3, 8, 64)),
-            max_batch_requests=random.choice((2, 8, 64)),
-            max_in_flight=random.randint(1, 3),
-            speculation_depth=random.randint(0, 4),
-            checkpoint_tokens=random.choice((4, 16)),
-            request_timeout_s=random.choice((None, 30.0)),
-        )
-        return Settings(
-            groups=random.choice(GROUPS),
-            page_size=page_size,
-            num_pages=-(-rows // page_size),
-            oversubscription=oversubscription,
-            programs=programs,
-            crashes_every=random.choice((0, 0, 7, 23, 50)),
-            slow_rate=random.choice((0.0, 0.02)),
-            options=options,
-        )
-
-
-class History:
-    """One run: programs act, steps start and end in an order that the seed decides, time passes when steps end."""
-
-    def __init__(self, seed: int, declaration: DriverDeclaration, events: int) -> None:
-        self.random = Random(seed)
-        self.settings = Settings.of(self.random)
-        self.counts: Counter[str] = Counter()
-        self.now = 0.0
-        settings = self.settings
-        self._driver = self._load(declaration, settings.num_pages, settings.page_size, settings.crashes_every)
-        self._checker = Checker(self._load(declaration, 4 * MAX_ROWS, 16))
-        self._engine = Engine(self._driver, self.settings.options, "simulated", clock=lambda: self.now)
-        self._in_flight: deque[Ticket] = deque()
-        self._numbers = 0
-        self._answers: dict[int, Callable[[Any], None]] = {}
-        self._programs: list[Program] = []
-        self._snapshots: dict[str, Shadow] = {}
-        self._events = events
-
-    def run(self) -> None:
-        """Raises Wrong."""
-        for _ in range(self.settings.programs):
-            self._launch()
-        for _ in range(self._events):
-            self.random.choices((self._act, self._start, self._finish, self._burst), (12, 6, 6, 0.3))[0]()
-        self._drain()
-        self._end()
-
-    def _load(
-        self, declaration: DriverDeclaration, num_pages: int, page_size: int, crashes_every: int = 0
-    ) -> Driver:
-        options = declaration.options(
-            vocab_size=VOCABULARY,
-            groups=self.settings.groups,
-            window=7,
-            page_size=page_size,
-            num_pages=num_pages,
-            num_host_pages=0,
-            fail_every=crashes_every,  # a step that fails has written nothing
-            max_model_len=4 * MAX_ROWS,
-            max_in_flight=3,
-        )
-        return declaration.load(DriverRequest(None, "cpu", options, {}, {}))
-
-    # ---- time and the driver
-
-    def _start(self) -> None:
-        ticket = self._engine.start_step()
-        if ticket is not None:
-            self._in_flight.append(ticket)
-        self._deliver()
-
-    def _finish(self) -> None:
-        if not self._in_flight:
-            return
-        ticket = self._in_flight.popleft()
-        slow = self.random.random() < self.settings.slow_rate
-        self.counts["slow_steps"] += slow
-        self.now += 20.0 if slow else 0.01
-        outcome: ForwardResult | Exception
-        try:
-            outcome = self._driver.collect(ticket)
-        except ForwardError as error:
-            self.counts["crashes"] += 1
-            outcome = error
-        self._engine.finish_step(ticket, outcome)
-        self._deliver()
-
-    def _drain(self) -> None:
-        """Lets everything end that is under way."""
-        for _ in range(20_000):
-            self._start()
-            if self._in_flight:
-                self._finish()
-            elif not any(each.waits_for for each in self._programs):
-                return
-        raise Wrong(f"it goes on for ever: {[each for each in self._programs if each.waits_for]}")
-
-    def _send(self, *commands: Command) -> None:
-        self._engine.handle(commands)
-        self._deliver()
-
-    def _deliver(self) -> None:
-        for event in self._engine.take_events():
-            self._answer(event)
-
-    def _answer(self, event: Event) -> None:
-        is_last = not isinstance(event, Generated) or event.finish is not None
-        handler = self._answers.pop(event.request, None) if is_last else self._answers.get(event.request)
-        if handler is None:
-            raise Wrong(f"answered twice, or never asked: {event}")
-        handler(event)
-
-    def _request(self, handler: Callable[[Any], None]) -> RequestId:
-        self._numbers += 1
-        self._answers[self._numbers] = handler
-        return RequestId(self._numbers)
-
-    # ---- programs
-
-    def _launch(self, shadow: Shadow | None = None, context: int | None = None) -> Program:
-        self._numbers += 1
-        program = Program(f"p{self._numbers}", context or self._numbers, shadow or Shadow(self._numbers))
-        if context is None:
-            self._send(
-                CreateContext(
-                    ContextId(program.context), ProcessId(program.name), TENANT, seed=program.shadow.stream
-                )
-            )
-        self._programs.append(program)
-        return program
-
-    def _act(self) -> None:
-        program = self.random.choice(self._programs)
-        if program.waits_for is not None:
-            self._interfere(program)
-        elif len(program.shadow.tokens) > MAX_ROWS - 16:
-            self.random.choice((self._replace, self._truncate))(program)
-        else:
-            acts = (
-                self._generate,
-                self._loop,
-                self._fork,
-                self._truncate,
-                self._evict,
-                self._save,
-                self._open,
-            )
-            self.random.choices(acts, (6, 12, 2, 2, 2, 1, 1))[0](program)
-
-    def _burst(self) -> None:
-        """Everybody who can asks for something at once."""
-        self.counts["bursts"] += 1
-        for program in [each for each in self._programs if each.waits_for is None]:
-            if len(program.shadow.tokens) <= MAX_ROWS - 16:
-                self._generate(program)
-
-    def _interfere(self, program: Program) -> None:
-        request = program.waits_for
-        assert request is not None
-        if self.random.random() < 0.05:
-            self.counts["cancellations"] += 1
-            self._send(Cancel(RequestId(request)))
-        elif program.generates and program.received and self.random.random() < 0.1:
-            self._break_off(program, request)
-
-    def _generate(self, program: Program) -> None:
-        prompt = self._next_tokens(program)
-        sampler, limit = self.random.choice(SAMPLERS), self.random.randint(1, 8)
-        program.received, program.generates = [], True
-
-        def hear(event: Generated | Failed) -> None:
-            if isinstance(event, Failed):
-                self._failed(program, event)
-                return
-            program.received += event.tokens
-            if event.finish is not None:
-                program.waits_for = None
-                self._note_generated(program, prompt, sampler, event)
-
-        request = self._request(hear)
-        program.waits_for = request
-        stops = (3, 4) if self.random.random() < 0.3 else ()
-        self._send(Generate(request, ContextId(program.context), tuple(prompt), sampler, stops, limit))
-
-    def _note_generated(
-        self, program: Program, prompt: list[int], sampler: SamplerSpec, event: Generated
-    ) -> None:
-        shadow = program.shadow
-        shadow.tokens += prompt
-        kept = event.length - len(shadow.tokens)
-        if not 0 <= kept <= len(program.received):
-            raise Wrong(
-                f"{program.name} has {event.length} rows after {len(program.received)} tokens: {event}"
-            )
-        for token in program.received[:kept]:
-            shadow.draws.append(Draw(len(shadow.tokens) - 1, sampler, shadow.epoch, token))
-            shadow.tokens.append(token)
-        program.last = None
-
-    def _break_off(self, program: Program, generation: int) -> None:
-        consumed = self.random.randint(0, len(program.received))
-        program.generates = False  # once is enough
-
-        def broken(event: Event) -> None:
-            if isinstance(event, Failed) and event.code not in EXPECTED_FAILURES:
-                raise Wrong(f"breaking off failed: {event}")
-
-        self._send(BreakOff(self._request(broken), RequestId(generation), consumed))
-
-    def _loop(self, program: Program) -> None:
-        """One turn of a loop of the program's own: usually the token drawn last, with the same sampler."""
-        if program.last is not None and self.random.random() < 0.8:
-            tokens, sampler = [program.last[0]], program.last[1]
-        else:
-            tokens, sampler = self._next_tokens(program), self.random.choice(SAMPLERS)
-
-        def hear(event: ForwardDone | Failed) -> None:
-            if isinstance(event, Failed):
-                self._failed(program, event)
-                return
-            program.waits_for = None
-            shadow = program.shadow
-            shadow.tokens += tokens
-            if event.length != len(shadow.tokens):
-                raise Wrong(f"{program.name} has {len(shadow.tokens)} rows, the engine says {event.length}")
-            shadow.draws.append(Draw(event.length - 1, sampler, shadow.epoch, event.tokens[0]))
-            program.last = (event.tokens[0], sampler)
-
-        request = self._request(hear)
-        program.waits_for, program.generates = request, False
-        samples = (Sample(len(tokens) - 1, sampler),)
-        self._send(Forward(request, ContextId(program.context), tuple(tokens), samples=samples))
-
-    def _next_tokens(self, program: Program) -> list[int]:
-        if not program.shadow.tokens:
-            return some_prompt(self.random, VOCABULARY)
-        return [self.random.randrange(VOCABULARY) for _ in range(self.random.randint(1, 5))]
-
-    def _failed(self, program: Program, event: Failed) -> None:
-        """The context is as it was before."""
-        program.waits_for, program.last = None, None
-        if event.code not in EXPECTED_FAILURES:
-            raise Wrong(f"{program.name}: {event.code}: {event.message}")
-        self.counts["timeouts"] += event.code == "deadline-exceeded"
-
-    def _fork(self, program: Program) -> None:
-        if len(self._programs) >= 2 * self.settings.programs:
-            return
-        self._numbers += 1
-        child = self._numbers
-        self.counts["forks_of_staged"] += self._is_staged(program)
-        self._send(ForkContext(ContextId(child), ContextId(program.context)))
-        twin = self._launch(program.shadow.child(), child)
-        twin.name = program.name  # a fork belongs to the process of its source
-        self._loop(twin)
-
-    def _is_staged(self, program: Program) -> bool:
-        context = self._engine.context(ContextId(program.context))
-        return context is not None and context.ahead > 0
-
-    def _truncate(self, program: Program) -> None:
-        self._check(program)
-        length = self.random.randint(0, len(program.shadow.tokens))
-        program.shadow.truncate(length)
-        program.last = None
-        self._send(TruncateContext(ContextId(program.context), length))
-
-    def _evict(self, program: Program) -> None:
-        length = len(program.shadow.tokens)
-        if "state" in self.settings.groups or length < 4:
-            return
-        self.counts["evictions"] += 1
-        start = self.random.randint(0, length - 2)
-        stop = self.random.randint(start, length - 1)
-        program.shadow.evict(start, stop)
-        self._send(EvictRows(ContextId(program.context), start, stop))
-
-    def _save(self, program: Program) -> None:
-        name = f"s{self.random.randrange(3)}"
-        saved = program.shadow.child()
-
-        def hear(event: Event) -> None:
-            program.waits_for = None
-            if isinstance(event, Failed):
-                if event.code != "limit-exceeded":
-                    raise Wrong(f"saving failed: {event}")
-                program.shadow.children -= 1
-            else:
-                self._snapshots[name] = saved
-
-        request = self._request(hear)
-        program.waits_for, program.generates = request, False
-        self._send(SaveSnapshot(request, ContextId(program.context), name, b""))
-
-    def _open(self, program: Program) -> None:
-        """In place of the program's own context."""
-        if not self._snapshots:
-            return
-        name = self.random.choice(sorted(self._snapshots))
-        self._check(program)
-        self._send(DropContext(ContextId(program.context)))
-        self._numbers += 1
-        program.context, program.shadow, program.last = self._numbers, self._snapshots[name].child(), None
-
-        def hear(event: Event) -> None:
-            program.waits_for = None
-            if not isinstance(event, SnapshotOpened):
-                raise Wrong(f"opening failed: {event}")
-
-        request = self._request(hear)
-        program.waits_for, program.generates = request, False
-        context, process = ContextId(program.context), ProcessId(program.name)
-        self._send(OpenSnapshot(request, context, process, TENANT, name, take=False))
-
-    def _replace(self, program: Program) -> None:
-        self._check(program)
-        self._programs.remove(program)
-        self._send(DropContext(ContextId(program.context)))
-        if len(self._programs) < self.settings.programs:
-            self._launch()
-
-    # ---- what must hold
-
-    def _check(self, program: Program) -> None:
-        wrong = self._checker.wrong_draws(program.shadow)
-        if wrong:
-            raise Wrong(f"{program.name}, context {program.context}: {'; '.join(wrong[:3])}")
-
-    def _end(self) -> None:
-        for program in self._programs:
-            self._check(program)
-            self._send(EndProcess(ProcessId(program.name)))
-        for name in self._snapshots:
-            self._send(DeleteSnapshot(self._request(lambda _: None), TENANT, name))
-        while self._in_flight:
-            self._finish()
-        status = self._status()
-        if status.free_pages != status.total_pages or status.contexts or status.waiting:
-            raise Wrong(f"something is left: {status}")
-        if self._answers:
-            raise Wrong(f"never answered: {sorted(self._answers)}")
-        self._count(status)
-
-    def _status(self) -> Status:
-        answers: list[Status] = []
-        self._send(ReadStatus(self._request(answers.append)))
-        return answers[0]
-
-    def _count(self, status: Status) -> None:
-        self.counts["suspensions"] += status.suspensions
-        self.counts["prefix_hits"] += status.prefix_hit_tokens
-        self.counts["run_ahead_hits"] += status.run_ahead_hits
-        self.counts["run_ahead_misses"] += status.run_ahead_misses
-        self.counts["run_ahead_drops"] += status.run_ahead_drops
-        self.counts["draws_checked"] += self._checker.checked
+COVERED_AT = 1000  # histories, in which everything has to happen
 
 
 @dataclass(slots=True)
 class Report:
-    passed: int
-    failures: dict[int, str]  # by seed
-    coverage: Counter[str]
+    passed: int = 0
+    failures: dict[int, str] = field(default_factory=dict)  # by seed
+    coverage: Counter[str] = field(default_factory=Counter)
 
-
-def simulate(
-    histories: int, seed: int, events: int = 250, tell: Callable[[str], None] = lambda _: None
-) -> Report:
-    """Runs the histories of these seeds; each failure is told as it comes."""
-    declaration = load_plugins().driver("dummy")
-    report = Report(0, {}, Counter())
-    for number in range(seed, seed + histories):
-        try:
-            history = History(number, declaration, events)
-            history.run()
-        except Exception as error:  # whatever goes wrong belongs to this seed
-            report.failures[number] = f"{type(error).__name__}: {error}"
-            tell(f"seed {number}: {report.failures[number]}")
+    def add(self, outcome: Outcome) -> None:
+        self.coverage.update(outcome.counts)
+        if outcome.failure is None:
+            self.passed += 1
         else:
-            report.passed += 1
-            report.coverage += history.counts
+            self.failures[outcome.seed] = outcome.failure
+
+    @property
+    def never_happened(self) -> list[str]:
+        return [name for name in COVERAGE if not self.coverage[name]]
+
+
+def simulate(histories: int, seed: int) -> Report:
+    """Runs the histories of these seeds in this process."""
+    report, declaration = Report(), load_plugins().driver("dummy")
+    for number in range(seed, seed + histories):
+        report.add(run_history(number, declaration))
+    return report
+
+
+def run_history(seed: int, declaration: DriverDeclaration) -> Outcome:
+    try:
+        history = History(seed, declaration)
+        history.run()
+    except Exception as error:  # whatever goes wrong belongs to this seed
+        return Outcome(seed, f"{type(error).__name__}: {error}", {})
+    return Outcome(seed, None, dict(history.counts))
+
+
+def simulate_in_jobs(histories: int, seed: int, jobs: int, tell: Callable[[str], None]) -> Report:
+    """Likewise in processes; each failure is told as it comes, in the order of the seeds."""
+    report, display = Report(), ProgressDisplay()
+    try:
+        for done, outcome in enumerate(in_processes(range(seed, seed + histories), jobs), start=1):
+            report.add(outcome)
+            display(Progress("histories", done, histories, unit="history"))
+            if outcome.failure is not None:
+                display.close()
+                tell(f"seed {outcome.seed}: {outcome.failure}")
+    finally:
+        display.end()
     return report
 
 
 def main() -> None:
+    arguments = _parse()
+    if arguments.job:
+        declaration = load_plugins().driver("dummy")
+        run_as_job(lambda seed: run_history(seed, declaration))
+        return
+    report = simulate_in_jobs(arguments.histories, arguments.seed, arguments.jobs, print)
+    for name in COVERAGE:
+        print(f"{name:18} {report.coverage[name]}")
+    missing = report.never_happened if arguments.histories >= COVERED_AT else []
+    if missing:
+        print(f"never happened in {arguments.histories} histories: {', '.join(missing)}")
+    if report.failures:
+        print(f"failing seeds: {' '.join(map(str, sorted(report.failures)))}")
+    print(f"{report.passed} passed, {len(report.failures)} failed")
+    sys.exit(bool(report.failures or missing))
+
+
+def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m pie_core.testing.simulate", description=__doc__.splitlines()[0] if __doc__ else None
+        prog="python -m pie_core.testing.simulate",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--histories", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="of the first history; the next ones count up")
-    parser.add_argument("--events", type=int, default=250, help="of each history, at least 200")
-    arguments = parser.parse_args()
-    report = simulate(arguments.histories, arguments.seed, max(arguments.events, 200), print)
-    for name in COVERAGE:
-        print(f"{name:18} {report.coverage[name]}")
-    print(f"{report.passed} passed, {len(report.failures)} failed")
-    sys.exit(bool(report.failures))
+    parser.add_argument(
+        "--jobs", type=int, default=_processors(), help="processes; all processors if not given"
+    )
+    parser.add_argument("--job", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _processors() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

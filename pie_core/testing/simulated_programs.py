@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.sampling import derive_stream
 from pie_core.engine.messages import SamplerSpec
 from pie_core.testing.batches import Mask, Request, Sample, Stepper
+
+_CHECKED_PAGE = 16  # rows
+_CHECKED_AT_ONCE = 64  # contexts of a step
 
 SAMPLERS = (
     SamplerSpec(),
@@ -54,6 +57,12 @@ class Shadow:
         for row in range(start, stop):
             self.hidden_since.setdefault(row, len(self.tokens))
 
+    def as_it_is(self) -> Shadow:
+        """A copy that later changes leave alone."""
+        return replace(
+            self, tokens=list(self.tokens), draws=list(self.draws), hidden_since=dict(self.hidden_since)
+        )
+
     def child(self) -> Shadow:
         """Draws of the parent stay the parent's: they came from its own noise."""
         self.children += 1
@@ -64,24 +73,42 @@ class Shadow:
 class Checker:
     """Computes contexts alone and whole, on a driver of its own, and compares what was drawn on them."""
 
-    def __init__(self, driver: Driver) -> None:
-        self._stepper = Stepper(driver)
+    def __init__(self, load: Callable[[int, int], Driver]) -> None:
+        """`load` gives a driver with so many pages of so many rows."""
+        self._load = load
+        self._shadows: list[tuple[str, Shadow]] = []
         self.checked = 0
 
-    def wrong_draws(self, shadow: Shadow) -> list[str]:
-        if not shadow.draws:
+    def add(self, label: str, shadow: Shadow) -> None:
+        """To be checked as it is now."""
+        if shadow.draws:
+            self._shadows.append((label, shadow.as_it_is()))
+
+    def wrong_draws(self) -> list[str]:
+        """Of all that was added: they share steps, but no rows."""
+        if not self._shadows:
             return []
-        scratch = self._stepper.context()
-        samples = [_sample(draw, shadow.stream) for draw in shadow.draws]
-        request = Request(scratch, shadow.tokens, samples=samples, masks=_masks(shadow))
-        tokens = self._stepper.run([request]).tokens.tolist()
-        self._stepper.book.drop_context(scratch)
-        self.checked += len(tokens)
+        pages = sum(-(-len(shadow.tokens) // _CHECKED_PAGE) for _, shadow in self._shadows)
+        stepper = Stepper(self._load(pages + len(self._shadows), _CHECKED_PAGE))
+        wrong: list[str] = []
+        for first in range(0, len(self._shadows), _CHECKED_AT_ONCE):
+            wrong += self._compared(stepper, self._shadows[first : first + _CHECKED_AT_ONCE])
+        return wrong
+
+    def _compared(self, stepper: Stepper, shadows: Sequence[tuple[str, Shadow]]) -> list[str]:
+        tokens = iter(stepper.run([_request(stepper, shadow) for _, shadow in shadows]).tokens.tolist())
+        drawn = [(label, draw, next(tokens)) for label, shadow in shadows for draw in shadow.draws]
+        self.checked += len(drawn)
         return [
-            f"row {draw.row}: drew {draw.token}, alone it draws {token}"
-            for draw, token in zip(shadow.draws, tokens, strict=True)
+            f"{label}: drew {draw.token} on row {draw.row}, alone it draws {token}"
+            for label, draw, token in drawn
             if draw.token != token
         ]
+
+
+def _request(stepper: Stepper, shadow: Shadow) -> Request:
+    samples = [_sample(draw, shadow.stream) for draw in shadow.draws]
+    return Request(stepper.context(), shadow.tokens, samples=samples, masks=_masks(shadow))
 
 
 def _sample(draw: Draw, stream: int) -> Sample:
@@ -101,12 +128,15 @@ def _sample(draw: Draw, stream: int) -> Sample:
 def _masks(shadow: Shadow) -> Sequence[Mask]:
     if not shadow.hidden_since:
         return ()
-    masks = []
-    for row in range(min(shadow.hidden_since.values()), len(shadow.tokens)):
-        hidden = {each for each, since in shadow.hidden_since.items() if since <= row}
-        visible = [(each, each + 1) for each in range(row + 1) if each not in hidden]
-        masks.append(Mask(row, visible))
-    return masks
+    first = min(shadow.hidden_since.values())
+    return [Mask(row, _visible(shadow.hidden_since, row)) for row in range(first, len(shadow.tokens))]
+
+
+def _visible(hidden_since: dict[int, int], row: int) -> list[tuple[int, int]]:
+    """What is not hidden from the row, as ranges."""
+    hidden = sorted(each for each, since in hidden_since.items() if since <= row)
+    bounds = zip([-1, *hidden], [*hidden, row + 1], strict=True)
+    return [(before + 1, after) for before, after in bounds if before + 1 < after]
 
 
 @dataclass(slots=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.page_list import PageList
 from pie_core.scheduler import run_ahead
 from pie_core.scheduler.request import Pass
-from pie_core.testing.simulate import COVERAGE, Report, simulate
+from pie_core.testing import simulation_jobs
+from pie_core.testing.simulate import Report, simulate, simulate_in_jobs
+from pie_core.testing.simulated_history import MAX_ROWS, Settings
 
 
 def failures(report: Report) -> str:
@@ -20,10 +24,23 @@ def failures(report: Report) -> str:
 
 
 @pytest.mark.slow
-def test_nothing_goes_wrong_in_many_histories_in_which_everything_happens() -> None:
-    report = simulate(histories=500, seed=0)
-    assert not report.failures, failures(report)
-    assert {name for name in COVERAGE if not report.coverage[name]} == set()
+@pytest.mark.timeout(1500)
+def test_nothing_goes_wrong_in_ten_thousand_histories_in_which_everything_happens() -> None:
+    """What never happened makes the command fail, too."""
+    command = [sys.executable, "-m", "pie_core.testing.simulate", "--histories", "10000"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.stdout.splitlines()[-1:] == ["10000 passed, 0 failed"], ended.stdout + ended.stderr
+    assert ended.returncode == 0, ended.stdout
+
+
+def test_a_history_has_enough_programs_and_events() -> None:
+    settings = [Settings.of(Random(seed)) for seed in range(300)]
+    assert min(each.programs for each in settings) >= 8
+    assert {each.oversubscription for each in settings} == {1, 2, 4, 8, 16, 32, 64}
+    for each in settings:
+        wanted, rows = each.programs * MAX_ROWS, each.num_pages * each.page_size
+        assert wanted / rows >= 0.8 * each.oversubscription
+    assert all(simulate(1, seed).coverage["events"] >= 200 for seed in range(5))
 
 
 def test_a_history_depends_on_its_seed_alone() -> None:
@@ -80,3 +97,51 @@ def test_the_command_ends_with_what_passed_and_failed() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 0
     assert ended.stdout.splitlines()[-1] == "2 passed, 0 failed"
+
+
+def test_what_comes_out_does_not_depend_on_the_number_of_processes() -> None:
+    alone, side_by_side = (simulate_in_jobs(45, 3, jobs, print) for jobs in (1, 2))
+    assert alone == side_by_side == simulate(45, 3)
+
+
+def test_a_process_that_dies_is_a_failure_of_the_history_that_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation_jobs, "_COMMAND", (sys.executable, "-c", DIES_AT_FIVE))
+    outcomes = list(simulation_jobs.in_processes(range(4, 8), 1))
+    assert [each.seed for each in outcomes] == [4, 5, 6, 7]
+    assert [each.failure for each in outcomes] == [
+        None,
+        f"the process that ran it ended with status -{signal.SIGKILL}",
+        None,
+        None,
+    ]
+
+
+DIES_AT_FIVE = """
+import os, sys
+for line in sys.stdin:
+    if int(line) == 5:
+        os.kill(os.getpid(), 9)
+    print('{"seed": %d, "failure": null, "counts": {}}' % int(line), flush=True)
+"""
+
+
+def test_a_history_that_never_ends_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulation_jobs, "_COMMAND", (sys.executable, "-c", NEVER_ENDS))
+    [outcome] = simulation_jobs.in_processes(range(1), 1)
+    assert outcome.failure is not None
+    assert outcome.failure.startswith("it has run for 0.1 s of processor time, now at ")
+
+
+NEVER_ENDS = """
+from pie_core.testing import simulation_jobs
+
+def run(seed):
+    try:
+        while True:
+            pass
+    except TimeoutError as error:
+        return simulation_jobs.Outcome(seed, str(error), {})
+
+simulation_jobs.PATIENCE_S = 0.1
+simulation_jobs.run_as_job(run)
+"""
