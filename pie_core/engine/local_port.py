@@ -23,7 +23,7 @@ from queue import SimpleQueue
 
 from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.engine import Engine
-from pie_core.engine.messages import Command, Event, EventSink, Failed, Generated, ModelInfo
+from pie_core.engine.messages import Command, Event, EventSink, Failed, ModelInfo, ended_by, opened_by
 from pie_core.errors import EngineLost
 from pie_core.ids import RequestId, Ticket
 
@@ -62,19 +62,20 @@ class LocalPort:
         self._sink = sink
 
     def send(self, command: Command) -> None:
-        request: RequestId | None = getattr(command, "request", None)
-        if request is not None:
-            self._open.add(request)
-        if self._lost is None:
-            self._inbox.append(command)
-        elif request is not None:
-            self._fail_open(self._lost)
+        self._inbox.append(command)
+        self._schedule_turn()
+
+    def send_all(self, commands: Sequence[Command]) -> None:
+        """In this order."""
+        self._inbox += commands
         self._schedule_turn()
 
     async def close(self) -> None:
         """Ends every request with EngineLost and frees the model; a second time does nothing."""
         if self._lost is None:
             self._lose(EngineLost("the engine was closed"))
+        else:
+            self._fail_open(self._lost)
         self._flush()
         await self._collector.stop()
 
@@ -92,6 +93,8 @@ class LocalPort:
             except Exception as error:  # an engine that broke must not be silent
                 _log.exception("engine of model %r broke", self.info.name)
                 self._lose(_lost_by(self.info.name, error))
+        else:
+            self._fail_open(self._lost)
         self._flush()
 
     def _run_engine(self) -> None:
@@ -106,8 +109,12 @@ class LocalPort:
             self._collector.collect(ticket)
 
     def _handle_inbox(self) -> None:
+        self._engine.handle(self._take_inbox())
+
+    def _take_inbox(self) -> list[Command]:
         inbox, self._inbox = self._inbox, []
-        self._engine.handle(inbox)
+        self._open.update(opened_by(inbox))
+        return inbox
 
     def _collected(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """On the event loop: a step has ended. Its events go out, and a turn follows what they bring about.
@@ -134,7 +141,7 @@ class LocalPort:
     def _flush(self) -> None:
         events, self._outbox = self._outbox, []
         if events:
-            self._open.difference_update(each.request for each in events if _is_final(each))
+            self._open.difference_update(ended_by(events))
             self._sink(events)
 
     # ---- what time brings
@@ -175,7 +182,6 @@ class LocalPort:
     def _lose(self, error: EngineLost) -> None:
         self._lost = error
         self._outbox += self._engine.take_events()
-        self._inbox.clear()
         if self._alarm is not None:
             self._alarm.cancel()
         self._tickets.clear()
@@ -183,8 +189,8 @@ class LocalPort:
         self._fail_open(error)
 
     def _fail_open(self, error: EngineLost) -> None:
-        answered = {each.request for each in self._outbox if _is_final(each)}
-        for request in sorted(self._open - answered):
+        self._take_inbox()
+        for request in sorted(self._open.difference(ended_by(self._outbox))):
             self._outbox.append(Failed(request=request, code=error.code, message=str(error)))
 
 
@@ -231,10 +237,6 @@ class Collector:
                 self._loop.call_soon_threadsafe(self._collected, ticket, outcome)
             except RuntimeError:  # the event loop is closed: nobody is left to tell
                 return
-
-
-def _is_final(event: Event) -> bool:
-    return not isinstance(event, Generated) or event.finish is not None
 
 
 def _nobody(events: Sequence[Event]) -> None:

@@ -8,7 +8,7 @@ themselves: what is wrong shows in the next request on that context.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -308,6 +308,16 @@ class Status(Message, frozen=True):
 Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status
 
 EventSink = Callable[[Sequence[Event]], None]
+
+
+def opened_by(commands: Iterable[Command]) -> list[RequestId]:
+    """The requests that these commands ask for, each of which an event is going to end."""
+    return [request for each in commands if (request := getattr(each, "request", None)) is not None]
+
+
+def ended_by(events: Iterable[Event]) -> list[RequestId]:
+    """The requests that have no more events to come."""
+    return [each.request for each in events if type(each) is not Generated or each.finish is not None]
 
 
 class EnginePort(Protocol):

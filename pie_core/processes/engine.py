@@ -81,7 +81,7 @@ class EngineProcess:
         self._port: LocalPort | None = None
         self._loaded_as: Loaded
         self._streams: dict[int, FrameStream[ToEngine]] = {0: self._stream}  # by worker; 0 is who started us
-        self._is_loading = False
+        self._is_loading = self._has_workers = False
         self._opening: asyncio.Task[None] | None = None
 
     async def serve(self, end: socket.socket) -> bool:
@@ -106,8 +106,7 @@ class EngineProcess:
 
     def perform(self, commands: Sequence[Command]) -> None:
         assert self._port is not None, "commands come after Loaded"
-        for command in commands:
-            self._port.send(command)
+        self._port.send_all(commands)
 
     # ---- workers
 
@@ -168,23 +167,25 @@ class EngineProcess:
         if asked.listen_at is None:
             self._stream.send(self._loaded_as)
         else:
+            self._has_workers = True
             self._opening = self._loop.create_task(self._open_to_workers(asked.listen_at))
 
     # ---- serving
 
     def _pass_on(self, events: Sequence[Event]) -> None:
-        for worker, batch in _by_worker(events).items():
+        for worker, batch in self._by_worker(events).items():
             if worker in self._streams:  # one that has gone hears nothing
                 self._streams[worker].send(Events(batch))
         if self._port is not None and not self._port.is_ready and not self._left.is_set():
             self._stream.send(Broken())
 
-
-def _by_worker(events: Sequence[Event]) -> dict[int, list[Event]]:
-    found: dict[int, list[Event]] = {}
-    for event in events:
-        found.setdefault(event.request >> ID_BITS, []).append(event)
-    return found
+    def _by_worker(self, events: Sequence[Event]) -> dict[int, Sequence[Event]]:
+        if not self._has_workers:
+            return {0: events}
+        found: dict[int, list[Event]] = {}
+        for event in events:
+            found.setdefault(event.request >> ID_BITS, []).append(event)
+        return dict(found)
 
 
 def _load_driver(asked: LoadModel, report: ProgressCallback) -> Driver:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -33,7 +34,7 @@ class LoadModel(Message, frozen=True):
 class Commands(Message, frozen=True):
     """All that was sent in one turn of our event loop."""
 
-    commands: list[Command]
+    commands: Sequence[Command]
 
 
 class Join(Message, frozen=True):
@@ -74,7 +75,7 @@ class Loaded(Message, frozen=True):
 class Events(Message, frozen=True):
     """All events of a step, or of what was answered at once."""
 
-    events: list[Event]
+    events: Sequence[Event]
 
 
 class Broken(Message, frozen=True):

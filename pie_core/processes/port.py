@@ -1,7 +1,7 @@
 """The EnginePort over a stream: whatever is behind it may be lost and come back, and nothing is answered twice.
 
 Whoever has a request open when the engine is lost gets EngineLost, and so does whoever uses what was in it: contexts
-and requests from before are known by their numbers, so those that come over one port must grow.
+and requests from before are known by their numbers, so those that come over one port must be of one row that grows.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from collections.abc import Callable, Sequence
 from pie_core.engine.messages import (
     BreakOff,
     Command,
+    CreateContext,
     Event,
     EventSink,
     Failed,
     ForkContext,
-    Generated,
     ModelInfo,
+    ended_by,
+    opened_by,
 )
 from pie_core.errors import EngineLost
 from pie_core.ids import ContextId, RequestId
@@ -39,14 +41,10 @@ class StreamPort:
         self._info: ModelInfo
         self._open: set[RequestId] = set()
         self._outbox: list[Command] = []
-        self._refused: list[Event] = []
         self._flush_is_due = False
         self._lost: EngineLost | None = EngineLost(f"model {model!r}: its engine is still being loaded")
-        self._newest_context, self._newest_request = ContextId(0), RequestId(0)
-        self._past_contexts, self._past_requests = (
-            ContextId(0),
-            RequestId(0),
-        )  # the newest that went with an engine
+        self._newest = 0  # number of a context or request
+        self._past = 0  # the newest that went with an engine
         self._past_forks: set[ContextId] = set()
 
     @property
@@ -62,19 +60,7 @@ class StreamPort:
         self._sink = sink
 
     def send(self, command: Command) -> None:
-        request: RequestId | None = getattr(command, "request", None)
-        context: ContextId = getattr(command, "context", ContextId(0))
-        if request is not None:
-            self._open.add(request)
-            self._newest_request = max(self._newest_request, request)
-        self._newest_context = max(self._newest_context, context)
-        error = self._lost or self._loss_of_past(command, context)
-        if error is None:
-            self._outbox.append(command)
-        elif request is not None:
-            self._refused.append(_failed(request, error))
-        else:
-            return
+        self._outbox.append(command)
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
@@ -83,17 +69,17 @@ class StreamPort:
 
     def begin(self, info: ModelInfo, transmit: Transmit) -> None:
         """An engine takes commands by `transmit` from now on; what was before is lost."""
+        self._flush()
         self._info = info
         self._transmit = transmit
-        self._past_contexts, self._past_requests = self._newest_context, self._newest_request
+        self._past = self._newest
         self._past_forks.clear()
         self._lost = None
 
     def lose(self, error: EngineLost) -> None:
         """Ends every open request, and each that comes until the next `begin`, with this error."""
         self._lost = error
-        self._outbox.clear()
-        self._refused.clear()
+        self._take_outbox()
         self._deliver([_failed(request, error) for request in sorted(self._open)])
 
     def take(self, events: Sequence[Event]) -> None:
@@ -102,32 +88,52 @@ class StreamPort:
             self._deliver(events)
 
     def _flush(self) -> None:
+        """All that was sent in one turn of the event loop."""
         self._flush_is_due = False
-        refused, self._refused = self._refused, []
-        outbox, self._outbox = self._outbox, []
-        if outbox:
-            self._transmit(outbox)
+        if self._lost is not None:
+            self.lose(self._lost)
+            return
+        commands, refused = self._take_outbox(), list[Event]()
+        if self._past:
+            commands = [each for each in commands if not self._refuses(each, refused)]
+        if commands:
+            self._transmit(commands)
         self._deliver(refused)
+
+    def _take_outbox(self) -> list[Command]:
+        outbox, self._outbox = self._outbox, []
+        opened = opened_by(outbox)
+        self._open.update(opened)
+        created = [each.context for each in outbox if isinstance(each, CreateContext | ForkContext)]
+        self._newest = max(self._newest, max(opened, default=0), max(created, default=0))
+        return outbox
 
     def _deliver(self, events: Sequence[Event]) -> None:
         if events:
-            self._open.difference_update(each.request for each in events if _is_final(each))
+            self._open.difference_update(ended_by(events))
             self._sink(events)
 
     # ---- what went with an engine before
 
-    def _loss_of_past(self, command: Command, context: ContextId) -> EngineLost | None:
-        if self._is_past(context):
+    def _refuses(self, command: Command, refused: list[Event]) -> bool:
+        error = self._loss_of_past(command)
+        if error is not None:
+            refused += [_failed(request, error) for request in opened_by((command,))]
+        return error is not None
+
+    def _loss_of_past(self, command: Command) -> EngineLost | None:
+        context: ContextId | None = getattr(command, "context", None)
+        if context is not None and self._is_past(context):
             return self._gone(f"context {context}")
         if isinstance(command, ForkContext) and self._is_past(command.source):
-            self._past_forks.add(context)
+            self._past_forks.add(command.context)
             return self._gone(f"context {command.source}")
-        if isinstance(command, BreakOff) and command.generation <= self._past_requests:
+        if isinstance(command, BreakOff) and command.generation <= self._past:
             return self._gone(f"generation {command.generation}")
         return None
 
     def _is_past(self, context: ContextId) -> bool:
-        return 0 < context <= self._past_contexts or context in self._past_forks
+        return context <= self._past or context in self._past_forks
 
     def _gone(self, what: str) -> EngineLost:
         return EngineLost(
@@ -137,10 +143,6 @@ class StreamPort:
 
 def _failed(request: RequestId, error: EngineLost) -> Failed:
     return Failed(request=request, code=error.code, message=str(error))
-
-
-def _is_final(event: Event) -> bool:
-    return not isinstance(event, Generated) or event.finish is not None
 
 
 def _nobody(events: Sequence[Event]) -> None:
