@@ -14,6 +14,7 @@ it refuses the whole (two user turns in a row, say), the new turns are appended 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -22,9 +23,13 @@ from typing import Any, Protocol
 import msgspec
 
 from pie_core.errors import InvalidRequest, LoadError, Unsupported
+from pie_core.text.call_ids import answered_call, fresh_id
+from pie_core.text.parts import ROLES, CallPart, Part, ResultPart, TextPart, Turn, read_tools
 from pie_core.text.templates import ChatTemplate
 from pie_core.text.tokenizer import Tokenizer
-from pie_core.text.turns import ROLES, Part, SystemStyle, TemplateTurns, TextPart, Turn
+from pie_core.text.tool_calls import split_reply
+from pie_core.text.tool_formats import ToolFormat
+from pie_core.text.turns import SystemStyle, TemplateTurns
 
 _CONTEXT_TOKENS = 64  # enough of the past to find the seam of what is appended
 
@@ -38,6 +43,8 @@ class ChatModel(Protocol):
     def template(self) -> ChatTemplate: ...
     @property
     def stop_tokens(self) -> tuple[int, ...]: ...
+    @property
+    def known_tool_format(self) -> ToolFormat | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,7 @@ class _State:
     written_turns: int = 0
     closing: str | None = None  # behind a reply that ended: what of its end-of-turn the model wrote itself
     raw_last: bool = False  # raw tokens came after the last turn
+    tools: str = ""  # JSON, as they were described
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,9 @@ class Transcript:
         self, model: ChatModel, now: datetime | None = None, variables: dict[str, Any] | None = None
     ) -> None:
         self._model = model
-        self._turns = TemplateTurns(model.template, model.tokenizer.added_texts, now, variables)
+        tool_format = model.known_tool_format
+        call_ends = tool_format.call_ends if tool_format else ()
+        self._turns = TemplateTurns(model.template, model.tokenizer.added_texts, now, variables, call_ends)
         self._state = _State()
         self._tokens: list[int] = []
         self._fed = 0
@@ -104,7 +114,7 @@ class Transcript:
         """Adds a part to the open turn of `role`, or closes the open turn and begins one."""
         self.add_part(role, TextPart(text))
 
-    def add_part(self, role: str, part: Part) -> None:
+    def add_part(self, role: str, part: TextPart) -> None:
         if role not in ROLES:
             raise InvalidRequest(f"unknown role {role!r}; expected one of {', '.join(ROLES)}")
         if role == "assistant" and self._state.cued:
@@ -114,6 +124,53 @@ class Transcript:
             self._state = replace(closed, held=(*closed.held, part))
         else:
             self._state = self._with_part(role, part)
+
+    def equip(self, tools: str) -> None:
+        """Describes tools to the model, where its template does that; `tools` is a JSON list of functions."""
+        described = read_tools(tools)
+        if self._tokens or self._state.written_turns:
+            raise InvalidRequest(
+                "the conversation has begun, and its template describes tools at the beginning: equip a context "
+                "before its first tokens, or truncate it to nothing"
+            )
+        if described and not self._turns.writes_tools:
+            raise self._unsupported("describes no tools; say what there is in a system turn")
+        self._become(replace(self._state, tools=tools if described else ""))
+
+    def _become(self, state: _State) -> None:
+        if state.tools != self._state.tools:
+            self._turns = self._turns.equipped(read_tools(state.tools) if state.tools else [])
+        self._state = state
+
+    def add_tool_call(self, name: str, arguments: str, call_id: str = "") -> None:
+        """A part of the assistant's turn; `arguments` is a JSON object."""
+        if not self._turns.writes_calls:
+            raise self._unsupported("writes no tool calls; add them as text")
+        if self._state.cued and self._state.reply_start is not None:
+            raise InvalidRequest(
+                "the assistant's turn has been opened for the model, which writes its calls itself; "
+                "add calls of your own in place of the cue, or as text"
+            )
+        state = replace(self._state, cued=False)
+        chosen = call_id or fresh_id(state.turns, name, self._model.known_tool_format)
+        part = CallPart.checked(name, arguments, chosen)
+        self._state = state
+        self._state = self._with_part("assistant", part)
+
+    def add_tool_result(self, name: str, content: str, call_id: str = "") -> None:
+        """A turn of its own: what a tool answered to the call of that id, else to the first open one of its name."""
+        if not self._turns.writes_results:
+            raise self._unsupported("writes no tool results; add them as a user's turn")
+        state = self._settled()
+        call = answered_call(state.turns, name, call_id)
+        if call is None:
+            call_id = call_id or fresh_id(state.turns, name, self._model.known_tool_format)
+        part = ResultPart(name or (call.name if call else ""), content, call.id if call else call_id)
+        turns = (*state.turns, Turn("tool", (part,)))
+        self._state = replace(state, turns=turns, open=False, raw_last=False)
+
+    def _unsupported(self, what: str) -> Unsupported:
+        return Unsupported(f"the chat template of {self._model.template.source.origin} {what}")
 
     def cue(self) -> None:
         """Closes the open turn and opens the assistant's; changes nothing while that is open and unfinished."""
@@ -171,7 +228,7 @@ class Transcript:
         if not 0 <= length <= self._fed:
             raise InvalidRequest(f"cannot truncate to {length} tokens; {self._fed} have been fed")
         self._marks = [mark for mark in self._marks if mark.tokens <= length]
-        self._state = self._marks[-1].restored(self._state) if self._marks else _State()
+        self._become(self._marks[-1].restored(self._state) if self._marks else _State())
         del self._tokens[length:]
         self._fed = length
 
@@ -195,7 +252,8 @@ class Transcript:
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise LoadError(f"the transcript of a snapshot cannot be read: {exc}; save it again") from exc
         self._turns = self._turns.at(saved.now)
-        self._tokens, self._fed, self._state, self._marks = saved.tokens, saved.fed, saved.state, saved.marks
+        self._tokens, self._fed, self._marks = saved.tokens, saved.fed, saved.marks
+        self._become(saved.state)
 
     @property
     def fed_tokens(self) -> list[int]:
@@ -242,9 +300,11 @@ class Transcript:
         if not state.cued:
             return replace(state, open=False)
         content, closing = self._split_reply()
-        turns = (*state.turns, Turn.of("assistant", content))
+        reply = self._reply_turn(content)
+        turns = (*state.turns, reply)
         if state.reply_start is None:
             return replace(state, turns=turns, cued=False)
+        behind = self._turns.behind_call(content, last=True) if reply.calls else None
         return replace(
             state,
             turns=turns,
@@ -252,8 +312,21 @@ class Transcript:
             reply_start=None,
             written=state.written + content + closing,
             written_turns=len(turns),
-            closing=closing,
+            closing=(behind or "") + closing,
         )
+
+    def _reply_turn(self, content: str) -> Turn:
+        """The model's turn with its calls as parts, where the template could write them."""
+        tool_format = self._model.known_tool_format
+        if tool_format is None or not self._turns.writes_calls:
+            return Turn.of("assistant", content)
+        before, calls = split_reply(content, tool_format)
+        turn = Turn.of("assistant", before)
+        for call in calls:
+            id_ = call.get("id") or fresh_id((*self._state.turns, turn), call["name"], tool_format)
+            part = CallPart(call["name"], json.dumps(call["arguments"], ensure_ascii=False), id_)
+            turn = Turn("assistant", (*turn.parts, part))
+        return turn
 
     def _split_reply(self) -> tuple[str, str]:
         """The reply's text, and what of its end the model wrote itself (a stop token, and white space behind it)."""
@@ -332,7 +405,7 @@ class Transcript:
             raise refusal  # a conversation that begins wrongly has no form to go on from
         try:
             end = "" if state.closing is None else self._beyond_common(self._turns.seal, state.closing)
-            pieces = [self._turns.alone(turn.role, turn.text) for turn in new]
+            pieces = [self._turns.alone(turn) for turn in new]
             return end + "".join(pieces) + (self._turns.cue if cue else "")
         except (InvalidRequest, Unsupported):
             if refusal is None:

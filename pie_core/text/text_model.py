@@ -8,10 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pie_core.errors import InvalidRequest, LoadError, PieError
+from pie_core.errors import InvalidRequest, LoadError, PieError, Unsupported
+from pie_core.text.call_ids import fresh_id
 from pie_core.text.chat import Transcript
 from pie_core.text.decoders import ChatDecoder, ReasoningDecoder, ReasoningMarkers, find_reasoning_markers
 from pie_core.text.gguf_metadata import GgufMetadata, read_gguf_metadata
+from pie_core.text.parts import ROLES, ResultPart, Turn, read_tools
 from pie_core.text.templates import (
     ChatTemplate,
     TemplateSource,
@@ -23,7 +25,7 @@ from pie_core.text.templates import (
 from pie_core.text.tokenizer import Tokenizer, load_tokenizer
 from pie_core.text.tool_calls import ToolDecoder, find_tool_format
 from pie_core.text.tool_formats import ToolFormat
-from pie_core.text.turns import ROLES, TemplateTurns
+from pie_core.text.turns import TemplateTurns
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _GGUF_NAMED_TOKENS = {
@@ -59,6 +61,13 @@ class TextModel:
         source = self.template.source
         return find_tool_format(self.tokenizer, source.text, source.origin)
 
+    @cached_property
+    def known_tool_format(self) -> ToolFormat | None:
+        try:
+            return self.tool_format
+        except Unsupported:
+            return None
+
     def transcript(self, now: datetime | None = None, variables: dict[str, Any] | None = None) -> Transcript:
         return Transcript(self, now, variables)
 
@@ -71,7 +80,16 @@ class TextModel:
             return self.tokenizer.encode(turns.seal)
         if role not in ROLES:
             raise InvalidRequest(f"unknown role {role!r}; expected one of {', '.join(ROLES)}, cue, seal")
-        return self.tokenizer.encode(turns.alone(role, text))
+        return self.tokenizer.encode(turns.alone(Turn.of(role, text)))
+
+    def tool_tokens(self, tools: str) -> list[int]:
+        """What describes tools to the model at the beginning of a conversation; `tools` is JSON."""
+        return self.tokenizer.encode(self._turns().tools_alone(read_tools(tools)))
+
+    def result_tokens(self, name: str, content: str) -> list[int]:
+        """A tool's answer as the template writes it on its own, behind a turn that called the tool."""
+        call_id = fresh_id((), name, self.known_tool_format)
+        return self.tokenizer.encode(self._turns().alone(Turn("tool", (ResultPart(name, content, call_id),))))
 
     def decoder(self, kind: str) -> ChatDecoder | ReasoningDecoder | ToolDecoder:
         """A decoder of what the model writes, by name: "chat", "reasoning" or "tools"."""

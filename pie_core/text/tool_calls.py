@@ -6,9 +6,11 @@ wherever they stand in the text.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable
 from functools import cache
+from typing import Any
 
 from pie_core.errors import Unsupported
 from pie_core.text.decoders import Event, overlap
@@ -33,17 +35,16 @@ def find_tool_format(tokenizer: Tokenizer, template: str, origin: str) -> ToolFo
 
 
 class ToolDecoder:
-    """Finds the calls of one format; text outside of calls gives no events."""
+    """Finds the calls of one format in tokens; text outside of calls gives no events."""
 
     def __init__(
         self, tokenizer: Tokenizer, tool_format: ToolFormat, stop_tokens: Collection[int] = ()
     ) -> None:
         self._tokenizer = tokenizer
-        self._markers = tool_format.markers
-        closing = {markers.closing for markers in tool_format.markers}
+        closing = set(tool_format.call_ends)
         self._stop_tokens = {token for token in stop_tokens if tokenizer.token_text(token) not in closing}
         self._text = tokenizer.incremental_decoder()
-        self._begin()
+        self._reader = ToolReader(tool_format)
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """A stop token ends a call that is still open, and the next turn begins."""
@@ -53,29 +54,41 @@ class ToolDecoder:
         plain: list[int] = []
         for token in tokens:
             if token in self._stop_tokens:
-                events += self._read(self._text.feed(plain)) + self.finish()
+                events += self._reader.read(self._text.feed(plain)) + self.finish()
                 plain = []
             else:
                 plain.append(token)
-        return events + self._read(self._text.feed(plain))
+        return events + self._reader.read(self._text.feed(plain))
 
     def finish(self) -> list[Event]:
         """Ends a turn, also one that was cut off: what is open is a call if it is complete, else invalid."""
-        events = self._read(self._text.flush())
-        if self._quoted:  # a quote without its partner hid what stood behind it: read that plainly
-            self._heed_quotes = False
-            self._restart_body()
-            events += self._read("")
-        if self._open is not None:
-            events += _end(self._open, self._waiting, closed=False)
-        self._begin()
-        return events
+        return self._reader.read(self._text.flush()) + self._reader.finish()
 
     def reset(self) -> None:
         self._text.reset()
-        self._begin()
+        self._reader.reset()
 
-    def _begin(self) -> None:
+
+class ToolReader:
+    """Finds the calls of one format in text."""
+
+    def __init__(self, tool_format: ToolFormat) -> None:
+        self._markers = tool_format.markers
+        self.reset()
+
+    def finish(self) -> list[Event]:
+        """Ends a turn."""
+        events: list[Event] = []
+        if self._quoted:  # a quote without its partner hid what stood behind it: read that plainly
+            self._heed_quotes = False
+            self._restart_body()
+            events += self.read("")
+        if self._open is not None:
+            events += _end(self._open, self._waiting, closed=False)
+        self.reset()
+        return events
+
+    def reset(self) -> None:
         self._open: ToolMarkers | None = None
         self._waiting = ""  # outside: perhaps the beginning of a marker; inside: all of the call so far
         self._at_start = True
@@ -86,7 +99,7 @@ class ToolDecoder:
         self._scanned = 0
         self._quoted = False
 
-    def _read(self, text: str) -> list[Event]:
+    def read(self, text: str) -> list[Event]:
         self._waiting += text
         events: list[Event] = []
         while step := self._find_opening() if self._open is None else self._find_end(self._open):
@@ -145,6 +158,23 @@ class ToolDecoder:
         escaped = match[0].startswith("\\")
         if self._heed_quotes and not escaped and (not markers.quotes_in_json_only or _is_json(self._waiting)):
             self._quoted = not self._quoted
+
+
+def split_reply(text: str, tool_format: ToolFormat) -> tuple[str, list[dict[str, Any]]]:
+    """What a model wrote in front of its calls, and these; all of it and none where anything is not well-formed."""
+    reader = ToolReader(tool_format)
+    events = [event for event in reader.read(text) + reader.finish() if event.kind != "start"]
+    if not events or any(event.kind == "invalid" for event in events):
+        return text, []
+    starts = (text.find(sign) for sign in _openings(tool_format))
+    before = text[: min(start for start in starts if start >= 0)]
+    return before.rstrip().removesuffix(tool_format.section).rstrip(), [
+        json.loads(event.text) for event in events
+    ]
+
+
+def _openings(tool_format: ToolFormat) -> list[str]:
+    return [markers.opening for markers in tool_format.markers]
 
 
 def _end(markers: ToolMarkers, body: str, closed: bool) -> list[Event]:

@@ -24,9 +24,10 @@ class ToolCall:
 
     name: str
     arguments: dict[str, Any]
+    id: str = ""  # where the family writes one
 
     @classmethod
-    def of(cls, name: object, arguments: object) -> ToolCall:
+    def of(cls, name: object, arguments: object, id_: object = "") -> ToolCall:
         """Arguments may be missing, or themselves be written as a JSON string."""
         if isinstance(arguments, str):
             arguments = _json(arguments)
@@ -34,10 +35,10 @@ class ToolCall:
             arguments = {}
         if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
             raise ValueError("a call is a name and an object of arguments")
-        return cls(name.strip(), arguments)
+        return cls(name.strip(), arguments, id_.strip() if isinstance(id_, str) else "")
 
     def to_json(self) -> str:
-        value = {"name": self.name, "arguments": self.arguments}
+        value = {"name": self.name, "arguments": self.arguments} | ({"id": self.id} if self.id else {})
         text = json.dumps(value, ensure_ascii=False)
         # A lone surrogate has no UTF-8 form: then everything beyond ASCII is escaped.
         return text if text.encode("utf-8", "replace").decode() == text else json.dumps(value)
@@ -67,6 +68,12 @@ class ToolFormat:
     name: str
     signs: tuple[str, ...]
     markers: tuple[ToolMarkers, ...]
+    section: str = ""  # what opens a list of calls
+    has_numbered_ids: bool = False  # "functions.name:0" and so on through a conversation
+
+    @property
+    def call_ends(self) -> tuple[str, ...]:
+        return tuple(markers.closing for markers in self.markers if markers.closing is not None)
 
 
 def _refuse_constant(name: str) -> None:
@@ -117,7 +124,7 @@ def _json_call(value: Any) -> ToolCall:
     keys = [key for key in ("arguments", "parameters") if isinstance(value, dict) and key in value]
     if not keys:
         raise ValueError("a call has a name and arguments")
-    return ToolCall.of(value.get("name"), value[keys[0]])
+    return ToolCall.of(value.get("name"), value[keys[0]], value.get("id"))
 
 
 def read_tagged_call(text: str, closed: bool) -> list[ToolCall]:
@@ -206,7 +213,7 @@ def read_numbered_call(text: str, closed: bool) -> list[ToolCall]:
     name = _NUMBERED_NAME.fullmatch(head.strip())
     if not separator or name is None:
         raise ValueError("no name or no arguments")
-    return [ToolCall.of(name[1], _json(arguments))]
+    return [ToolCall.of(name[1], _json(arguments), head)]
 
 
 def read_named_calls(text: str, closed: bool) -> list[ToolCall]:
@@ -217,7 +224,8 @@ def read_named_calls(text: str, closed: bool) -> list[ToolCall]:
     if not separator:
         name, brace, rest = text.partition("{")
         head, arguments = name, brace + rest
-    return [ToolCall.of(head.partition("[CALL_ID]")[0], _json(arguments))]
+    name, _, id_ = head.partition("[CALL_ID]")
+    return [ToolCall.of(name, _json(arguments), id_)]
 
 
 _PYTHON_CALL = re.compile(r"\s*([\w.]+?)(?:\.call)?\((.*)\)\s*", re.DOTALL)
@@ -322,16 +330,20 @@ TOOL_FORMATS = (
                 '<｜DSML｜invoke name="', "</｜DSML｜invoke>", read_invocation, quotes=_NOTHING_QUOTED
             ),
         ),
+        section="<｜DSML｜function_calls>",
     ),
     ToolFormat(
         "DeepSeek",
         ("<｜tool▁call▁begin｜>",),
         (ToolMarkers("<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", read_separated_call),),
+        section="<｜tool▁calls▁begin｜>",
     ),
     ToolFormat(
         "Kimi",
         ("<|tool_call_begin|>",),
         (ToolMarkers("<|tool_call_begin|>", "<|tool_call_end|>", read_numbered_call),),
+        section="<|tool_calls_section_begin|>",
+        has_numbered_ids=True,
     ),
     ToolFormat("Gemma", ("<|tool_call>",), (_braced("<|tool_call>", "<tool_call|>", '<|"|>'),)),
     ToolFormat(

@@ -194,7 +194,7 @@ QUEUE = """\
 
 def test_a_template_may_change_lists_that_it_made() -> None:
     calls = [{"function": {"name": name}} for name in ("one", "two")]
-    conversation = [
+    conversation: list[Message] = [
         {"role": "assistant", "content": "A", "tool_calls": calls},
         *({"role": "tool", "content": content} for content in ("x", "y", "z")),
     ]
