@@ -208,6 +208,7 @@ class Application:
                 architectures=self._registry.architectures,
                 media=self._registry.media,
                 progress=self._progress,
+                swap_bytes=model.swap_memory_mb * MIB,
             )
         )
 
@@ -342,5 +343,7 @@ def _engine_options(model: ModelConfig) -> EngineOptions:
         "max_snapshots": limits.snapshots_per_tenant,
         "snapshot_folder": str(snapshots_dir(model.name)) if model.persist_snapshots else None,
         "snapshot_ttl_s": model.snapshot_ttl_s,
+        "swap_bytes": model.swap_memory_mb * MIB,
+        "swap_gb_per_s": model.swap_gb_per_s,
     }
     return replace(EngineOptions(), **{name: value for name, value in chosen.items() if value is not None})

@@ -361,6 +361,22 @@ class ModelConfig:
         bool,
         Field(description="Whether saved contexts outlive a restart, in `snapshots` in PIE_HOME."),
     ] = False
+    swap_memory_mb: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Host memory for contexts whose KV pages others need, in MiB; "
+            "where it is full, and if it is 0, their rows are computed again.",
+        ),
+    ] = 1024
+    swap_gb_per_s: Annotated[
+        float,
+        Field(
+            gt=0,
+            description="How fast KV pages are copied to host memory and back; a context is swapped "
+            "if that takes no longer than to compute its rows again.",
+        ),
+    ] = 8.0
     snapshot_ttl_s: Annotated[
         float | None,
         Field(gt=0, description="How long a saved context is kept, in seconds; null is for ever."),

@@ -195,6 +195,7 @@ class DriverRequest:
     architectures: Mapping[str, ArchitectureDeclaration]
     media: Mapping[str, MediaDeclaration]
     progress: ProgressCallback = field(default=lambda _: None)
+    swap_bytes: int = 0  # host memory to swap to, for drivers whose own options do not say how much
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ from pie_core.engine.options import EngineOptions
 from pie_core.engine.passes import Passes
 from pie_core.engine.quotas import Quotas
 from pie_core.engine.snapshots import Snapshots
+from pie_core.engine.suspensions import Suspensions
 from pie_core.errors import Cancelled, DeadlineExceeded, LimitExceeded, NotFound, OutOfPages, PieError
 from pie_core.ids import ContextId, RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
@@ -79,7 +80,8 @@ class Engine:
         self.info = _model_info(driver, model_name)
         self._clock = clock
         self._events: list[Event] = []
-        self._cache = Cache(driver.capabilities.cache)
+        self._cache = Cache(driver.capabilities.cache, options.swap_bytes)
+        self._suspensions = Suspensions(driver, self._cache, options)
         self._snapshots = Snapshots(self._cache, options, driver.capabilities.weights_revision, wall_clock)
         self._quotas = Quotas(options, self._cache)
         self._contexts = Contexts(self._cache, self._snapshots, self._quotas, self._emit)
@@ -92,13 +94,13 @@ class Engine:
         self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
         self._prefixes = Prefixes(self._prefix_cache)
         self._passes.loop = self._loop = Loop(
-            driver, options, self._cache, self._prefixes, self._ahead, self._passes.settle
+            driver, options, self._cache, self._suspensions, self._prefixes, self._ahead, self._passes.settle
         )
         self._intake = Intake(self._in_turn(), self._emit, self._discarded)
         self._at_once = self._on_arrival()
         self._schedule_s = self._deliver_s = 0.0
         self._deadlines = Deadlines()
-        self.suspended = self.tokens_to_replay = self._timeouts = 0
+        self._timeouts = 0
         # Whether the last step ended passes of programs that step themselves: their next ones belong in the next step.
         self.awaits_programs = False
 
@@ -133,6 +135,7 @@ class Engine:
         begun_at = time.perf_counter()
         chunks = self._loop.in_flight[ticket]
         self._loop.finish(ticket, outcome)
+        self._suspensions.observe(self._loop.tokens, self._loop.busy_s)
         self._intake.advance()
         self.awaits_programs = any(
             each.running.request is not None
@@ -311,8 +314,9 @@ class Engine:
             run_ahead_drops=self._ahead.drops,
             cached_pages=self._prefix_cache.idle_pages(),
             prefix_hit_tokens=self._prefixes.hit_tokens,
-            suspensions=self.suspended,
-            replayed_tokens=self.tokens_to_replay,
+            suspensions=self._suspensions.swaps + self._suspensions.replays,
+            replayed_tokens=self._suspensions.replayed_tokens,
+            swapping=self._suspensions.use(self._contexts),
             groups=[pool.name for pool in self._cache.pools],
             sampled_tokens=self._loop.sampled_tokens,
             prefix_lookup_tokens=self._prefixes.lookup_tokens,
@@ -389,7 +393,7 @@ class Engine:
             self._ahead.drop_idle()
             or self._drop_checkpoints()
             or self._suspend_idle()
-            or self._snapshots.suspend_one()
+            or self._snapshots.suspend_one(self._suspensions.suspend)
             or self._suspend_youngest()
             or self._fail_youngest()
         )
@@ -411,9 +415,8 @@ class Engine:
         return bool(younger)
 
     def _suspend(self, context: Context) -> None:
-        self.suspended += 1
-        self.tokens_to_replay += context.written
-        context.suspend()
+        self._ahead.drop(context)
+        self._suspensions.suspend(context)
 
     def _fail_youngest(self) -> bool:
         free = ", ".join(f"{pool.name} {pool.num_free} of {pool.num_pages}" for pool in self._cache.pools)

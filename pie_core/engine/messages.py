@@ -273,6 +273,21 @@ class ProcessUse(msgspec.Struct, frozen=True):
     tokens: int  # fed and drawn since it began
 
 
+class SwapUse(msgspec.Struct, frozen=True):
+    """Contexts in host memory, and how they got there and back."""
+
+    contexts: int = 0  # that are there now
+    bytes: int = 0  # that they and snapshots take
+    pages: list[int] = []  # the same, per cache group
+    total_pages: list[int] = []
+    suspensions: int = 0  # that went there; the others are computed again
+    failures: int = 0  # swaps that the driver refused
+    pages_out: int = 0  # copied to host memory
+    bytes_out: int = 0
+    pages_in: int = 0  # ... and back
+    bytes_in: int = 0
+
+
 class Status(Message, frozen=True):
     request: RequestId
     contexts: int
@@ -303,6 +318,7 @@ class Status(Message, frozen=True):
     first_token_seconds: Distribution = Distribution()  # of generations, from when they were asked for
     between_tokens_seconds: Distribution = Distribution()
     processes: list[ProcessUse] = []  # if they were asked for
+    swapping: SwapUse = SwapUse()
 
 
 Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status

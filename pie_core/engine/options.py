@@ -71,6 +71,13 @@ class EngineOptions:
     max_attachment_bytes: int = field(
         default=1 << 24, metadata={"help": "Largest attachment of a snapshot, in bytes."}
     )
+    swap_bytes: int | None = field(
+        default=None,
+        metadata={"help": "Host memory for contexts that are swapped out; null is all that the driver has."},
+    )
+    swap_gb_per_s: float = field(
+        default=8.0, metadata={"help": "How fast the driver copies pages to host memory and back."}
+    )
     max_pass_outputs: int = field(default=4096, metadata={"help": "Most samples and probes of one pass."})
     max_pass_values: int = field(
         default=1 << 24, metadata={"help": "Most numbers that the probes of one pass may return."}

@@ -1,7 +1,7 @@
 """Named snapshots, by tenant: frozen contexts that hold their pages until they are deleted, taken or replaced.
 
 They are never lost to make room: a tenant that saves too much is refused at saving, by number and by pages. Their pages
-may be, when nothing else helps: then their rows are computed again. With a folder, they outlive the engine.
+are given up when nothing else helps, like those of contexts. With a folder, they outlive the engine.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ class Snapshots:
         if self._files is not None:
             self._files.delete(tenant, name)
 
-    def suspend_one(self) -> bool:
-        """The pages of some snapshot are given up; opening it computes its rows again. False: none has any."""
+    def suspend_one(self, suspend: Callable[[Context], None]) -> bool:
+        """Some snapshot gives its pages up, as contexts do. False: none has any."""
         for kept in self._by_tenant.values():
             for snapshot in kept.values():
                 if not snapshot.context.pages.is_empty:
                     self._hold(snapshot.context, -1)
-                    snapshot.context.suspend()
+                    suspend(snapshot.context)
                     return True
         return False
 

@@ -10,18 +10,21 @@ import numpy as np
 from pie_core.contracts.driver import CacheSpace
 from pie_core.contracts.forward import Int32
 from pie_core.errors import OutOfPages
+from pie_core.kv_pages.host_space import HostSpace
 from pie_core.kv_pages.intervals import Range
+from pie_core.kv_pages.moves import Move, plan_move
 from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.pool import PagePool
 from pie_core.kv_pages.state_slots import StateSlots
 
 
 class Cache:
-    """All pages of a model: one pool per cache group."""
+    """All pages of a model: one pool per cache group, and one of host memory to swap to."""
 
-    def __init__(self, spaces: Sequence[CacheSpace]) -> None:
+    def __init__(self, spaces: Sequence[CacheSpace], swap_bytes: int | None = 0) -> None:
         self.spaces = tuple(spaces)
         self.pools = tuple(PagePool(each.group.name, each.num_pages) for each in spaces)
+        self.host = HostSpace(spaces, self.pools, swap_bytes)
         self._longest = min(
             (each.page_size * each.num_pages for each in spaces if each.group.kind in ("paged", "latent")),
             default=sys.maxsize,
@@ -45,13 +48,19 @@ class Cache:
 class ContextPages:
     """Rows are written by `begin` and then `finish` or `abort`. Several steps may be begun, each behind the one before,
     and end in the same order; until they have, nothing else may happen but `drop_latest`.
+
+    While they are swapped out, all they hold lies in host memory: they can be shared, truncated, evicted and released
+    there, but not written.
     """
 
-    __slots__ = ("_cache", "_paged", "_state", "_windowed", "groups")
+    __slots__ = ("_cache", "_paged", "_state", "_windowed", "groups", "is_swapped")
 
-    def __init__(self, cache: Cache, groups: tuple[PageList | StateSlots, ...]) -> None:
+    def __init__(
+        self, cache: Cache, groups: tuple[PageList | StateSlots, ...], *, is_swapped: bool = False
+    ) -> None:
         self._cache = cache
         self.groups = groups
+        self.is_swapped = is_swapped
         self._paged = tuple(each for each in groups if isinstance(each, PageList))
         self._windowed = tuple(each for each in self._paged if each.window is not None)
         self._state = tuple(each for each in groups if isinstance(each, StateSlots))
@@ -69,18 +78,17 @@ class ContextPages:
 
     @property
     def num_pages(self) -> tuple[int, ...]:
-        return tuple(group.num_pages for group in self.groups)
+        """Those of the device."""
+        return tuple(0 if self.is_swapped else group.num_pages for group in self.groups)
 
     @property
     def is_empty(self) -> bool:
+        """Whether nothing is held on the device."""
         return not any(self.num_pages)
 
     def pages_of(self, group: int) -> Int32:
         """What a copy of the context would share of one group: pages, or the slot of the current state."""
-        held = self.groups[group]
-        if isinstance(held, PageList):
-            return held.pages
-        return np.array([held.current][: held.length], np.int32)
+        return np.empty(0, np.int32) if self.is_swapped else self.groups[group].held
 
     def covers(self, length: int) -> bool:
         """Whether rows up to `length` can be written on the pages that are here: most steps of most contexts."""
@@ -90,25 +98,31 @@ class ContextPages:
         """Whether the context can get as long when it is alone."""
         return self._cache.always_fits(length) or self._too_small_for(length) is None
 
+    def fits_afresh(self, length: int) -> bool:
+        """Whether so many rows fit when nothing else is held, and none of them is evicted any more."""
+        return self._cache.always_fits(length)
+
     def refuse_what_never_fits(self, length: int) -> None:
         """OutOfPages if a context of this length exceeds a group even when it is alone."""
         pages = None if self._cache.always_fits(length) else self._too_small_for(length)
         if pages is not None:
             raise OutOfPages(
                 f"{length} tokens need {pages.size_at(length)} pages of {pages.page_size} in cache group "
-                f"{pages.pool.name!r}, which has {pages.pool.num_pages} in all; shorten the context, evict rows of "
-                "it, or give the model more KV memory"
+                f"{pages.pool.name!r}, which has {self._cache.pools[pages.group].num_pages} in all; shorten the "
+                "context, evict rows of it, or give the model more KV memory"
             )
 
     def _too_small_for(self, length: int) -> PageList | None:
         unbounded = (pages for pages in self._paged if pages.window is None)
-        return next((pages for pages in unbounded if pages.size_at(length) > pages.pool.num_pages), None)
+        pools = self._cache.pools
+        return next((each for each in unbounded if each.size_at(length) > pools[each.group].num_pages), None)
 
     def evict(self, ranges: Sequence[Range]) -> None:
         """Frees every page all of whose rows are evicted."""
         for pages in self._paged:
             for start, stop in ranges:
                 pages.evict(start, stop)
+        self._come_back_if_empty()
 
     def lists_any(self, ranges: Sequence[Range]) -> bool:
         """Whether a row of these ranges could still be read."""
@@ -120,7 +134,7 @@ class ContextPages:
         Paged groups take the pages of all `reserved` rows at once, so that no pass is stuck half way; groups with a
         window take those of the next rows. `outcomes` is the number of states that a step can end with.
         """
-        if any(outcomes > slots.pool.num_free for slots in self._state):
+        if self.is_swapped or any(outcomes > slots.pool.num_free for slots in self._state):
             return 0
         for pages in self._paged:
             if pages.window is not None:
@@ -192,17 +206,54 @@ class ContextPages:
         length = self._restart(length)
         for group in self.groups:
             group.truncate(length)
+        self._come_back_if_empty()
         return length
 
     def fork(self, written: int) -> ContextPages:
         """The same pages, shared: whoever writes to one first gets a copy. What is reserved behind is given back."""
         for pages in self._paged:
             pages.truncate(written)
-        return ContextPages(self._cache, tuple(group.fork() for group in self.groups))
+        groups = tuple(group.fork() for group in self.groups)
+        return ContextPages(self._cache, groups, is_swapped=self.is_swapped)
 
     def release(self) -> None:
         for group in self.groups:
             group.release()
+        self._come_back_if_empty()
+
+    # ---- swapping
+
+    def plan_swap_out(self, written: int) -> Move:
+        """The way to host memory, with the first `written` rows and nothing else: what is kept for going back goes."""
+        assert not self.is_swapped
+        self.drop_checkpoints()
+        for pages in self._paged:
+            pages.truncate(written)
+        return plan_move(self.groups, self._cache.host.pools)
+
+    def plan_swap_in(self) -> Move:
+        """The way back."""
+        assert self.is_swapped
+        return plan_move(self.groups, self._cache.pools)
+
+    def needed_behind(self, written: int, length: int, outcomes: int) -> list[int]:
+        """By group: pages to take for the next rows, up to `length`, once all that is held is back on the device."""
+        return [
+            outcomes if isinstance(each, StateSlots) else each.needed_behind(written, length)
+            for each in self.groups
+        ]
+
+    def swapped(self, move: Move, written: int) -> None:
+        """The move was made."""
+        move.keep(written)
+        self.is_swapped = not self.is_swapped
+
+    def _come_back_if_empty(self) -> None:
+        """Nothing is left in host memory: what is written next lies on the device."""
+        if self.is_swapped and not any(group.num_pages for group in self.groups):
+            for group, pool in zip(self.groups, self._cache.pools, strict=True):
+                group.move_to(pool, group.held)
+            self.is_swapped = False
 
     def _restart(self, length: int) -> int:
         """The greatest length up to `length` from which every group can go on."""

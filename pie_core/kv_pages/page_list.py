@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pie_core.contracts.driver import CacheSpace
 from pie_core.contracts.forward import Int32
@@ -60,9 +61,21 @@ class PageList:
     def pages(self) -> Int32:
         return self._pages[: self._size]
 
+    held = pages
+
     @property
     def logical(self) -> Int32:
         return self._logical[: self._size]
+
+    def are_complete(self, written: int) -> NDArray[np.bool_]:
+        """By page: whether all its rows are written, so that it never changes but by going back."""
+        return (self.logical + 1) * self.page_size <= written
+
+    def move_to(self, pool: PagePool, pages: Int32) -> None:
+        """What is held lies on these pages of another pool now."""
+        self.pool = pool
+        self._pages[: self._size] = pages
+        self._may_share = True
 
     def table(self, length: int) -> tuple[Int32, Int32]:
         """Pages and logical numbers of the first `length` rows, without pages reserved for later ones."""
@@ -77,6 +90,14 @@ class PageList:
     def missing(self, written: int, length: int) -> int:
         """How many pages writing the rows from `written` to `length` takes from the pool."""
         return max(self._pages_for(length) - self._end, 0) + self._needs_page(written)
+
+    def needed_behind(self, written: int, length: int) -> int:
+        """How many pages the rows from `written` to `length` take, or with a window the next; no page is shared."""
+        first = self._end * self.page_size
+        if self.window is not None:
+            length = min(length, max(first, written + 1))
+        fills_hole = written < first and not self.lists_any(written, written + 1)
+        return max(self._pages_for(length) - self._end, 0) + fills_hole
 
     def size_at(self, length: int) -> int:
         """How many pages the context has once it has so many rows."""
@@ -94,6 +115,8 @@ class PageList:
             self._fill_hole(written // self.page_size)
         elif self._writes_shared(written):
             copy = self._replace_shared(written)
+        elif self._may_share and written % self.page_size:
+            self.pool.part([self._page_of(written)])
         self._may_share = False
         start, stop = self._end, self._pages_for(length)
         if stop > start:

@@ -1,6 +1,9 @@
 """Free and used pages of one cache group: ids only, each counted by how many hold it.
 
 A page that is let go while the driver has steps is free once those are over: they may still touch it.
+
+Two pools can be partners, one of the device and one of host memory. *Twins* are pages of both that hold the same:
+whoever moves from one to the other need not copy them. A page has its twin until it is written again or free.
 """
 
 from __future__ import annotations
@@ -18,8 +21,8 @@ class PagePool:
     """Hands out pages and takes them back when the last holder lets go. For a state group, pages are slots."""
 
     __slots__ = (
-        *("_finished", "_free", "_holders", "_leaving", "_num_leaving", "_started"),
-        *("name", "num_pages", "reclaim"),
+        *("_finished", "_free", "_holders", "_leaving", "_num_leaving", "_started", "_twins"),
+        *("name", "num_pages", "partner", "reclaim"),
     )
 
     def __init__(self, name: str, num_pages: int) -> None:
@@ -32,6 +35,8 @@ class PagePool:
         # Gives back so many pages that are held for nobody in particular, or fewer.
         self.reclaim: Callable[[PagePool, int], None] | None = None
         self._leaving: deque[tuple[int, list[int]]] = deque()  # the last step that may touch these pages
+        self.partner: PagePool | None = None
+        self._twins: dict[int, int] = {}  # page -> page of the partner
 
     def begin_step(self) -> None:
         """The driver has one more step."""
@@ -84,6 +89,8 @@ class PagePool:
         assert (held > 0).all(), "a free page cannot be released"
         self._holders[pages] = held - 1
         freed: list[int] = np.asarray(pages, np.int32)[held == 1].tolist()
+        if self._twins:
+            self.part(freed)
         if self._started > self._finished:
             self._num_leaving += len(freed)
             self._leaving.append((self._started, freed))
@@ -92,3 +99,31 @@ class PagePool:
 
     def is_shared(self, page: int) -> bool:
         return bool(self._holders[page] > 1)
+
+    # ---- twins
+
+    @property
+    def num_used(self) -> int:
+        return self.num_pages - len(self._free) - self._num_leaving
+
+    def twins_of(self, pages: Int32) -> list[int | None]:
+        """Those pages of the partner that hold the same."""
+        return [self._twins.get(page) for page in pages.tolist()]
+
+    def pair(self, page: int, twin: int) -> None:
+        """A page of the partner has just got the content of this one, which is still held."""
+        assert self.partner is not None
+        self.part([page])
+        self.partner.part([twin])
+        self._twins[page] = twin
+        self.partner._twins[twin] = page
+
+    def part(self, pages: Sequence[int]) -> None:
+        """These pages get another content, or are free."""
+        if not self._twins:
+            return
+        for page in pages:
+            twin = self._twins.pop(page, None)
+            if twin is not None:
+                assert self.partner is not None
+                del self.partner._twins[twin]

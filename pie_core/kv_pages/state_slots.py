@@ -11,6 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.pool import PagePool
 
 EMPTY = -1
@@ -31,6 +35,22 @@ class StateSlots:
     def num_pages(self) -> int:
         """Distinct slots held."""
         return len(set(self._held()))
+
+    @property
+    def held(self) -> Int32:
+        """The slot of the current state."""
+        return np.array([] if self.current == EMPTY else [self.current], np.int32)
+
+    def are_complete(self, written: int) -> NDArray[np.bool_]:
+        """A state never changes."""
+        return np.ones(len(self.held), np.bool_)
+
+    def move_to(self, pool: PagePool, slots: Int32) -> None:
+        """The current state, and there is no other, lies in a slot of another pool now."""
+        assert not self._writing
+        assert not self._checkpoints
+        self.pool = pool
+        self.current = int(slots[0]) if len(slots) else EMPTY
 
     @property
     def writing(self) -> list[tuple[int, int]]:

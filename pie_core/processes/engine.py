@@ -199,6 +199,7 @@ def _load_driver(asked: LoadModel, report: ProgressCallback) -> Driver:
             architectures=registry.architectures,
             media=registry.media,
             progress=report,
+            swap_bytes=asked.engine_options.swap_bytes or 0,
         )
     )
 

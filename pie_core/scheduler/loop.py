@@ -13,6 +13,7 @@ from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.histograms import SECONDS, SIZES, Histogram
 from pie_core.engine.options import EngineOptions
+from pie_core.engine.suspensions import Suspensions
 from pie_core.errors import ForwardError, PieError
 from pie_core.ids import Ticket
 from pie_core.kv_pages.context_pages import Cache
@@ -38,6 +39,7 @@ class Loop:
         driver: Driver,
         options: EngineOptions,
         cache: Cache,
+        suspensions: Suspensions,
         prefixes: Prefixes,
         ahead: RunAhead,
         settle: Settle,
@@ -54,6 +56,7 @@ class Loop:
         self._driver = driver
         self._can = driver.capabilities
         self._cache = cache
+        self._suspensions = suspensions
         self._prefixes = prefixes
         self._ahead = ahead
         self._options = options
@@ -111,7 +114,7 @@ class Loop:
             return ()  # what runs and what waits would take turns in half-empty steps from now on
         following = [self._ahead.guess(each) for each in ripe if each.generation is not None]
         guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
-        waiting = self._prefixes.ready(self.waiting)
+        waiting = self._prefixes.ready(self._suspensions.ready(self.waiting))
         chunks = self._policy.choose([*waiting, *following], take_chunk, overtake=False, guesses=guesses)
         if not chunks and not self.in_flight:
             chunks = self._policy.choose(waiting, take_chunk, overtake=True)

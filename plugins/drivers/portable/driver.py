@@ -73,7 +73,7 @@ def load_portable(request: DriverRequest) -> PortableDriver:
         loaded = load_model(
             request.model_path, request.architectures, dtype, request.device, linear, request.progress
         )
-        caches = lay_out(loaded.layouts, options, dtype, request.device)
+        caches = lay_out(loaded.layouts, options, dtype, request.device, request.swap_bytes)
         runner = ModelRunner(loaded.model, caches, linear)
     return PortableDriver(loaded, runner, caches, options, dtype, request.device)
 
@@ -262,7 +262,7 @@ def _capabilities(
         max_batch_tokens=options.max_batch_tokens,
         max_batch_requests=options.max_batch_requests,
         cache=tuple(space(cache, dtype) for cache in caches),
-        features=FEATURES | {Feature.SWAP} if options.host_pages else FEATURES,
+        features=FEATURES | {Feature.SWAP} if all(cache.num_host_pages for cache in caches) else FEATURES,
         weights_revision=loaded.revision,
         kv_dtype=str(dtype).removeprefix("torch."),
         position_axes=position_axes(loaded.config),

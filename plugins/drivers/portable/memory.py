@@ -18,12 +18,20 @@ from pie_plugins.models.layers.architecture import CacheLayout, LatentLayout, St
 FEWEST_SLOTS = 16  # of recurrent state, though they take more than their share
 SLOTS_PER_REQUEST = 4  # the state that a step reads, the one it writes, and checkpoints to go back to
 STATE_SHARE = 0.5  # of the memory, at most
+HOST_PAGES_PER_PAGE = 8  # of swap space; beyond, it would hardly ever be used
 
 
 def lay_out(
-    layouts: Sequence[CacheLayout], options: PortableOptions, dtype: torch.dtype, device: str
+    layouts: Sequence[CacheLayout],
+    options: PortableOptions,
+    dtype: torch.dtype,
+    device: str,
+    swap_bytes: int,
 ) -> tuple[Cache, ...]:
-    """Raises LoadError if the options leave no room for a page."""
+    """Raises LoadError if the options leave no room for a page.
+
+    Each group alone could fill `swap_bytes`: the core keeps all within that, and what is not used takes nothing.
+    """
     memory, slots = options.kv_memory_mb * 2**20, 0
     slot_bytes = sum(unit_bytes(layout, dtype) for layout in layouts if isinstance(layout, StateLayout))
     if slot_bytes:
@@ -31,10 +39,17 @@ def lay_out(
     row_bytes = sum(unit_bytes(layout, dtype) for layout in layouts if not isinstance(layout, StateLayout))
     pages = _num_pages(options, memory - slots * slot_bytes, row_bytes * options.kv_page_size)
     like = torch.empty(0, dtype=dtype, device=device)
+
+    def host_pages(layout: CacheLayout, rows: int, pages: int) -> int:
+        fitting = swap_bytes // max(unit_bytes(layout, dtype) * rows, 1)
+        return options.host_pages or min(fitting, HOST_PAGES_PER_PAGE * pages)
+
     return tuple(
-        StateCache(layout, slots, options.host_pages, like)
+        StateCache(layout, slots, host_pages(layout, 1, slots), like)
         if isinstance(layout, StateLayout)
-        else KvCache(layout, options.kv_page_size, pages, options.host_pages, like)
+        else KvCache(
+            layout, options.kv_page_size, pages, host_pages(layout, options.kv_page_size, pages), like
+        )
         for layout in layouts
     )
 

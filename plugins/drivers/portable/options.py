@@ -41,8 +41,7 @@ class PortableOptions:
     host_pages: int = field(
         default=0,
         metadata={
-            "help": "pages to which idle contexts are swapped; 0 = no swapping, which gains little where device memory"
-            " is host memory",
+            "help": "pages, and slots, of host memory to swap to; 0 = as many as the model's swap_memory_mb holds",
             "minimum": 0,
         },
     )

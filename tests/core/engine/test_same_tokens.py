@@ -339,6 +339,7 @@ class Machine:
             self.engine.send(DeleteSnapshot(request, Tenant("t"), name))
             self.engine.final(request, Ack)
         assert self.engine.all_pages_are_free()
+        assert self.engine.status().swapping.bytes == 0
         status = self.engine.status()
         assert (status.contexts, status.waiting, status.running) == (0, 0, 0)
 
@@ -350,6 +351,7 @@ class Machine:
     page_size=st.integers(1, 6),
     window=st.integers(1, 9),
     num_pages=st.sampled_from([40, 400]),
+    num_host_pages=st.sampled_from([0, 8, 1000]),
     max_batch_tokens=st.sampled_from([1, 3, 8, 64]),
     max_batch_requests=st.sampled_from([1, 2, 64]),
     max_in_flight=st.integers(1, 3),
@@ -363,6 +365,7 @@ def test_any_program_gives_the_tokens_of_a_plain_replay_and_leaks_nothing(
     page_size: int,
     window: int,
     num_pages: int,
+    num_host_pages: int,
     max_batch_tokens: int,
     max_batch_requests: int,
     max_in_flight: int,
@@ -372,7 +375,14 @@ def test_any_program_gives_the_tokens_of_a_plain_replay_and_leaks_nothing(
 ) -> None:
     model: dict[str, Any] = {"groups": groups, "window": window}
     engine = SteppedEngine(
-        dummy(**model, page_size=page_size, num_pages=num_pages, max_in_flight=3, without=without),
+        dummy(
+            **model,
+            page_size=page_size,
+            num_pages=num_pages,
+            num_host_pages=num_host_pages,
+            max_in_flight=3,
+            without=without,
+        ),
         max_batch_tokens=max_batch_tokens,
         max_batch_requests=max_batch_requests,
         max_in_flight=max_in_flight,

@@ -17,16 +17,16 @@ from pie_core.kv_pages.pool import PagePool
 from pie_core.kv_pages.state_slots import EMPTY, StateSlots
 
 
-def paged(page_size: int, num_pages: int) -> CacheSpace:
-    return CacheSpace(CacheGroup("full", "paged", 1), page_size, num_pages, 0)
+def paged(page_size: int, num_pages: int, num_host_pages: int = 0) -> CacheSpace:
+    return CacheSpace(CacheGroup("full", "paged", 1), page_size, num_pages, num_host_pages)
 
 
-def windowed(page_size: int, num_pages: int, window: int) -> CacheSpace:
-    return CacheSpace(CacheGroup("window", "window", 1, window), page_size, num_pages, 0)
+def windowed(page_size: int, num_pages: int, window: int, num_host_pages: int = 0) -> CacheSpace:
+    return CacheSpace(CacheGroup("window", "window", 1, window), page_size, num_pages, num_host_pages)
 
 
-def state(num_slots: int) -> CacheSpace:
-    return CacheSpace(CacheGroup("state", "state", 1), 1, num_slots, 0)
+def state(num_slots: int, num_host_slots: int = 0) -> CacheSpace:
+    return CacheSpace(CacheGroup("state", "state", 1), 1, num_slots, num_host_slots)
 
 
 def write(pages: ContextPages, written: int, count: int) -> list[PageCopy]:
@@ -160,6 +160,42 @@ def test_going_back_into_an_evicted_page_takes_a_new_one() -> None:
     assert group.logical.tolist() == [0, 1]
 
 
+def swap(pages: ContextPages, written: int) -> list[int]:
+    """Moves to host memory or back; how many pages of each group were copied."""
+    move = pages.plan_swap_in() if pages.is_swapped else pages.plan_swap_out(written)
+    move.take()
+    pages.swapped(move, written)
+    return move.num_copied
+
+
+def test_what_is_swapped_out_leaves_the_device_and_comes_back() -> None:
+    cache = Cache([paged(4, 8, 8), state(4, 4)], None)
+    pages = ContextPages.empty(cache)
+    write(pages, 0, 10)
+    assert swap(pages, 10) == [3, 1]
+    assert pages.is_empty
+    assert [pool.num_free for pool in cache.pools] == [8, 4]
+    assert [pool.num_free for pool in cache.host.pools] == [5, 3]
+    assert pages.fitting_rows(10, 1, 1, 1) == 0, "nothing is written in host memory"
+    assert swap(pages, 10) == [3, 1]
+    assert not cache.host.is_used
+    assert write(pages, 10, 1) == []
+
+
+def test_forks_that_are_swapped_share_what_is_complete() -> None:
+    cache = Cache([paged(4, 8, 8)], None)
+    parent = ContextPages.empty(cache)
+    write(parent, 0, 10)
+    child = parent.fork(10)
+    write(child, 10, 1)
+    assert swap(parent, 10) == [3]
+    assert swap(child, 11) == [1]
+    assert cache.host.pools[0].num_used == 4
+    assert swap(child, 11) == [3]
+    assert swap(parent, 10) == [1]
+    assert cache.pools[0].num_used == 4
+
+
 class Owner:
     """A context of the model: what it wrote, and the pages under test."""
 
@@ -177,12 +213,18 @@ class ContextPagesMachine(RuleBasedStateMachine):
         num_pages=st.integers(2, 24),
         window=st.integers(1, 6),
         slots=st.integers(2, 12),
+        host=st.integers(0, 24),
     )
-    def set_up(self, page_size: int, num_pages: int, window: int, slots: int) -> None:
+    def set_up(self, page_size: int, num_pages: int, window: int, slots: int, host: int) -> None:
         self.window = window
-        spaces = [paged(page_size, num_pages), windowed(page_size, num_pages, window), state(slots)]
-        self.cache = Cache(spaces)
+        spaces = [
+            paged(page_size, num_pages, host),
+            windowed(page_size, num_pages, window, host),
+            state(slots, host),
+        ]
+        self.cache = Cache(spaces, None)
         self.memory: list[dict[tuple[int, int], object]] = [{} for _ in spaces]
+        self.host_memory: list[dict[tuple[int, int], object]] = [{} for _ in spaces]
         self.owners = [Owner(ContextPages.empty(self.cache), [])]
         self.fresh = 0
 
@@ -229,9 +271,31 @@ class ContextPagesMachine(RuleBasedStateMachine):
 
     def copy(self, copies: list[PageCopy]) -> None:
         for each in copies:
-            for (page, offset), value in list(self.memory[each.group].items()):
-                if page == each.source:
-                    self.memory[each.group][each.target, offset] = value
+            copy_page(self.memory[each.group], each.source, self.memory[each.group], each.target)
+
+    @rule(number=st.integers(0, 9), fails=st.booleans())
+    def swap(self, number: int, fails: bool) -> None:
+        owner = self.owner(number)
+        pages, written = owner.pages, len(owner.rows)
+        back = pages.is_swapped
+        if back:
+            move = pages.plan_swap_in()
+            pools = self.cache.pools
+            fits = all(count <= pool.num_free for count, pool in zip(move.num_copied, pools, strict=True))
+        else:
+            move = pages.plan_swap_out(written)
+            fits = self.cache.host.has(move.num_copied)
+        if (pages.is_empty and not back) or not fits:
+            return
+        move.take()
+        if fails:
+            move.undo()
+            return
+        device_and_host = zip(self.memory, self.host_memory, strict=True)
+        for each, (device, host) in zip(move.groups, device_and_host, strict=True):
+            for source, target in zip(each.sources, each.targets, strict=True):
+                copy_page(*((host, source, device, target) if back else (device, source, host, target)))
+        pages.swapped(move, written)
 
     @precondition(lambda self: len(self.owners) < 5)
     @rule(number=st.integers(0, 9))
@@ -277,6 +341,9 @@ class ContextPagesMachine(RuleBasedStateMachine):
                 else:
                     self.check_rows(owner, group, held)
 
+    def content(self, owner: Owner, group: int) -> dict[tuple[int, int], object]:
+        return (self.host_memory if owner.pages.is_swapped else self.memory)[group]
+
     def check_rows(self, owner: Owner, group: int, held: PageList) -> None:
         pages, logical = held.table(len(owner.rows))
         places = dict(zip(logical.tolist(), pages.tolist(), strict=True))
@@ -285,20 +352,19 @@ class ContextPagesMachine(RuleBasedStateMachine):
             if row in owner.evicted:
                 continue
             page = places[row // held.page_size]
-            assert self.memory[group][page, row % held.page_size] == owner.rows[row]
+            assert self.content(owner, group)[page, row % held.page_size] == owner.rows[row]
 
     def check_state(self, owner: Owner, group: int, held: StateSlots) -> None:
         assert held.length == len(owner.rows)
         assert (held.current == EMPTY) == (not owner.rows)
         if owner.rows:
-            assert self.memory[group][held.current, 0] == tuple(owner.rows)
+            assert self.content(owner, group)[held.current, 0] == tuple(owner.rows)
 
     @invariant()
     def no_page_is_lost_or_counted_wrongly(self) -> None:
-        for group, pool in enumerate(self.cache.pools):
+        for pool in (*self.cache.pools, *self.cache.host.pools):
             holders: Counter[int] = Counter()
-            for owner in self.owners:
-                held = owner.pages.groups[group]
+            for held in (held for owner in self.owners for held in owner.pages.groups if held.pool is pool):
                 holders.update(held._held() if isinstance(held, StateSlots) else held.pages.tolist())
             assert pool.num_free == pool.num_pages - len(holders)
             assert {page: int(pool._holders[page]) for page in holders} == dict(holders)
@@ -308,7 +374,21 @@ class ContextPagesMachine(RuleBasedStateMachine):
             return
         for owner in self.owners:
             owner.pages.release()
-        assert all(pool.num_free == pool.num_pages for pool in self.cache.pools)
+        assert all(
+            pool.num_free == pool.num_pages and not pool._twins
+            for pool in (*self.cache.pools, *self.cache.host.pools)
+        )
+
+
+def copy_page(
+    source: dict[tuple[int, int], object],
+    page: int,
+    target: dict[tuple[int, int], object],
+    target_page: int,
+) -> None:
+    for offset in range(4):
+        if (page, offset) in source:
+            target[target_page, offset] = source[page, offset]
 
 
 TestContextPages = ContextPagesMachine.TestCase

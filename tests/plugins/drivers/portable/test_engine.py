@@ -28,9 +28,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Story = list[Any]
 
 
-def story(folder: Path, sampler: SamplerSpec, total_pages: int = 64, **options: Any) -> Story:
+def story(
+    folder: Path, sampler: SamplerSpec, total_pages: int = 64, host_pages: int = 0, **options: Any
+) -> Story:
     """Loops, generations, forks, going back and evicting on three contexts; everything that was drawn."""
-    driver = portable(folder, kv_page_size=4, total_pages=total_pages)
+    driver = portable(folder, kv_page_size=4, total_pages=total_pages, host_pages=host_pages)
     engine = SteppedEngine(driver, **options)
     drawn: Story = []
     try:
@@ -43,6 +45,8 @@ def story(folder: Path, sampler: SamplerSpec, total_pages: int = 64, **options: 
         engine.send(TruncateContext(ContextId(1), 20), EvictRows(ContextId(2), 3, 11))
         drawn += [stepped(engine, context, 5, sampler) for context in (1, 2, 3)]
         drawn.append([engine.history(context) for context in (1, 2, 3, 4)])
+        suspended = engine.status().suspensions, engine.status().swapping.suspensions
+        assert [count > 0 for count in suspended] == [total_pages < 64, host_pages > 0]
     finally:
         driver.close()
     return drawn
@@ -71,8 +75,10 @@ def test_what_runs_ahead_and_what_is_shared_changes_no_token(
     assert story(folder, sampler, speculation_depth=depth) == expected
 
 
+@pytest.mark.parametrize("host_pages", [0, 9, 64])
 def test_contexts_that_gave_their_pages_up_go_on_alike(
-    plain: tuple[SamplerSpec, Story], folder: Path
+    plain: tuple[SamplerSpec, Story], folder: Path, host_pages: int
 ) -> None:
+    """All of them computed again, some of them, none."""
     sampler, expected = plain
-    assert story(folder, sampler, total_pages=12, max_batch_tokens=5) == expected
+    assert story(folder, sampler, 12, host_pages, max_batch_tokens=5) == expected

@@ -87,6 +87,26 @@ def test_contexts_that_fork_go_back_and_are_saved_generate_what_a_plain_run_does
     assert engine.all_pages_are_free()
 
 
+def test_contexts_that_are_swapped_out_go_on_as_a_plain_run_does(folder: Path) -> None:
+    engine = SteppedEngine(make_driver(folder, host_pages=64), prefix_cache=False)
+    plain, histories = Plain(folder), {}
+    engine.create(1)
+    engine.generate(1, PROMPT, 5)
+    engine.fork(1, 2)
+    for context in (1, 2):
+        engine.generate(context, [context], 4)
+        histories[context] = engine.history(context)
+    for _ in histories:
+        assert engine.engine._suspend_idle()
+    assert engine.status().swapping.contexts == 2
+    for context, history in histories.items():
+        assert engine.generate(context, [9], 4) == plain.goes_on([*history, 9], 4)
+    status = engine.status()
+    assert status.replayed_tokens == 0
+    assert status.swapping.pages_in == status.swapping.pages_out > 0
+    assert status.swapping.bytes == 0
+
+
 def test_a_batch_of_contexts_generates_what_each_does_alone(folder: Path) -> None:
     engine, plain = SteppedEngine(make_driver(folder, max_batch_tokens=16)), Plain(folder)
     prompts = [PROMPT[: 3 + 5 * context] for context in range(5)]

@@ -1,0 +1,155 @@
+"""Contexts that give their pages up: to host memory where that is the cheaper way back, else to be computed again.
+
+    swap:    device ──copy──► host ......... host ──copy──► device      costs bytes, twice
+    replay:  pages are free at once ........ rows are computed again    costs steps
+
+Swapping is chosen if the driver does it, host memory has room, and moving the bytes there and back at
+`swap_gb_per_s` takes no longer than computing the rows at the least time per row of any step so far. A driver that
+refuses a swap is not asked to explain: the context is replayed, and the failure is counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pie_core.contracts.driver import Driver, Feature
+from pie_core.engine.context import Context
+from pie_core.engine.messages import SwapUse
+from pie_core.engine.options import EngineOptions
+from pie_core.kv_pages.context_pages import Cache
+from pie_core.kv_pages.moves import Move
+from pie_core.scheduler.request import Pass
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Moved:
+    """What was copied in one direction."""
+
+    pages: int = 0
+    bytes: int = 0
+
+
+class Suspensions:
+    def __init__(self, driver: Driver, cache: Cache, options: EngineOptions) -> None:
+        self.swaps = self.replays = 0  # suspensions by kind
+        self.failures = 0  # swaps that the driver refused
+        self.replayed_tokens = 0
+        self._out, self._back = Moved(), Moved()
+        self._driver = driver
+        self._cache = cache
+        self._host = cache.host
+        self._can_swap = driver.capabilities.has(Feature.SWAP)
+        self._bytes_per_s = options.swap_gb_per_s * 1e9
+        self._row_s = 0.0  # the least time that a row of a step has taken; 0 = not known
+        self._rows = 0
+        self._busy_s = 0.0
+
+    def observe(self, rows: int, busy_s: float) -> None:
+        """How many rows all steps have computed so far, and in what time."""
+        added, took_s = rows - self._rows, busy_s - self._busy_s
+        self._rows, self._busy_s = rows, busy_s
+        if added > 0 and took_s > 0:
+            row_s = took_s / added
+            self._row_s = min(self._row_s, row_s) if self._row_s else row_s
+
+    def suspend(self, context: Context) -> None:
+        """The context gives all its pages up."""
+        if self._can_swap and self._swap_out(context):
+            self.swaps += 1
+            return
+        self.replays += 1
+        self.replayed_tokens += context.written
+        context.suspend()
+
+    def can_come_back(self, context: Context) -> bool:
+        """Whether the context, too long to be computed again perhaps, can be suspended and still go on."""
+        return context.pages.fits_afresh(context.length) or (
+            self._can_swap and self._host.has(context.pages.num_pages)
+        )
+
+    def ready(self, waiting: Iterable[Pass]) -> Iterable[Pass]:
+        """Those whose contexts are on the device; swapped ones have come back, if there is room for their rows."""
+        if not self._host.is_used:
+            return waiting
+        return [each for each in waiting if not each.context.pages.is_swapped or self._swap_in(each)]
+
+    def use(self, contexts: Iterable[Context]) -> SwapUse:
+        return SwapUse(
+            contexts=sum(each.pages.is_swapped for each in contexts),
+            bytes=self._host.used_bytes,
+            pages=[pool.num_used for pool in self._host.pools],
+            total_pages=[pool.num_pages for pool in self._host.pools],
+            suspensions=self.swaps,
+            failures=self.failures,
+            pages_out=self._out.pages,
+            bytes_out=self._out.bytes,
+            pages_in=self._back.pages,
+            bytes_in=self._back.bytes,
+        )
+
+    # ---- there and back
+
+    def _swap_out(self, context: Context) -> bool:
+        move = context.pages.plan_swap_out(context.written)
+        num_bytes = self._host.bytes_of(move.num_copied)
+        if not self._host.has(move.num_copied) or not self._is_cheaper(num_bytes, context.written):
+            return False
+        move.take()
+        if not self._copy(move, self._driver.swap_out):
+            return False
+        context.pages.swapped(move, context.written)
+        context.submitted = context.written
+        self._count(self._out, move)
+        return True
+
+    def _is_cheaper(self, num_bytes: int, rows: int) -> bool:
+        return not self._row_s or 2 * num_bytes / self._bytes_per_s <= rows * self._row_s
+
+    def _swap_in(self, waiting: Pass) -> bool:
+        """Whether the context is on the device again, or has given up what it had in host memory."""
+        context = waiting.context
+        move = self._fitting_move(waiting)
+        if move is None:
+            return False
+        move.take()
+        if not self._copy(move, self._driver.swap_in):
+            self.replayed_tokens += context.written
+            context.suspend()
+            return True
+        self._count(self._back, move)
+        context.pages.swapped(move, context.written)
+        return True
+
+    def _fitting_move(self, waiting: Pass) -> Move | None:
+        """The way back, if there is room for it and for the rows of the pass."""
+        pages, written = waiting.context.pages, waiting.context.written
+        behind = pages.needed_behind(written, waiting.stop, 1 + waiting.num_drafts)
+        while True:  # what gives room may be a twin
+            move = pages.plan_swap_in()
+            needs = [here + more for here, more in zip(move.num_copied, behind, strict=True)]
+            pools = self._cache.pools
+            if all(need <= pool.num_free for need, pool in zip(needs, pools, strict=True)):
+                return move
+            if not all(pool.has(need) for need, pool in zip(needs, pools, strict=True)):
+                return None
+
+    def _copy(self, move: Move, swap: Callable[[int, list[int], list[int]], None]) -> bool:
+        """Whether the driver has taken all of it."""
+        try:
+            for group, each in enumerate(move.groups):
+                if len(each.missing):
+                    swap(group, each.sources, each.targets)
+        except Exception as error:  # whatever the driver raises, the rows can be computed again
+            _log.warning("a swap failed, its context is computed again: %s: %s", type(error).__name__, error)
+            self.failures += 1
+            move.undo()
+            return False
+        return True
+
+    def _count(self, moved: Moved, move: Move) -> None:
+        moved.pages += sum(move.num_copied)
+        moved.bytes += self._host.bytes_of(move.num_copied)
