@@ -16,7 +16,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 
@@ -24,7 +24,8 @@ from pie_core import errors, hookspecs
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.models.plan import FORMATS, GIB, GPU_COUNTS, ModelPlan, plan_model
 from pie_core.plugins import GROUP, PluginRegistry, load_plugins
-from pie_core.server import messages
+from pie_core.server import messages, status
+from pie_core.server.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PART = re.compile(r"(<!-- (generated|quoted): (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -204,6 +205,36 @@ def replies() -> str:
     return "\n".join(_message(kind, "") for kind in messages.REPLIES)
 
 
+def status_parts() -> str:
+    """Every object of a server's status, with its fields and what the code says of them."""
+    return "\n".join(_part(kind) for kind in status.PARTS)
+
+
+def _part(kind: type[msgspec.Struct]) -> str:
+    comments = _comments(kind)
+    rows = "".join(
+        f"| `{field.name}` | {_wire_type(field.type)} | {comments.get(field.name, '')} |\n"
+        for field in msgspec.structs.fields(kind)
+    )
+    head = f"#### `{kind.__name__}`\n\n{inspect.getdoc(kind)}\n\n"
+    return f"{head}| field | type | meaning |\n| --- | --- | --- |\n{rows}"
+
+
+def _comments(kind: type[msgspec.Struct]) -> dict[str, str]:
+    """What stands behind a field in the source."""
+    found = re.findall(r"^    (\w+):[^#\n]*# (.*)$", inspect.getsource(kind), re.MULTILINE)
+    return dict(found)
+
+
+def metrics() -> str:
+    """Every metric of /metrics that is ours."""
+    rows = "".join(
+        f"| `{each.name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.help} |\n"
+        for each in sorted(Metrics().described(), key=lambda each: each.name)
+    )
+    return f"| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n{rows}"
+
+
 def _needs(kind: type[messages.Request]) -> str:
     return "Needs no login." if kind.scope is None else f"Scope `{kind.scope}`."
 
@@ -225,11 +256,25 @@ def _wire_type(hint: Any) -> str:
         bare, *extras = get_args(hint)
         bounds = [_bounds(extra) for extra in extras if isinstance(extra, msgspec.Meta)]
         return f"{_wire_type(bare)}{''.join(bounds)}"
-    if get_origin(hint) is list:
+    if get_origin(hint) in (list, tuple):
         return f"array of {_wire_type(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"object of {_wire_type(get_args(hint)[1])}"
+    if get_origin(hint) is Literal:
+        return ", ".join(f"`{each}`" for each in get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, msgspec.Struct):
+        return f"`{hint.__name__}`"
     if get_origin(hint) in (Union, UnionType):
         return " or ".join(_wire_type(each) for each in get_args(hint))
-    return {str: "text", int: "integer", bool: "boolean", bytes: "binary", type(None): "nil"}[hint]
+    words = {
+        str: "text",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+        bytes: "binary",
+        type(None): "nil",
+    }
+    return words[hint]
 
 
 def _bounds(meta: msgspec.Meta) -> str:
@@ -254,6 +299,8 @@ GENERATORS: dict[str, Callable[[], str]] = {
     "checkpoints": checkpoints,
     "requests": requests,
     "replies": replies,
+    "status": status_parts,
+    "metrics": metrics,
 }
 
 

@@ -9,7 +9,9 @@ import asyncio
 import getpass
 import json
 import logging
+import os
 import secrets
+import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -35,7 +37,7 @@ from pie_core.processes.daemon_threads import in_daemon_thread
 from pie_core.processes.messages import LoadModel
 from pie_core.processes.program_runner import ProgramRunner
 from pie_core.processes.remote_port import RemotePort
-from pie_core.processes.worker_messages import AddModel, StartWorker
+from pie_core.processes.worker_messages import AddModel, Counts, StartWorker
 from pie_core.processes.workers import Workers
 from pie_core.programs import ProgramSource, find_program
 from pie_core.sandbox.compilation import CompileLimits
@@ -67,6 +69,7 @@ class Application:
         self._ports: dict[ModelName, LocalPort | RemotePort] = {}
         self._limits = _guest_limits(config.runtime)
         self.models: dict[ModelName, ServedModel] = {}
+        self.load_seconds: dict[ModelName, float] = {}  # how long the models that are loaded took
         self.runtime: Runtime
         self._runner: ProgramRunner
         self._workers: Workers | None = None
@@ -136,8 +139,24 @@ class Application:
     def worker_pids(self) -> list[int]:
         return [] if self._workers is None else self._workers.pids
 
+    @property
+    def worker_restarts(self) -> int:
+        return 0 if self._workers is None else self._workers.restarts
+
+    @property
+    def registry(self) -> PluginRegistry:
+        return self._registry
+
+    async def guest_counts(self, patience_s: float) -> list[tuple[int, int, Counts | None]]:
+        """Of each process that runs programs its id, how many these are, and its counts if it answers in time."""
+        if self._workers is not None:
+            return await self._workers.counts(patience_s)
+        live = self.runtime.live_guests
+        return [(os.getpid(), live, Counts(self.runtime.resumes, live))]
+
     async def load_model(self, model: ModelConfig) -> None:
         """Programs find the model from now on, those that run already as well. Downloads it if need be."""
+        started = time.monotonic()
         model = await in_daemon_thread(lambda: self._with_path(model))
         served, port = await self._serve(model)
         try:
@@ -147,10 +166,12 @@ class Application:
             raise
         self.models[served.name] = served
         self._ports[served.name] = port
+        self.load_seconds[served.name] = time.monotonic() - started
 
     async def unload_model(self, name: ModelName) -> None:
         """Programs that use it get EngineLost."""
         self.models.pop(name, None)
+        self.load_seconds.pop(name, None)
         if self._workers is not None:
             self._workers.remove_model(name)
         port = self._ports.pop(name, None)
@@ -169,6 +190,11 @@ class Application:
         """Of the process that a model runs in; None: this one, or none at the moment."""
         port = self._ports.get(name)
         return port.pid if isinstance(port, RemotePort) else None
+
+    def engine_restarts(self, name: ModelName) -> int:
+        """How often a loaded model has lost its engine and got another."""
+        port = self._ports.get(name)
+        return port.restarts if isinstance(port, RemotePort) else 0
 
     async def _serve(self, model: ModelConfig) -> tuple[ServedModel, LocalPort | RemotePort]:
         declaration = self._registry.driver(model.driver.type)

@@ -23,6 +23,7 @@ from pie_core.client.mcp import StdioMcpServer
 from pie_core.client.process import Event, Process, value_of
 from pie_core.errors import Disconnected, McpRefused, PieError, Unauthenticated, error_from_code
 from pie_core.server import messages as m
+from pie_core.server.status import ServerStatus
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,10 @@ class Client:
 
     async def unload_model(self, name: str) -> None:
         await self.request("unload_model", name=name)
+
+    async def status(self) -> ServerStatus:
+        """How the server does; with a key of the scope `observe`, its `programs` are those of everybody."""
+        return msgspec.json.decode(await self.request("read_status"), type=ServerStatus)
 
     async def query(self, subject: str, record: str = "") -> Any:
         return json.loads(await self.request("query", subject=subject, record=record))

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from pie_core.client.client import Client
 from pie_core.client.process import Event, Process
+from pie_core.server.status import ServerStatus
 
 T = TypeVar("T")
 
@@ -141,6 +142,9 @@ class SyncClient:
 
     def unload_model(self, name: str) -> None:
         self._loop.wait(self._client.unload_model(name))
+
+    def status(self) -> ServerStatus:
+        return self._loop.wait(self._client.status())
 
     def query(self, subject: str, record: str = "") -> Any:
         return self._loop.wait(self._client.query(subject, record))

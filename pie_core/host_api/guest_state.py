@@ -64,9 +64,14 @@ class Inbox(Generic[T]):
         """How much waits here; of text its characters."""
         return sum(map(len, self._items))
 
+    @property
+    def is_wanted(self) -> bool:
+        """Somebody waits for an item."""
+        return any(not waiter.abandoned for waiter in self._waiters)
+
     async def wanted(self) -> None:
         """Returns once somebody waits for an item: the sender need not be read before that."""
-        while not any(not waiter.abandoned for waiter in self._waiters):
+        while not self.is_wanted:
             self._wanted.clear()
             await self._wanted.wait()
 

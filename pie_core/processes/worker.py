@@ -32,12 +32,14 @@ from pie_core.processes.program_runner import ProgramRunner
 from pie_core.processes.worker_messages import (
     AddModel,
     Channel,
+    Counts,
     Input,
     Launch,
     ModelAdded,
     Prepare,
     Prepared,
     Raised,
+    ReadCounts,
     RemoveModel,
     Returned,
     Said,
@@ -178,6 +180,8 @@ class WorkerProcess:
                 self._in_background(self._add_model(message))
             case RemoveModel(model):
                 self._in_background(self._remove_model(model))
+            case ReadCounts():
+                self._stream.send(Counts(self._runtime.resumes, self._runtime.live_guests))
             case Prepare():
                 self._in_background(self._prepare())
             case StartWorker():

@@ -46,6 +46,10 @@ class Prepare(Message, frozen=True):
     """Loads the Python guest."""
 
 
+class ReadCounts(Message, frozen=True):
+    """Asks for Counts."""
+
+
 class Launch(Message, frozen=True):
     process: ProcessId
     username: str
@@ -77,7 +81,7 @@ class Taken(Message, frozen=True):
     size: int
 
 
-ToWorker = StartWorker | AddModel | RemoveModel | Prepare | Launch | Stop | Input | Taken
+ToWorker = StartWorker | AddModel | RemoveModel | Prepare | ReadCounts | Launch | Stop | Input | Taken
 
 
 # ---- from the worker
@@ -92,6 +96,13 @@ class Prepared(Message, frozen=True):
 
     code: str | None = None
     message: str = ""
+
+
+class Counts(Message, frozen=True):
+    """What its guests have done since it began."""
+
+    resumes: int
+    live_guests: int
 
 
 class Wanted(Message, frozen=True):
@@ -118,4 +129,4 @@ class Raised(Message, frozen=True):
     message: str
 
 
-FromWorker = ModelAdded | Prepared | Wanted | Said | Returned | Raised | Loading
+FromWorker = ModelAdded | Prepared | Counts | Wanted | Said | Returned | Raised | Loading

@@ -28,6 +28,7 @@ from pie_core.processes.messages import Loading
 from pie_core.processes.pauses import Pauses
 from pie_core.processes.worker_messages import (
     AddModel,
+    Counts,
     FromWorker,
     Input,
     Launch,
@@ -35,6 +36,7 @@ from pie_core.processes.worker_messages import (
     Prepare,
     Prepared,
     Raised,
+    ReadCounts,
     RemoveModel,
     Returned,
     Said,
@@ -52,6 +54,7 @@ _log = logging.getLogger(__name__)
 _MODULE = "pie_core.processes.worker"
 _TURN_DEADLINE_S = 60.0  # guests give way after milliseconds; a worker that does not turn for so long hangs
 _CLOSING_S = 5.0
+_COUNTS = "?"  # the key of an answer, where others have the name of a model
 _STOPPING_S = 5.0
 
 
@@ -110,6 +113,11 @@ class Worker:
         if prepared.code is not None:
             raise error_from_code(prepared.code, prepared.message)
 
+    async def counts(self) -> Counts:
+        """Raises WorkerLost."""
+        counts: Counts = await self._asked(_COUNTS, ReadCounts())
+        return counts
+
     def remove_model(self, model: ModelName) -> None:
         self._child.send(RemoveModel(model))
 
@@ -136,7 +144,7 @@ class Worker:
                 waiting.set_exception(error)
                 waiting.exception()  # whoever asked may have given up
 
-    async def _asked(self, key: str, question: AddModel | Prepare) -> Any:
+    async def _asked(self, key: str, question: AddModel | Prepare | ReadCounts) -> Any:
         """The answer. One that is lost while nobody waits any more is nobody's error."""
         waiting = self._waiting.get(key)
         if waiting is None or waiting.done():
@@ -160,6 +168,8 @@ class Worker:
                 self._waiting[model].set_result(message)
             case Prepared():
                 self._waiting[""].set_result(message)
+            case Counts():
+                self._waiting[_COUNTS].set_result(message)
             case Loading(label, done, total, unit):
                 self._progress(Progress(label, done, total, unit))
 
@@ -208,6 +218,7 @@ class Workers:
         self._change = asyncio.Event()
         self._is_prepared = False
         self._is_closed = False
+        self.restarts = 0
 
     @property
     def pids(self) -> list[int]:
@@ -216,6 +227,14 @@ class Workers:
     @property
     def live_guests(self) -> int:
         return sum(len(worker.runs) for worker in self._workers)
+
+    async def counts(self, patience_s: float) -> list[tuple[int, int, Counts | None]]:
+        """Of each worker its process id, how many programs it runs, and its counts if it answers in time."""
+        workers = list(self._workers)
+        answers = await asyncio.gather(*(_in_time(worker.counts(), patience_s) for worker in workers))
+        return [
+            (worker.pid, len(worker.runs), answer) for worker, answer in zip(workers, answers, strict=True)
+        ]
 
     def new_socket(self) -> str:
         """Where an engine is to listen for workers."""
@@ -316,6 +335,7 @@ class Workers:
             except (PieError, OSError) as error:
                 _log.error("no worker could be started: %s", error)
             else:
+                self.restarts += 1
                 return
 
 
@@ -323,6 +343,13 @@ async def _unless_lost(told: Coroutine[Any, Any, None]) -> None:
     """A worker that dies meanwhile does not matter: the next one is told from its start."""
     with suppress(WorkerLost):
         await told
+
+
+async def _in_time(answer: Coroutine[Any, Any, Counts], patience_s: float) -> Counts | None:
+    try:
+        return await asyncio.wait_for(answer, patience_s)
+    except (WorkerLost, TimeoutError):
+        return None
 
 
 def _deliver(state: ProgramState, said: Said) -> Pending[None] | None:

@@ -35,7 +35,7 @@ from pie_core.server.keys import PublicKey, read_public_key
 
 log = logging.getLogger(__name__)
 
-SCOPES = ("run", "programs", "models", "metrics")
+SCOPES = ("run", "programs", "models", "metrics", "observe")
 DEFAULT_SCOPES = ("run", "programs", "metrics")
 API_KEY_PREFIX = "pie-"
 

@@ -75,6 +75,11 @@ class EventBuffer:
         return bool(self._unsent)
 
     @property
+    def is_holding(self) -> bool:
+        """The program waits until its reader has caught up."""
+        return bool(self._held)
+
+    @property
     def dropped(self) -> int:
         """Events lost since the last one that was taken."""
         return self._dropped

@@ -113,7 +113,7 @@ class HttpSide:
         return _json({"status": status}, 200 if is_ready else 503)
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
-        exposed = self._service.metrics.exposed(await self._service.models.statuses())
+        exposed = self._service.metrics.exposed(await self._service.inspector.status())
         return web.Response(body=exposed, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
     async def _models(self, request: web.BaseRequest) -> web.Response:

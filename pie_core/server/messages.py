@@ -79,6 +79,13 @@ class Query(Request, frozen=True, kw_only=True):
     record: Annotated[str, Meta(max_length=1024)]
 
 
+class ReadStatus(Request, frozen=True, kw_only=True):
+    """How the server does; answered with a JSON object, `ServerStatus` below.
+
+    `programs` are the user's own; a key with the scope `observe` sees everybody's.
+    """
+
+
 class CheckProgram(Request, frozen=True, kw_only=True):
     """Whether the server has a program: by name and version, and by content where hashes are given."""
 

@@ -14,8 +14,15 @@ from pie_core.errors import NotFound, PieError
 from pie_core.host_api.guest_state import ServedModel
 from pie_core.ids import ModelName
 from pie_core.naming import unknown
+from pie_core.server.status import ModelState
 
 log = logging.getLogger(__name__)
+
+# What `model_status` tells beside what Pie 0.4 does, as it stands in Status.
+_ADDED = (
+    *("passes", "sampled_tokens", "schedule_s", "deliver_s", "suspensions", "replayed_tokens"),
+    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "prefix_lookup_tokens", "prefix_hit_tokens"),
+)
 
 
 class Models:
@@ -55,12 +62,11 @@ class Models:
     def listing(self) -> list[dict[str, Any]]:
         return [self._described(name) for name in self._configured]
 
-    async def statuses(self) -> dict[ModelName, Status]:
-        """Of the loaded ones."""
+    async def statuses(self, patience_s: float = 60.0, processes: bool = False) -> dict[ModelName, Status]:
+        """Of the loaded ones whose engines answer in time; on request with what each process uses."""
         loaded = dict(self._app.models)
-        found = await asyncio.gather(
-            *(engine_status(model) for model in loaded.values()), return_exceptions=True
-        )
+        asked = [asyncio.wait_for(engine_status(each, processes), patience_s) for each in loaded.values()]
+        found = await asyncio.gather(*asked, return_exceptions=True)
         return {
             name: status for name, status in zip(loaded, found, strict=True) if isinstance(status, Status)
         }
@@ -87,7 +93,7 @@ class Models:
 
     def _described(self, name: ModelName) -> dict[str, Any]:
         model = self._app.models.get(name)
-        described: dict[str, Any] = {"name": name, "state": self._state(name)}
+        described: dict[str, Any] = {"name": name, "state": self.state(name)}
         if model is not None:
             info = model.engine.info
             described |= {
@@ -100,13 +106,13 @@ class Models:
             described["error"] = str(self._failures[name])
         return described
 
-    def _state(self, name: ModelName) -> str:
+    def state(self, name: ModelName) -> ModelState:
         if name in self._app.models:
             return "loaded" if self._app.has_engine(name) else "restarting"
         return "loading" if name == self._loading else "failed" if name in self._failures else "unloaded"
 
 
-async def engine_status(model: ServedModel) -> Status:
+async def engine_status(model: ServedModel, processes: bool = False) -> Status:
     """What an engine counts. Raises EngineLost."""
     answered: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
 
@@ -114,7 +120,7 @@ async def engine_status(model: ServedModel) -> Status:
         assert isinstance(event, Status)
         return event
 
-    pending = model.engine.request(lambda request: ReadStatus(request=request), take)
+    pending = model.engine.request(lambda request: ReadStatus(request=request, processes=processes), take)
 
     def settle() -> None:
         if answered.done():
@@ -142,6 +148,7 @@ def model_status(statuses: Iterable[tuple[ModelName, Status]]) -> dict[str, int 
             "requests_waiting": status.waiting,
             "requests_running": status.running,
             "busy_s": status.busy_s,
+            **{name: getattr(status, name) for name in _ADDED},
         }
         found |= {f"{name}.{key}": value for key, value in values.items()}
     return found

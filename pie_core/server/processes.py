@@ -10,8 +10,9 @@ import asyncio
 import codecs
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -83,6 +84,13 @@ class ServerProcess:
     def outcome(self) -> str:
         """`running`, `returned`, or the code of the error that ended it."""
         return "running" if self._last is None else self._last.error_code or "returned"
+
+    @property
+    def waits_for(self) -> Literal["input", "output", "itself"]:
+        """What holds it, as far as its client has to do with it."""
+        if self.events.is_holding:
+            return "output"
+        return "input" if self.state.messages.is_wanted or self.state.files.is_wanted else "itself"
 
     @property
     def listener(self) -> Listener | None:
@@ -215,6 +223,8 @@ class ProcessTable:
         self._ended_bytes = 0
         self._timers: dict[ProcessId, asyncio.TimerHandle] = {}
         self.accepts = True
+        self.launched = 0
+        self.ended: Counter[str] = Counter()  # by outcome
 
     @property
     def num_running(self) -> int:
@@ -236,6 +246,7 @@ class ProcessTable:
         process.state = self._app.new_process(principal.user, process, principal.tenant)
         process.id = process.state.process
         self._processes[process.id] = self._running[process.id] = process
+        self.launched += 1
         process.task = asyncio.create_task(
             process.run(self._app, source, arguments), name=f"process {process.id}"
         )
@@ -253,6 +264,10 @@ class ProcessTable:
     def of(self, principal: Principal, include_ended: bool = False) -> list[ServerProcess]:
         among = self._processes if include_ended else self._running
         return [process for process in among.values() if process.principal.user == principal.user]
+
+    def seen_by(self, principal: Principal) -> list[ServerProcess]:
+        """Those that run: with the scope `observe` everybody's, otherwise the user's own."""
+        return list(self._running.values()) if "observe" in principal.scopes else self.of(principal)
 
     async def drain(self, patience_s: float) -> None:
         """Nothing new is started; what runs may end by itself, and what has not in time is ended."""
@@ -293,6 +308,7 @@ class ProcessTable:
         )  # a task that is cancelled at once never runs at all
         del self._running[process.id]
         log.info("process %s ended after %.3f s: %s", process.id, process.elapsed_s, process.outcome)
+        self.ended[process.outcome] += 1
         self._on_end(process)
         self._ended[process.id] = process
         self._ended_bytes += process.events.num_bytes

@@ -24,6 +24,7 @@ from pie_core.server.authentication import Gate
 from pie_core.server.connection import Connection
 from pie_core.server.credentials import Credentials
 from pie_core.server.http import HttpSide
+from pie_core.server.inspection import Inspector
 from pie_core.server.listening import BriefAboutBadRequests, Doorkeeper, bind, tls_context, url_of
 from pie_core.server.metrics import Metrics
 from pie_core.server.models import Models
@@ -71,13 +72,17 @@ class Server:
         self._connections: set[Connection] = set()
         self._left = asyncio.Event()
         auth = config.auth
+        processes = ProcessTable(self._app, config.server, self._count_end)
+        models = Models(self._app, config)
+        self.inspector = Inspector(self._app, models, processes)
         self.service = Service(
             config,
             Gate(surroundings.credentials, auth.challenge_s, auth.failures_per_minute, auth.tenant),
             Programs(surroundings.store),
-            ProcessTable(self._app, config.server, self._count_end),
-            Models(self._app, config),
+            processes,
+            models,
             Metrics(),
+            self.inspector,
         )
         self.http = HttpSide(self.service, self._open_socket)
         # No body is unpacked on the way in: a few bytes can inflate to many.
@@ -172,13 +177,13 @@ class Server:
     async def _open_socket(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = Connection(self.service, request)
         self._connections.add(connection)
-        self.service.metrics.connections.set(len(self._connections))
+        self.inspector.connections = len(self._connections)
         try:
             return await connection.serve()
         finally:
             self._connections.discard(connection)
             self._left.set()
-            self.service.metrics.connections.set(len(self._connections))
+            self.inspector.connections = len(self._connections)
 
     async def _send_clients_away(self) -> None:
         """Once they have what their programs said last."""
@@ -187,15 +192,16 @@ class Server:
         await asyncio.gather(*leaving)
 
     async def _inspect(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            due = loop.time() + _INSPECTION_S
             await asyncio.sleep(_INSPECTION_S)
+            self.inspector.note_lag(loop.time() - due)
             leaving = [(each, reason) for each in self._connections if (reason := each.inspect()) is not None]
             await asyncio.gather(*(each.leave(reason) for each, reason in leaving))
 
     def _count_end(self, process: ServerProcess) -> None:
-        metrics = self.service.metrics
-        metrics.ends.labels(process.outcome).inc()
-        metrics.process_seconds.inc(process.elapsed_s)
+        self.service.metrics.process_seconds.inc(process.elapsed_s)
 
     def _count_refusal(self, reason: str) -> None:
         self.service.metrics.disconnects.labels(reason).inc()

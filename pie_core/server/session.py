@@ -8,11 +8,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import msgspec
+
 from pie_core import __version__
 from pie_core.errors import AccessDenied, InvalidRequest, PieError, Unavailable, Unsupported
 from pie_core.server import messages as m
 from pie_core.server.authentication import Gate, Login
 from pie_core.server.credentials import Principal
+from pie_core.server.inspection import Inspector
 from pie_core.server.mcp import McpServers
 from pie_core.server.models import Models, model_status
 from pie_core.server.processes import Listener, ProcessTable, ServerProcess
@@ -44,6 +47,7 @@ class Service:
     processes: ProcessTable
     models: Models
     metrics: Metrics
+    inspector: Inspector
     uploads: dict[str, Uploads] = field(default_factory=dict)
 
     def uploads_of(self, principal: Principal) -> Uploads:
@@ -240,6 +244,12 @@ async def query(session: Session, request: m.Query) -> str:
     )
 
 
+@_answers(m.ReadStatus, slow=True)
+async def read_status(session: Session, request: m.ReadStatus) -> str:
+    status = await session.service.inspector.status(session.principal)
+    return msgspec.json.encode(status).decode()
+
+
 # ---- programs
 
 
@@ -326,7 +336,6 @@ def _launch(session: Session, inferlet: str, source: Any, given: str, capture: b
     process = session.service.processes.launch(
         session.principal, inferlet, source, given, keep_printed=bool(capture)
     )
-    session.service.metrics.launches.inc()
     if capture:
         session.attach(process)
     return process

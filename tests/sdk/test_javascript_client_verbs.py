@@ -10,7 +10,7 @@ import pytest
 
 from pie_core.client import Client, Process
 from pie_core.client.keys import PrivateKey
-from pie_core.server import messages
+from pie_core.server import messages, status
 
 SOURCES = Path(__file__).parents[2] / "sdk/javascript-client/src"
 
@@ -38,6 +38,13 @@ def test_every_kind_of_reply_is_read() -> None:
         assert f'type: "{messages.wire_name(kind)}"' in text
         for field in kind.__struct_fields__:
             assert re.search(rf"\b{field}\??:", text), f"{kind.__name__}.{field}"
+
+
+def test_every_part_of_a_status_has_the_same_fields() -> None:
+    text = (SOURCES / "status.ts").read_text()
+    for kind in status.PARTS:
+        (body,) = re.findall(rf"^export type {kind.__name__} = {{(.*?)}};$", text, re.MULTILINE | re.DOTALL)
+        assert tuple(re.findall(r"(\w+): ", body)) == kind.__struct_fields__
 
 
 def test_it_speaks_the_same_version_in_chunks_of_the_same_size() -> None:

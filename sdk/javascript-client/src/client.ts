@@ -17,6 +17,7 @@ import {
   type Response,
 } from "./messages.js";
 import { Event, Process } from "./process.js";
+import type { ServerStatus } from "./status.js";
 
 const NOT_NEEDED = "Authenticated (Engine disabled authentication)";
 const RETRIES_MS = [50, 100, 200, 500, 1000, 2000, 5000];
@@ -144,6 +145,11 @@ export class Client {
   }
 
   // ---- the rest
+
+  /** How the server does; with a key of the scope `observe`, its `programs` are those of everybody. */
+  async status(): Promise<ServerStatus> {
+    return JSON.parse(await this.request("read_status")) as ServerStatus;
+  }
 
   async models(): Promise<ModelInfo[]> {
     return JSON.parse(await this.request("list_models")) as ModelInfo[];

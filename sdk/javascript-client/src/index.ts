@@ -4,3 +4,4 @@ export { Client, type ClientOptions, type McpAnswer, type ModelInfo, type Proces
 export * from "./errors.js";
 export { PrivateKey } from "./keys.js";
 export { Event, type EventKind, Process } from "./process.js";
+export type * from "./status.js";

@@ -27,9 +27,9 @@ def test_a_full_buffer_holds_the_program_back_while_somebody_reads() -> None:
     assert buffer.put(message("a")) is None
     held = buffer.put(message("b"))
     assert held is not None
-    states = [held.done]
+    states = [(held.done, buffer.is_holding)]
     buffer.take()
-    assert [*states, held.done] == [False, True]
+    assert [*states, (held.done, buffer.is_holding)] == [(False, True), (True, False)]
     assert taken(buffer) == [(2, "b", 0)]
 
 

@@ -73,9 +73,16 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> StartServer:
 
     @asynccontextmanager
     async def start(
-        server: str = "", auth: str = "enabled: false", models: str = MODELS
+        server: str = "",
+        auth: str = "enabled: false",
+        models: str = MODELS,
+        runtime: str = "",
+        telemetry: str = "",
     ) -> AsyncIterator[Pie]:
-        text = f"{models}\nserver: {{port: 0, {server}}}\nauth: {{{auth}}}\nruntime: {{program_cache: '{cache}'}}\n"
+        text = (
+            f"{models}\nserver: {{port: 0, {server}}}\nauth: {{{auth}}}\n"
+            f"runtime: {{program_cache: '{cache}', {runtime}}}\ntelemetry: {{{telemetry}}}\n"
+        )
         config = parse_config(text, "test.yaml", tmp_path)
         file = tmp_path / "authorized.yaml"
         credentials = Credentials(file) if config.auth.enabled else None

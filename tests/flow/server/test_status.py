@@ -1,0 +1,232 @@
+"""How a server does, as its clients and Prometheus see it: one look, the same numbers, nobody else's programs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from pie_core.client import Client, SyncClient
+from pie_core.server.credentials import add_api_key
+from pie_core.server.metrics import Metrics
+from pie_core.server.status import ProgramStatus, ServerStatus
+from tests.flow.server.conftest import MODELS, Pie
+
+OnServer = Callable[..., Any]
+
+WAITS = """
+    from inferlet import Context, Model, Sampler, session
+
+    async def main(input):
+        context = Context(Model.load("first"))
+        context.user("Hello " * 20)
+        context.cue()
+        text = await context.generate(Sampler.argmax(), max_tokens=8).collect_text()
+        session.send("generated")
+        await session.receive()
+        return text
+"""
+
+
+async def started(pie: Pie, client: Client, program: str = "waits") -> Any:
+    """A process that has generated and waits for a message."""
+    process = await client.launch(program)
+    assert (await anext(aiter(process))).value == "generated"
+    return process
+
+
+async def metrics_of(pie: Pie, key: str | None = None) -> dict[str, dict[tuple[str, ...], float]]:
+    """Each sample's name, its label values in the order of their names, and its number."""
+    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+    async with aiohttp.ClientSession(pie.server.url) as http, http.get("/metrics", headers=headers) as answer:
+        assert answer.status == 200
+        families = list(text_string_to_metric_families(await answer.text()))
+    found: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in families:
+        for sample in family.samples:
+            labels = tuple(value for _, value in sorted(sample.labels.items()))
+            found.setdefault(sample.name, {})[labels] = sample.value
+    return found
+
+
+def test_a_status_tells_what_runs_and_what_it_has(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        pie.install("waits", WAITS)
+        async with pie.client() as client:
+            process = await started(pie, client)
+            status = await client.status()
+            assert isinstance(status, ServerStatus)
+            assert (status.state, status.running, status.launched, status.connections) == ("ready", 1, 1, 1)
+            (running,) = status.programs
+            assert (running.id, running.username, running.program) == (process.id, "alice", "waits")
+            assert (running.waits_for, running.contexts, running.open_requests) == ("input", 1, 0)
+            assert running.attached
+            assert running.pages > 0
+            assert running.tokens > 8
+            first, second = status.models
+            assert (first.state, first.driver, second.name) == ("loaded", "dummy", "second")
+            assert first.engine is not None
+            assert second.engine is not None
+            assert first.engine.first_token_seconds.count == 1
+            assert first.engine.between_tokens_seconds.count == 7
+            assert first.engine.batch_sizes.count == first.engine.steps > second.engine.steps == 0
+            (group,) = first.engine.groups
+            assert 0 < group.used <= group.total
+            assert any(each.name == "dummy" for each in status.plugins)
+            (worker,) = status.workers
+            assert worker.programs == 1
+            assert worker.resumes is not None
+            assert worker.resumes > 0
+            await process.signal("go on")
+            await process.result()
+            status = await client.status()
+            assert (status.running, status.programs, status.ended) == (0, [], {"returned": 1})
+
+    on_server(scenario)
+
+
+def test_users_see_their_own_programs_and_an_observer_everybodys(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        pie.install("waits", WAITS)
+        keys = {
+            user: add_api_key(pie.credentials_file, user, "k", ("run",), None) for user in ("alice", "bob")
+        }
+        keys["olga"] = add_api_key(pie.credentials_file, "olga", "k", ("run", "observe"), None)
+        clients = {user: Client(pie.server.socket_url, api_key=key) for user, key in keys.items()}
+        async with clients["alice"], clients["bob"], clients["olga"]:
+            started_by = {user: await started(pie, clients[user]) for user in ("alice", "bob")}
+            seen = {user: (await client.status()).programs for user, client in clients.items()}
+            assert [_owner(each) for each in seen["alice"]] == [("alice", started_by["alice"].id)]
+            assert [_owner(each) for each in seen["bob"]] == [("bob", started_by["bob"].id)]
+            assert {user for user, _ in map(_owner, seen["olga"])} == {"alice", "bob"}
+            for process in started_by.values():
+                await process.signal("go on")
+                await process.result()
+
+    on_server(scenario, auth="enabled: true")
+
+
+def _owner(program: ProgramStatus) -> tuple[str, str]:
+    return program.username, program.id
+
+
+def test_metrics_and_status_tell_the_same(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            await client.run("text-completion", {"prompt": "Hi", "max_tokens": 5})
+            status, metrics = await client.status(), await metrics_of(pie)
+            engine = status.models[0].engine
+            assert engine is not None
+            for name, value in (
+                ("pie_steps_total", engine.steps),
+                ("pie_passes_total", engine.passes),
+                ("pie_tokens_total", engine.tokens),
+                ("pie_sampled_tokens_total", engine.sampled_tokens),
+                ("pie_batch_size_count", engine.steps),
+                ("pie_batch_size_sum", engine.passes),
+                ("pie_time_to_first_token_seconds_count", 1),
+                ("pie_time_between_tokens_seconds_count", 4),
+                ("pie_prefix_lookup_tokens_total", engine.prefix_lookup_tokens),
+                ("pie_model_up", 1),
+                ("pie_engine_restarts_total", 0),
+            ):
+                assert metrics[name]["first",] == value, name
+            phases = metrics["pie_step_phase_seconds_total"]
+            assert phases["first", "driver"] == engine.driver_s
+            assert phases["first", "schedule"] > 0 < phases["first", "deliver"]
+            states = ("used", "cached", "free")
+            pages = [metrics["pie_kv_pages"][engine.groups[0].name, "first", state] for state in states]
+            assert sum(pages) == engine.groups[0].total
+            assert metrics["pie_launches_total"][()] == metrics["pie_process_ends_total"]["returned",] == 1
+            assert metrics["pie_processes"][()] == 0
+            assert metrics["pie_plugin_load_seconds"]["dummy",] > 0
+            assert metrics["pie_guest_resumes_total"]["0",] > 0
+            assert metrics["pie_ready"][()] == 1
+            assert metrics["process_resident_memory_bytes"][()] > 0
+
+    on_server(scenario)
+
+
+def test_buckets_count_everything_up_to_their_bound(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            await client.run("text-completion", {"prompt": "Hi", "max_tokens": 3})
+        buckets = (await metrics_of(pie))["pie_batch_size_bucket"]
+        counts = [count for (bound, model), count in buckets.items() if model == "first"]
+        assert counts == sorted(counts)
+        assert buckets["1.0", "first"] == buckets["+Inf", "first"] == counts[-1] > 0
+
+    on_server(scenario)
+
+
+def test_every_metric_that_is_exposed_is_documented_and_the_other_way_round(on_server: OnServer) -> None:
+    described = {each.name: each for each in Metrics().described()}
+    assert all(each.help.endswith(".") for each in described.values())
+
+    async def scenario(pie: Pie) -> None:
+        async with aiohttp.ClientSession(pie.server.url) as http, http.get("/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        ours = {line.split()[2]: line.split()[3] for line in lines if line.startswith("# TYPE pie_")}
+        created = {name for name in ours if name.endswith("_created")}  # prometheus_client's own
+        assert {name: kind for name, kind in ours.items() if name not in created} == {
+            name: each.kind for name, each in described.items()
+        }
+
+    on_server(scenario)
+
+
+def test_an_engine_that_does_not_answer_is_left_out_and_nobody_waits(
+    on_server: OnServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pie_core.server.inspection.PATIENCE_S", 0.05)
+
+    async def scenario(pie: Pie) -> None:
+        engine = pie.server.app.models[next(iter(pie.server.app.models))].engine
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "request", lambda build, take: _Unanswered())
+            async with pie.client() as client, asyncio.timeout(5):
+                first, second = (await client.status()).models
+                assert first.engine is None
+                assert second.engine is not None
+                up = (await metrics_of(pie))["pie_model_up"]
+                assert (up["first",], up["second",]) == (0, 1)
+
+    on_server(scenario)
+
+
+class _Unanswered:
+    def on_done(self, callback: Callable[[], None]) -> None:
+        """It never is."""
+
+
+def test_the_synchronous_client_asks_as_well(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        def ask() -> ServerStatus:
+            with SyncClient(pie.server.socket_url, username="alice") as client:
+                return client.status()
+
+        assert [each.name for each in (await asyncio.to_thread(ask)).models] == ["first", "second"]
+
+    on_server(scenario)
+
+
+def test_engine_and_worker_processes_are_told_apart(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            status = await client.status()
+            model = status.models[0]
+            assert model.pid is not None
+            assert model.resident_bytes is not None
+            assert model.resident_bytes > 1 << 20
+            assert len(status.workers) == 2
+            assert len({model.pid, *(worker.pid for worker in status.workers)}) == 3
+            metrics = await metrics_of(pie)
+            names = set(metrics["pie_child_cpu_seconds_total"])
+            assert names == {("first", "engine"), ("0", "worker"), ("1", "worker")}
+
+    models = MODELS.splitlines()
+    on_server(scenario, models="\n".join(models[:3]), runtime="workers: 2")
