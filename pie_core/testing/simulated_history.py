@@ -16,6 +16,7 @@ from pie_core.contracts.driver import Driver, DriverDeclaration, DriverRequest
 from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.engine import Engine
 from pie_core.engine.messages import (
+    Answer,
     BreakOff,
     Cancel,
     Command,
@@ -39,6 +40,7 @@ from pie_core.engine.messages import (
     SnapshotOpened,
     Status,
     TruncateContext,
+    one_by_one,
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import ForwardError
@@ -83,7 +85,7 @@ class Settings:
     @staticmethod
     def of(random: Random) -> Settings:
         page_size = random.choice((1, 2, 4, 8))
-        oversubscription = random.choices((1, 2, 4, 8, 16, 32, 64), (6, 6, 6, 6, 3, 2, 1))[0]
+        oversubscription = random.choices((1, 2, 4, 8, 16, 32, 64), (40, 40, 40, 40, 15, 4, 1))[0]
         fewest_rows = MAX_ROWS + 2 * page_size  # one context alone must fit
         programs = max(random.randint(8, 12), -(-oversubscription * fewest_rows // MAX_ROWS))
         rows = max(programs * MAX_ROWS // oversubscription, fewest_rows)
@@ -133,9 +135,13 @@ class History:
         """Raises Wrong."""
         for _ in range(self.settings.programs):
             self._launch()
-        happenings = (self._act, self._start, self._finish, self._burst, self._cancel_all)
-        for happening in self.random.choices(happenings, (12, 6, 6, 0.3, 0.1), k=self._events):
+        happenings = (self._act, self._start, self._finish, self._interfere, self._burst, self._cancel_all)
+        for happening in self.random.choices(happenings, (12, 8, 8, 1, 0.3, 0.1), k=50 * self._events):
             happening()
+            if self.counts["events"] >= self._events:
+                break
+        else:
+            raise Wrong(f"nothing happens any more: {[each for each in self._programs if each.waits_for]}")
         self._drain()
         self._end()
 
@@ -160,12 +166,14 @@ class History:
     def _start(self) -> None:
         ticket = self._engine.start_step()
         if ticket is not None:
+            self.counts["events"] += 1
             self._in_flight.append(ticket)
         self._deliver()
 
     def _finish(self) -> None:
         if not self._in_flight:
             return
+        self.counts["events"] += 1
         ticket = self._in_flight.popleft()
         slow = self.random.random() < self.settings.slow_rate
         self.counts["slow_steps"] += slow
@@ -190,14 +198,16 @@ class History:
         raise Wrong(f"it goes on for ever: {[each for each in self._programs if each.waits_for]}")
 
     def _send(self, *commands: Command) -> None:
+        self.counts["events"] += bool(commands)
         self._engine.handle(commands)
         self._deliver()
 
     def _deliver(self) -> None:
         for event in self._engine.take_events():
-            self._answer(event)
+            for answer in one_by_one(event):
+                self._answer(answer)
 
-    def _answer(self, event: Event) -> None:
+    def _answer(self, event: Answer) -> None:
         is_last = not isinstance(event, Generated) or event.finish is not None
         handler = self._answers.pop(event.request, None) if is_last else self._answers.get(event.request)
         if handler is None:
@@ -214,6 +224,7 @@ class History:
     def _launch(self, shadow: Shadow | None = None, context: int | None = None) -> Program:
         self._numbers += 1
         program = Program(f"p{self._numbers}", context or self._numbers, shadow or Shadow(self._numbers))
+        program.persistence = self.random.choice((0.0, 0.0, 0.9))
         if context is None:
             self._send(
                 CreateContext(
@@ -224,13 +235,16 @@ class History:
         return program
 
     def _act(self) -> None:
-        program = self.random.choice(self._programs)
-        if program.waits_for is not None:
-            self._interfere(program)
-        elif len(program.shadow.tokens) > MAX_ROWS - 16:
+        idle = [each for each in self._programs if each.waits_for is None]
+        if not idle:
+            return
+        program = self.random.choice(idle)
+        if len(program.shadow.tokens) > MAX_ROWS - 16:
             self.random.choice((self._replace, self._truncate))(program)
+        elif program.last is not None and self.random.random() < program.persistence:
+            self._loop(program)
         else:
-            acts = (
+            others = (
                 self._generate,
                 self._loop,
                 self._fork,
@@ -239,7 +253,7 @@ class History:
                 self._save,
                 self._open,
             )
-            self.random.choices(acts, (6, 12, 2, 2, 2, 1, 1))[0](program)
+            self.random.choices(others, (6, 12, 2, 2, 2, 1, 1))[0](program)
 
     def _burst(self) -> None:
         """Everybody who can asks for something at once."""
@@ -254,14 +268,19 @@ class History:
         self.counts["cancel_storms"] += bool(waiting)
         self._send(*(Cancel(RequestId(each)) for each in waiting))
 
-    def _interfere(self, program: Program) -> None:
+    def _interfere(self) -> None:
+        """Somebody does not wait for the end of what it asked for."""
+        waiting = [each for each in self._programs if each.waits_for is not None]
+        if not waiting:
+            return
+        program = self.random.choice(waiting)
         request = program.waits_for
         assert request is not None
-        if self.random.random() < 0.05:
+        if program.generates and program.received and self.random.random() < 0.5:
+            self._break_off(program, request)
+        else:
             self.counts["cancellations"] += 1
             self._send(Cancel(RequestId(request)))
-        elif program.generates and program.received and self.random.random() < 0.1:
-            self._break_off(program, request)
 
     def _generate(self, program: Program) -> None:
         prompt = self._next_tokens(program)
@@ -382,7 +401,7 @@ class History:
         def hear(event: Event) -> None:
             program.waits_for = None
             if isinstance(event, Failed):
-                if event.code != "limit-exceeded":
+                if event.code not in {"limit-exceeded", "cancelled"}:
                     raise Wrong(f"saving failed: {event}")
                 program.shadow.children -= 1
             else:
@@ -452,7 +471,6 @@ class History:
         return answers[0]
 
     def _count(self, status: Status) -> None:
-        self.counts["events"] += self._events
         self.counts["oversubscribed_64"] += self.settings.oversubscription == 64
         self.counts["suspensions"] += status.suspensions
         self.counts["prefix_hits"] += status.prefix_hit_tokens

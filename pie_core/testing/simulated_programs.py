@@ -147,11 +147,10 @@ class Program:
     context: int
     shadow: Shadow
     waits_for: int | None = None
-    answered: Callable[[object], None] | None = None
     received: list[int] = field(default_factory=list)  # of its running generation
     last: tuple[int, SamplerSpec] | None = None  # the token drawn last, and how: what a loop goes on with
     generates: bool = False
-    acts: int = 0
+    persistence: float = 0.0  # how likely it goes on with its loop
 
 
 def some_prompt(random: Random, vocabulary: int) -> list[int]:
