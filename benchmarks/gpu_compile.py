@@ -104,9 +104,25 @@ def _attention() -> Iterator[Variant]:
                 "SPLITS": 4,
                 "NARROW": True,
                 "MASKED": masked,
+                "CASCADE": False,
+                "PREFIX": False,
             }
             yield Variant(triton_attention.attend_kernel, same | narrow, pointers=_COLUMNS)
-    wide = {"GROUP": 2, "ROWS": 128, "COLUMNS": 64, "SPLITS": 1, "NARROW": False, "MASKED": False}
+        plain = {"GROUP": group, "COLUMNS": 64, "SPLITS": 4, "MASKED": False}
+        behind = plain | {"ROWS": 16, "NARROW": True, "CASCADE": True, "PREFIX": False}
+        yield Variant(triton_attention.attend_kernel, same | behind, pointers=_COLUMNS)
+        prefix = plain | {"ROWS": 16 * group, "NARROW": False, "CASCADE": False, "PREFIX": True}
+        yield Variant(triton_attention.attend_kernel, same | prefix, stages=2, pointers=_COLUMNS)
+    wide = {
+        "GROUP": 2,
+        "ROWS": 128,
+        "COLUMNS": 64,
+        "SPLITS": 1,
+        "NARROW": False,
+        "MASKED": False,
+        "CASCADE": False,
+        "PREFIX": False,
+    }
     yield Variant(triton_attention.attend_kernel, same | wide, warps=8, stages=2, pointers=_COLUMNS)
     merge = {
         "GROUP": 2,
@@ -114,11 +130,12 @@ def _attention() -> Iterator[Variant]:
         "DIMS": 128,
         "ROWS": 16,
         "COLUMNS": 64,
-        "SPLITS": 64,
         "SHORTEST": 256,
         "MASKED": False,
     }
-    yield Variant(triton_attention.merge_kernel, merge, pointers=_COLUMNS)
+    for splits, parts in ((64, 64), (64, 128)):
+        constants = merge | {"SPLITS": splits, "PARTS": parts}
+        yield Variant(triton_attention.merge_kernel, constants, pointers=_COLUMNS)
 
 
 def _sampling() -> Iterator[Variant]:

@@ -30,6 +30,7 @@ from pie_core.contracts.forward import (
 from pie_core.errors import ForwardError
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure, Outcomes
+from pie_plugins.drivers.cuda_native.shared_prefixes import PrefixTiles, no_tiles, plan_tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ class HostStep:
     sampler_requests: Int64  # [S]
     failed: dict[int, str]
     fail: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # [R] Failure
+    tiles: PrefixTiles = field(default_factory=lambda: no_tiles(0))
 
     @property
     def rows_each(self) -> int:
@@ -99,13 +101,16 @@ class HostStep:
 
 
 class BatchReader:
-    """Reads the batches of one model; the caches tell page sizes and limits."""
+    """Reads the batches of one model; the caches tell page sizes and limits. `cascades`: plan shared prefixes."""
 
-    def __init__(self, caches: Sequence[KvCache], limits: ModelLimits) -> None:
-        self._caches, self._limits = caches, limits
+    def __init__(self, caches: Sequence[KvCache], limits: ModelLimits, cascades: bool = True) -> None:
+        self._caches, self._limits, self._cascades = caches, limits, cascades
 
     def read(self, batch: ForwardBatch, outcomes: Outcomes) -> HostStep:
-        return _Reading(batch, outcomes, self._caches, self._limits).step()
+        step = _Reading(batch, outcomes, self._caches, self._limits).step()
+        if self._cascades and len(batch.prefixes.first) and step.rows_each == 1:
+            step.tiles = plan_tiles(batch.prefixes, _may_share(step))
+        return step
 
 
 class _Reading:
@@ -277,6 +282,14 @@ class _Reading:
                     np.array([request]), f"KV row {row} of group {name!r} has no page to be written to"
                 )
         return holes
+
+
+def _may_share(step: HostStep) -> Bool:
+    """[R] requests that run, with every page they ever had. Their shared rows lie before what they write."""
+    whole: Bool = step.fail == 0
+    for group in step.groups:
+        whole &= group.holes == 0
+    return whole
 
 
 def _bury(step: HostStep, caches: Sequence[KvCache]) -> None:

@@ -2,13 +2,15 @@
 
 A bucket owns the block that its graphs read, so a step is one copy and two launches: the forward pass up to the logits,
 then sampling with everything later steps may refer to. Steps whose samplers change the logits run the second part
-eagerly. Without a GPU a bucket runs the same functions over the same block, so padding is tested on a CPU.
+eagerly. Where requests share prefixes, a second recording of the forward pass reads those once (`shared_prefixes`).
+Without a GPU a bucket runs the same functions over the same block, so padding is tested on a CPU.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from pie_plugins.drivers.cuda_native.attention import OwnAttention
 from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes
+from pie_plugins.drivers.cuda_native.shared_prefixes import MOST_TILES
 from pie_plugins.drivers.cuda_native.step_tensors import (
     BlockLayout,
     Sizes,
@@ -68,21 +71,32 @@ class Bucket:
         idle = tuple(-(-rows_each // size) for size in page_sizes)
         room = tuple(requests * (listed + spare) for listed, spare in zip(pages, idle, strict=True))
         rows = requests * rows_each
-        self._layout = BlockLayout(Sizes(rows, requests, rows, room, rows_each, idle))
+        tiles = min(MOST_TILES, requests // 2) if rows_each == 1 else 0
+        self._layout = BlockLayout(Sizes(rows, requests, rows, room, tiles, rows_each, idle))
         self._block = torch.zeros(self._layout.words, dtype=torch.int32, device=timeline.device)
-        self.tensors: StepTensors = view_block(
+        self._cascading = view_block(
             self._block, self._layout, page_sizes, np.full(requests, rows_each), max_drafts=rows_each - 1
         )
-        self._attention = OwnAttention(runner.kernels, self.tensors)
+        self.tensors: StepTensors = replace(self._cascading, tiles=0)
         self._forward: Callable[[], None] = self._run_forward
+        self._cascade: Callable[[], None] = self._run_cascade
         self._sample: Callable[[], None] = self._run_sample
-        self.normalized: Tensor
-        self.logits: Tensor
+        self._answers: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def normalized(self) -> Tensor:
+        return self._left()[0]
+
+    @property
+    def logits(self) -> Tensor:
+        return self._left()[1]
 
     def record(self, recorder: Recorder, idle: HostStep) -> None:
         """`idle` has no requests: every row is padding."""
         self._send(idle, base=0)
         self._forward = recorder.record(self._run_forward)
+        if self._cascading.tiles:
+            self._cascade = recorder.record(self._run_cascade)
         self._sample = recorder.record(self._run_sample)
 
     def holds(self, step: HostStep) -> bool:
@@ -97,7 +111,10 @@ class Bucket:
         """The mark stands where the device began."""
         self._send(step, base)
         started = self._timeline.mark()
-        self._forward()
+        if step.tiles.count:
+            self._cascade()
+        else:
+            self._forward()
         return started
 
     def sample(self) -> None:
@@ -108,10 +125,25 @@ class Bucket:
         self._timeline.send(pack(step, self._layout, base, self._scratch), self._block)
 
     def _run_forward(self) -> None:
-        runner, tensors = self._runner, self.tensors
-        vocab_size = runner.vocab_size
-        runner.kernels.prepare(tensors, self._outcomes.ring, vocab_size)
-        self.normalized, self.logits = runner.answer(tensors, self._attention, None)
+        self._answers = self._answer(self.tensors)
+
+    def _run_cascade(self) -> None:
+        """Leaves what it gives where sampling expects it: logits of a second recording would need their own memory."""
+        answers = self._answer(self._cascading)
+        if self._answers is None:  # nothing was recorded: no graph that looks at one place
+            self._answers = answers
+            return
+        for place, answer in zip(self._answers, answers, strict=True):
+            place.copy_(answer)
+
+    def _left(self) -> tuple[Tensor, Tensor]:
+        assert self._answers is not None, "no step went through"
+        return self._answers
+
+    def _answer(self, tensors: StepTensors) -> tuple[Tensor, Tensor]:
+        runner = self._runner
+        runner.kernels.prepare(tensors, self._outcomes.ring, runner.vocab_size)
+        return runner.answer(tensors, OwnAttention(runner.kernels, tensors), None)
 
     def _run_sample(self) -> None:
         kernels = self._runner.kernels

@@ -24,6 +24,7 @@ _CLASSES = {
         forward.Samplers,
         forward.Probes,
         forward.MediaSpans,
+        forward.PrefixGroups,
     )
 }
 

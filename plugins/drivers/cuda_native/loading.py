@@ -227,7 +227,8 @@ class _Loading:
     def _steps(self, loaded: LoadedModel, runner: ModelRunner) -> StepRunner:
         limits = ModelLimits(loaded.config.vocab_size, loaded.config.max_position_embeddings)
         planner = choose_planner(self._options, self._kernels, runner, self._timeline, self._dtype)
-        return StepRunner(BatchReader(runner.caches, limits), runner, self._outcomes, planner, self._timeline)
+        reader = BatchReader(runner.caches, limits, cascades=not self._options.batch_invariant)
+        return StepRunner(reader, runner, self._outcomes, planner, self._timeline)
 
     def _pages_that_fit(self, loaded: LoadedModel, angles: AngleTables, others: int) -> int:
         if self._device.type != "cuda":

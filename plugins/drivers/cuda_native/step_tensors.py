@@ -19,7 +19,8 @@ from pie_plugins.drivers.cuda_native.batch_tensors import GroupTable, HostStep
 from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure
 
 ROW_PARTS = ("token", "token_source", "token_dependency", "position", "row_request", "first_sampler")
-REQUEST_PARTS = ("length", "length_source", "length_dependency", "fail", "drafts", "by_rows")
+REQUEST_PARTS = ("length", "length_source", "length_dependency", "fail", "drafts", "by_rows", "shared")
+TILE_PARTS = ("tile_first", "tile_stop")
 SAMPLER_PARTS = (
     "sampler_row",
     "sampler_request",
@@ -46,6 +47,7 @@ class Sizes:
     requests: int
     samplers: int
     pages: tuple[int, ...]  # of each cache group
+    tiles: int = 0  # of requests that read a prefix together
     rows_each: int = 1  # of the requests that only fill a block
     idle_pages: tuple[int, ...] = ()  # ... and their pages in each group
 
@@ -62,6 +64,7 @@ class BlockLayout:
             (ROW_PARTS, sizes.rows),
             (REQUEST_PARTS, sizes.requests),
             (SAMPLER_PARTS, sizes.samplers),
+            (TILE_PARTS, sizes.tiles),
         ):
             for name in names:
                 self._add(name, count)
@@ -109,6 +112,7 @@ class StepTensors:
     shift: Tensor  # [R] out: how far the length lies below its bound
     rows_descending: Int64  # [R] on the host: token rows of the requests that the part "by_rows" lists
     max_drafts: int
+    tiles: int = 0  # that read prefixes together; 0 = every request reads all of its columns by itself
 
     def __getattr__(self, name: str) -> Tensor:
         try:
@@ -133,7 +137,7 @@ class StepTensors:
 def sizes_of(step: HostStep) -> Sizes:
     batch = step.batch
     pages = tuple(len(group.pages) for group in step.groups)
-    return Sizes(batch.num_tokens, batch.num_requests, len(batch.samplers.rows), pages)
+    return Sizes(batch.num_tokens, batch.num_requests, len(batch.samplers.rows), pages, step.tiles.count)
 
 
 def view_block(
@@ -153,7 +157,9 @@ def view_block(
         )
         for g, size in enumerate(page_sizes)
     )
-    return StepTensors(sizes, parts, groups, tokens, positions, shift, rows_descending, max_drafts)
+    return StepTensors(
+        sizes, parts, groups, tokens, positions, shift, rows_descending, max_drafts, sizes.tiles
+    )
 
 
 def pack(step: HostStep, layout: BlockLayout, base: int, scratch_pages: Sequence[int]) -> Int32:
@@ -211,6 +217,9 @@ def _pack_requests(packer: _Packer, step: HostStep) -> None:
     packer.put("drafts", step.batch.num_drafts, 0)
     packer.count_up("row_indptr", step.batch.indptr, by=packer.layout.sizes.rows_each)
     packer.put("by_rows", np.argsort(-step.counts, kind="stable"), 0)
+    packer.put("shared", step.tiles.columns, 0)
+    packer.put("tile_first", step.tiles.first, 0)
+    packer.put("tile_stop", step.tiles.stop, 0)
 
 
 def _pack_samplers(packer: _Packer, step: HostStep) -> None:

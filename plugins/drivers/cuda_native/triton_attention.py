@@ -3,11 +3,13 @@
 A program takes a tile of query rows of one request and one key head: `GROUP` query heads that share it count as rows.
 Requests of few rows split their columns over several programs, more of them the longer they are; the last columns of a
 request are its new rows. Where only one program had work it writes the answer itself, else `merge_kernel` does.
+Columns that several requests share are read by tiles of those requests' rows, in a launch of their own; each request
+then begins behind them, and the merge adds what the tiles found.
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-# ruff: noqa: N803
+# ruff: noqa: N803, C901
 
 from __future__ import annotations
 
@@ -25,6 +27,8 @@ def attend_kernel(
     columns,
     row_indptr,
     requests,
+    stops,
+    shared,
     out,
     partial,
     partial_max,
@@ -47,28 +51,43 @@ def attend_kernel(
     SHORTEST: tl.constexpr,
     NARROW: tl.constexpr,
     MASKED: tl.constexpr,
+    CASCADE: tl.constexpr,
+    PREFIX: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """NARROW: every request of at most `narrow_rows` rows; else the listed requests."""
+    """NARROW: every request of at most `narrow_rows` rows; else the listed requests. CASCADE: from behind their shared
+    columns on. PREFIX: only those, for tiles of requests with one row each, from the listed ones to their `stops`."""
     tile, kv_head, split = tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
     request = tl.program_id(0) // tiles
+    behind = request + 1
+    if PREFIX:
+        behind = tl.load(stops + request)
     if not NARROW:
         request = tl.load(requests + request)
+        if not PREFIX:
+            behind = request + 1
     first = tl.load(row_indptr + request)
-    count = tl.load(row_indptr + request + 1) - first
+    count = tl.load(row_indptr + behind) - first
     if (NARROW and count > narrow_rows) or tile * ROWS >= count * GROUP:
         return
     total = tl.load(columns + request)
+    begin = 0
+    if CASCADE:
+        begin = tl.load(shared + request)
+    if PREFIX:
+        total = tl.load(shared + request)
     flat = tile * ROWS + tl.arange(0, ROWS)
     row, member = flat // GROUP, flat % GROUP
     is_row = row < count
     limit = total - count + row + 1  # columns that causality lets a row see
     end = total
-    if not MASKED:
+    if PREFIX:
+        limit = total + 0 * row
+    elif not MASKED:
         end = tl.minimum(total, total - count + (tile * ROWS + ROWS - 1) // GROUP + 1)
-    span = tl.maximum(tl.cdiv(end, SPLITS), SHORTEST)
-    span = tl.cdiv(span, COLUMNS) * COLUMNS
-    low, high = split * span, tl.minimum(end, (split + 1) * span)
+    span = _span(end - begin, SPLITS, SHORTEST, COLUMNS)
+    low = begin + split * span
+    high = tl.minimum(end, low + span)
     if low >= end and split > 0:
         return
     dim = tl.arange(0, DIMS)
@@ -114,14 +133,30 @@ def attend_kernel(
         best = new_best
     heads = num_kv_heads * GROUP
     row_head = token * heads + head
-    if span >= end:
+    is_alone = span >= end
+    if CASCADE:
+        is_alone = is_alone & (begin == 0)
+    if PREFIX:
+        is_alone = end < 0
+    if is_alone:
         answer = sums / tl.where(norm == 0.0, 1.0, norm)[:, None]
         tl.store(out + row_head[:, None] * DIM + dim[None, :], answer, mask=is_value)
     else:
         at = row_head * SPLITS + split
+        if CASCADE or PREFIX:  # the second half of the parts is the shared columns'
+            at = row_head * 2 * SPLITS + split
+        if PREFIX:
+            at += SPLITS
         tl.store(partial + at[:, None] * DIM + dim[None, :], sums, mask=is_value)
         tl.store(partial_max + at, best, mask=is_row)
         tl.store(partial_sum + at, norm, mask=is_row)
+
+
+@triton.jit
+def _span(columns, SPLITS: tl.constexpr, SHORTEST: tl.constexpr, COLUMNS: tl.constexpr):
+    """How many columns each part has."""
+    span = tl.maximum(tl.cdiv(columns, SPLITS), SHORTEST)
+    return tl.cdiv(span, COLUMNS) * COLUMNS
 
 
 @triton.jit(do_not_specialize=["wide", "rows_each"])
@@ -130,6 +165,7 @@ def merge_kernel(
     partial_max,
     partial_sum,
     columns,
+    shared,
     row_indptr,
     by_rows,
     out,
@@ -142,11 +178,13 @@ def merge_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     SHORTEST: tl.constexpr,
     MASKED: tl.constexpr,
 ):
     """One row and head whose columns were split: the parts that had work are the same as in `attend_kernel`. The first
-    `wide` requests of `by_rows` were not split; each of the others has at most `rows_each` rows."""
+    `wide` requests of `by_rows` were not split; each of the others has at most `rows_each` rows. Of `PARTS`, those
+    from `SPLITS` on are the shared columns'."""
     row, head = tl.program_id(0) % rows_each, tl.program_id(1)
     request = tl.load(by_rows + wide + tl.program_id(0) // rows_each)
     first = tl.load(row_indptr + request)
@@ -159,14 +197,22 @@ def merge_kernel(
     end = total
     if not MASKED:
         end = tl.minimum(total, total - count + (tile * ROWS + ROWS - 1) // GROUP + 1)
-    span = tl.maximum(tl.cdiv(end, SPLITS), SHORTEST)
-    span = tl.cdiv(span, COLUMNS) * COLUMNS
-    if span >= end:
+    begin = 0
+    if PARTS > SPLITS:
+        begin = tl.load(shared + request)
+    span = _span(end - begin, SPLITS, SHORTEST, COLUMNS)
+    is_alone = span >= end
+    if PARTS > SPLITS:
+        is_alone = is_alone & (begin == 0)
+    if is_alone:
         return
-    part = tl.arange(0, SPLITS)
+    part = tl.arange(0, PARTS)
     dim = tl.arange(0, DIMS)
-    at = (token * heads + head) * SPLITS + part
-    has_work = part * span < end
+    at = (token * heads + head) * PARTS + part
+    has_work = part * span < end - begin
+    if PARTS > SPLITS:
+        shared_span = _span(begin, SPLITS, SHORTEST, COLUMNS)
+        has_work = tl.where(part < SPLITS, has_work, (part - SPLITS) * shared_span < begin)
     best = tl.load(partial_max + at, mask=has_work, other=float("-inf"))
     norm = tl.load(partial_sum + at, mask=has_work, other=0.0)
     highest = tl.max(best, 0)

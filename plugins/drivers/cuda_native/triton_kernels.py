@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
+from pie_plugins.drivers.cuda_native.shared_prefixes import REQUESTS_EACH
 from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, GroupTensors, MaskTensors, StepTensors
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
@@ -174,7 +175,8 @@ class TritonKernels:
         if len(wide):
             call.run_wide(self._wide_tiling(call), wide, narrow_rows)
         if len(wide) < step.sizes.requests:
-            call.run_narrow(self._narrow_tiling(call, step), narrow_rows)
+            tiling = self._narrow_tiling(call, step)
+            call.run_narrow(tiling, self._tile_tiling(call, tiling) if step.tiles else None, narrow_rows)
         return out
 
     def force_narrow_tiling(self, tiling: Tiling | None) -> None:
@@ -189,6 +191,11 @@ class TritonKernels:
         if self._batch_invariant:
             splits = INVARIANT_SPLITS
         return Tiling(max(16, triton.next_power_of_2(call.group_size)), 64, splits, warps=4, stages=3)
+
+    def _tile_tiling(self, call: _Attending, narrow: Tiling) -> Tiling:
+        """Shared columns are cut into as many parts as the others: the merge takes them side by side."""
+        rows = max(16, triton.next_power_of_2(REQUESTS_EACH * call.group_size))
+        return Tiling(rows, 64, narrow.splits, warps=8 if rows > 64 else 4, stages=2)
 
     def _wide_tiling(self, call: _Attending) -> Tiling:
         wide_rows = call.dim <= 128
@@ -276,6 +283,18 @@ class TritonKernels:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """Which requests a launch of the attention kernel is for, or which tiles of them."""
+
+    requests: int
+    tiles: int  # of rows, for each request
+    listed: Tensor
+    narrow: bool
+    cascades: bool = False  # from behind the shared columns on
+    is_prefix: bool = False  # only the shared columns
+
+
 class _Attending:
     """One layer's attention: what its launches have in common."""
 
@@ -287,19 +306,24 @@ class _Attending:
         self._q, self._pages, self._group, self._step = q, pages, group, step
         self._scale, self._out = scale * LOG2_E, out
 
-    def run_narrow(self, tiling: Tiling, narrow_rows: int) -> None:
-        """Requests of few rows; their columns are split."""
+    def run_narrow(self, tiling: Tiling, shared: Tiling | None, narrow_rows: int) -> None:
+        """Requests of few rows; their columns are split. `shared`: what tiles of them read together comes first."""
         rows, heads = self._q.shape[:2]
-        partial = self._q.new_empty(rows * heads * tiling.splits * (self.dim + 2), dtype=torch.float32)
-        parts = partial.split([rows * heads * tiling.splits * size for size in (self.dim, 1, 1)])
-        self._launch(
-            tiling, self._step.sizes.requests, 1, parts, self._step.row_indptr, narrow_rows, narrow=True
-        )
+        num_parts = tiling.splits if shared is None else 2 * tiling.splits
+        partial = self._q.new_empty(rows * heads * num_parts * (self.dim + 2), dtype=torch.float32)
+        parts = partial.split([rows * heads * num_parts * size for size in (self.dim, 1, 1)])
+        everybody = _Launch(self._step.sizes.requests, 1, self._step.row_indptr, narrow=True)
+        if shared is not None:
+            tiles = _Launch(self._step.tiles, 1, self._step.tile_first, narrow=False, is_prefix=True)
+            self._launch(shared, tiles, parts, narrow_rows)
+            everybody = replace(everybody, cascades=True)
+        self._launch(tiling, everybody, parts, narrow_rows)
         wide = len(self._step.wide_requests(narrow_rows))
         rows_each = int(self._step.rows_descending[wide])
         merge_kernel[((self._step.sizes.requests - wide) * rows_each, heads)](
             *parts,
             self._group.columns,
+            self._step.shared,
             self._step.row_indptr,
             self._step.by_rows,
             self._out,
@@ -312,6 +336,7 @@ class _Attending:
             ROWS=tiling.rows,
             COLUMNS=tiling.columns,
             SPLITS=tiling.splits,
+            PARTS=num_parts,
             SHORTEST=SHORTEST_SPAN,
             MASKED=self._group.masks is not None,
         )
@@ -320,21 +345,12 @@ class _Attending:
         """The listed requests, in tiles of rows."""
         tiles = triton.cdiv(self._step.max_rows * self.group_size, tiling.rows)
         unused = (self._out, self._out, self._out)
-        self._launch(tiling, len(requests), tiles, unused, requests, narrow_rows, narrow=False)
+        self._launch(tiling, _Launch(len(requests), tiles, requests, narrow=False), unused, narrow_rows)
 
-    def _launch(
-        self,
-        tiling: Tiling,
-        requests: int,
-        tiles: int,
-        parts: tuple[Tensor, ...],
-        listed: Tensor,
-        narrow_rows: int,
-        narrow: bool,
-    ) -> None:
-        group, step = self._group, self._step
+    def _launch(self, tiling: Tiling, launch: _Launch, parts: tuple[Tensor, ...], narrow_rows: int) -> None:
+        group, step, listed = self._group, self._step, launch.listed
         masks = group.masks or MaskTensors(listed, listed, listed[None])
-        attend_kernel[(requests * tiles, self.kv_heads, tiling.splits)](
+        attend_kernel[(launch.requests * launch.tiles, self.kv_heads, tiling.splits)](
             self._q,
             self._q.stride(0),
             self._pages,
@@ -343,6 +359,8 @@ class _Attending:
             group.columns,
             step.row_indptr,
             listed,
+            step.tile_stop,
+            step.shared,
             self._out,
             *parts,
             masks.index,
@@ -351,7 +369,7 @@ class _Attending:
             masks.words.shape[1],
             self._scale,
             self.kv_heads,
-            tiles,
+            launch.tiles,
             narrow_rows,
             GROUP=self.group_size,
             DIM=self.dim,
@@ -361,8 +379,10 @@ class _Attending:
             COLUMNS=tiling.columns,
             SPLITS=tiling.splits,
             SHORTEST=SHORTEST_SPAN,
-            NARROW=narrow,
+            NARROW=launch.narrow,
             MASKED=group.masks is not None,
+            CASCADE=launch.cascades,
+            PREFIX=launch.is_prefix,
             PRECISION="ieee" if self._q.dtype == torch.float32 else "tf32",
             num_warps=tiling.warps,
             num_stages=tiling.stages,

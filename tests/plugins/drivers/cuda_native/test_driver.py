@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -15,14 +16,15 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from pie_core.contracts.driver import Driver, DriverRequest
-from pie_core.contracts.forward import Float32, ProbeKind, last_accepted
+from pie_core.contracts.forward import Float32, PrefixGroups, ProbeKind, last_accepted
 from pie_core.errors import ForwardError, LoadError
 from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
 from pie_core.testing.batches import Context, FromTicket, Probe, Request, Sample, Stepper, probe_values
-from pie_plugins.drivers.cuda_native import cuda_graphs, pie_drivers
+from pie_plugins.drivers.cuda_native import batch_tensors, cuda_graphs, pie_drivers
 from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, bucket_sizes
 from pie_plugins.drivers.cuda_native.memory import GRAPH_RESERVE, MemoryUse, pages_that_fit
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
+from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
 from pie_plugins.drivers.cuda_native.step_runner import StepRunner
 from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
 from tests.plugins.models.reference import ARCHITECTURES, portable, tiny
@@ -314,3 +316,66 @@ def test_graphs_are_recorded_with_progress() -> None:
     )
     declaration.load(request).close()
     assert seen.count("recording graphs") == len(cuda_graphs.bucket_sizes(4))
+
+
+PREFIX, COUNT = 208, 24  # 13 pages of 16; two tiles
+
+
+def forked(stepper: Stepper, count: int) -> list[Context]:
+    """Contexts with a prefix in common."""
+    first = stepper.context()
+    stepper.run([Request(first, [(5 * row) % 300 for row in range(PREFIX)], samples=[Sample()])])
+    return [first, *(stepper.fork(first) for _ in range(count - 1))]
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_prefix_that_is_read_together_gives_the_same_logits(
+    monkeypatch: pytest.MonkeyPatch, graphs: bool
+) -> None:
+    together: list[int] = []
+    plan = batch_tensors.plan_tiles
+
+    def noting(*arguments: Any) -> Any:
+        planned = plan(*arguments)
+        together.append(planned.count)
+        return planned
+
+    monkeypatch.setattr(batch_tensors, "plan_tiles", noting)
+    found = []
+    for groups in ([], [(0, COUNT, PREFIX)]):
+        stepper = Stepper(cuda_native(checkpoint(), max_batch_requests=32, cuda_graphs=graphs))
+        requests = [
+            Request(context, [place + 1], samples=[Sample()], probes=[Probe(ProbeKind.LOGITS)])
+            for place, context in enumerate(forked(stepper, COUNT))
+        ]
+        for request in requests:
+            stepper.make_room(request.context, 1)
+        columns = np.array(groups, np.int32).reshape(-1, 3).T
+        batch = replace(stepper.build(requests), prefixes=PrefixGroups(*columns))
+        result = stepper.collect(stepper.submit_batch(requests, batch))
+        found.append(np.stack([probe_values(result, place) for place in range(COUNT)]))
+    assert together == [2]
+    assert np.linalg.norm(found[0] - found[1]) <= 1e-5 * np.linalg.norm(found[0])
+
+
+@pytest.mark.parametrize(
+    ("groups", "first", "stop"),
+    [
+        ([(0, 16, 300)], [0], [16]),
+        ([(0, 17, 300)], [0], [16]),
+        ([(0, 20, 300)], [0, 16], [16, 20]),
+        ([(1, 3, 100), (3, 6, 3000)], [3, 1], [6, 3]),
+        ([(0, 8, 100), (8, 10, 100)], [], []),
+        ([(0, 8, 9000), (20, 22, 5000)], [0], [8]),
+    ],
+    ids=["one tile", "a lonely last", "two tiles", "most saved first", "too little saved", "not eligible"],
+)
+def test_tiles_of_shared_prefixes(
+    groups: list[tuple[int, int, int]], first: list[int], stop: list[int]
+) -> None:
+    eligible = np.ones(22, np.bool_)
+    eligible[21] = False
+    tiles = plan_tiles(PrefixGroups(*np.array(groups, np.int32).T), eligible)
+    assert (tiles.first.tolist(), tiles.stop.tolist()) == (first, stop)
+    covered = {place for low, high in zip(first, stop, strict=True) for place in range(low, high)}
+    assert set(np.flatnonzero(tiles.columns).tolist()) == covered

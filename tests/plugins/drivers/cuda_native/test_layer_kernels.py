@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pie_core.contracts.forward import PrefixGroups
 from pie_plugins.drivers.cuda_native.kernels import Angles
+from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
 from pie_plugins.drivers.cuda_native.step_tensors import MaskTensors, StepTensors
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import AttentionHeads
@@ -144,3 +146,42 @@ def test_a_bucket_s_idle_rows_do_not_reach_the_others() -> None:
     wide = on_device(replace(host), 4)
     kernels("triton").prepare(wide, torch.zeros(8, dtype=torch.int32, device=DEVICE), vocab_size=100)
     assert wide.groups[0].columns.tolist() == [*exact.groups[0].columns.tolist(), 1]
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    groups=st.lists(st.tuples(st.integers(2, 19), st.sampled_from([4, 8, 40])), min_size=1, max_size=2),
+    alone=st.integers(0, 2),
+    heads=st.sampled_from([(1, 2), (2, 1), (4, 2)]),
+    seed=st.integers(0, 99),
+)
+def test_attention_over_shared_prefixes_equals_the_plain_one(
+    groups: list[tuple[int, int]], alone: int, heads: tuple[int, int], seed: int
+) -> None:
+    """Groups of requests share so many pages; behind them, and for those without a group, everybody has own pages."""
+    page_size, dim = 8, 16
+    chance = np.random.default_rng(seed)
+    lengths, pages, prefixes = [], [], ([], [], [])
+    for count, shared in groups:
+        together = chance.integers(0, PAGES, shared).tolist()
+        for part, value in zip(prefixes, (len(pages), len(pages) + count, shared * page_size), strict=True):
+            part.append(value)
+        for _ in range(count):
+            own = int(chance.integers(0, 30))
+            lengths.append(shared * page_size + own)
+            pages.append(together + chance.integers(0, PAGES, own // page_size + 1).tolist())
+    for _ in range(alone):
+        lengths.append(int(chance.integers(0, 60)))
+        pages.append(chance.integers(0, PAGES, lengths[-1] // page_size + 1).tolist())
+    host = host_step([1] * len(pages), lengths, pages, [0] * len(pages))
+    planned = PrefixGroups(*(np.array(part, np.int32) for part in prefixes))
+    host.tiles = plan_tiles(planned, np.ones(len(pages), np.bool_), least_saved=1)
+    step = on_device(host, page_size)
+    assert step.tiles == sum(-(-(count - 1) // 16) for count, _ in groups)
+    kernels("torch").prepare(step, torch.zeros(8, dtype=torch.int32, device=DEVICE), vocab_size=10**6)
+    q = random(len(pages), heads[0] * heads[1], dim, seed=seed)
+    cached = random(PAGES, 2, heads[1], page_size, dim, seed=1)
+    expected, found = (
+        kernels(name).attend(q, cached, step.groups[0], step, 0.25) for name in ("torch", "triton")
+    )
+    assert_close(found, expected)
