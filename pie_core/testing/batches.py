@@ -11,7 +11,7 @@ gives contexts room, builds the batch with `build_batch`, submits it, and keeps 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from pie_core.contracts.forward import (
     Int32,
     MediaSpans,
     PageTable,
+    PrefixGroups,
     ProbeKind,
     Probes,
     Samplers,
@@ -231,6 +232,11 @@ class Stepper:
     def build(self, requests: Sequence[Request]) -> ForwardBatch:
         slots = [self._state_slots(request) for request in requests]
         return build_batch(requests, self.driver.capabilities, slots)
+
+    def grouped(self, requests: Sequence[Request], groups: Sequence[tuple[int, int, int]]) -> ForwardBatch:
+        """The batch, with requests `first` to `stop` sharing so many rows."""
+        first, stop, rows = np.array(groups, np.int32).reshape(-1, 3).T
+        return replace(self.build(requests), prefixes=PrefixGroups(first, stop, rows))
 
     def submit_batch(self, requests: Sequence[Request], batch: ForwardBatch) -> Ticket:
         ticket = self.driver.submit(batch)

@@ -18,6 +18,7 @@ from pie_core.contracts.forward import (
     ForwardResult,
     MediaSpans,
     PageTable,
+    PrefixGroups,
     ProbeKind,
     Probes,
     Samplers,
@@ -70,7 +71,8 @@ def scene(known: Known) -> Scene:
         driver.load_adapter(adapter, ADAPTERS[adapter])
     handles = [driver.encode_media(ITEM), driver.encode_media(replace(ITEM, kind="audio"))]
     contexts = [stepper.context() for _ in range(4)]
-    stepper.run([Request(context, [1, 2, 3, 4, 5, context.id]) for context in contexts])
+    stepper.run([Request(context, [context.id, 2, 3, 4, 5, 6]) for context in contexts])
+    contexts.append(stepper.fork(contexts[1]))
     first = Request(contexts[0], [6, 7, 8], drafts=2, samples=[Sample(0), Sample(1), Sample(2)])
     second = Request(contexts[3], [9, 10], samples=[Sample()])
     ticket = stepper.submit([first, second])
@@ -110,11 +112,13 @@ def scene(known: Known) -> Scene:
                 Probe(ProbeKind.HIDDEN, 5),
             ],
         ),
+        Request(contexts[4], [21]),
         Request(contexts[2], [18, 19, 20], drafts=1, samples=[Sample(1, temperature=5.0), Sample(2)]),
     ]
     for request in requests:
         stepper.make_room(request.context, len(request.tokens))
-    return Scene(driver, ticket, _with_draft(stepper.build(requests), known.draft))
+    batch = stepper.grouped(requests, [(1, 3, OPTIONS.page_size)])
+    return Scene(driver, ticket, _with_draft(batch, known.draft))
 
 
 def _with_draft(batch: ForwardBatch, draft: int) -> ForwardBatch:
@@ -207,7 +211,7 @@ def test_the_same_batch_is_answered_alike_and_uses_everything() -> None:
     result = answer(scene(known()))
     assert observed(scene(known())) == observed(scene(known()))
     assert result.failed == {}
-    assert result.accepted.tolist() == [0, 0, 1]
+    assert result.accepted.tolist() == [0, 0, 0, 1]
     assert len(result.draft_tokens) == 2
     empty = [path for path in PATHS if not array_at(scene(Known(0, 0)).batch, path).size]
     assert empty == []
@@ -221,7 +225,10 @@ def test_a_field_is_read(path: str) -> None:
 
 
 def test_every_kind_of_part_is_among_them() -> None:
-    declared = {ForwardBatch, TokenRefs, PageTable, StateTable, AttentionMasks, Samplers, Probes, MediaSpans}
+    declared = {
+        *(ForwardBatch, TokenRefs, PageTable, StateTable, AttentionMasks, Samplers, Probes, MediaSpans),
+        PrefixGroups,
+    }
     names = {field.name for kind in declared for field in fields(kind)}
-    holders = {"cache", "tokens", "masks", "samplers", "probes", "media", "history"}
+    holders = {"cache", "tokens", "masks", "samplers", "probes", "media", "history", "prefixes"}
     assert {path.rpartition(".")[2] for path in PATHS} == names - holders | {"tokens"}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import StateTable
+from pie_core.testing.batch_checks import broken_promises
 from pie_core.testing.batches import Request, Stepper
 from pie_core.testing.driver_contract.subject import DriverSubject
 
@@ -169,6 +172,40 @@ class CachingContract(DriverSubject):
         assert not self.same(answers[0], answers[1])
         assert self.same(self.ask(stepper, children[2], tail[1:]), answers[0])
         assert self.same(self.ask(stepper, stepper.context(), prompt + tail), answers[0])
+
+    def test_requests_that_share_their_first_pages_answer_alike_grouped_or_not(
+        self, stepper: Stepper
+    ) -> None:
+        sizes = [
+            stepper.book.spaces[group].page_size for group in self.groups(stepper.driver, "paged", "latent")
+        ]
+        if not sizes:
+            pytest.skip("keeps no rows for as long as a context lives")
+        size = math.lcm(*sizes)
+        parent, stranger = stepper.context(), stepper.context()
+        stepper.run([Request(parent, self.prompt(stepper.driver, 2 * size + 1))])
+        stepper.run([Request(stranger, self.prompt(stepper.driver, size + 3, seed=1))])
+        close = [stepper.fork(parent) for _ in range(3)]
+        stepper.run(
+            [Request(each, self.prompt(stepper.driver, 1 + size * i, seed=i)) for i, each in enumerate(close)]
+        )
+        tails = [self.prompt(stepper.driver, rows, seed=9) for rows in (1, 1, 2, 1, 1)]
+        contexts = [close[0], stranger, parent, *close[1:]]
+        answers = []
+        for groups in ([], [(2, 5, 2 * size)], [(3, 5, size)]):
+            forks = [stepper.fork(each) for each in contexts]
+            requests = [
+                self.asking(Request(each, tail), stepper.driver)
+                for each, tail in zip(forks, tails, strict=True)
+            ]
+            for each in requests:
+                stepper.make_room(each.context, len(each.tokens))
+            batch = stepper.grouped(requests, groups)
+            assert broken_promises(batch, stepper.book.spaces) == []
+            result = stepper.collect(stepper.submit_batch(requests, batch))
+            answers.append([self.answer(stepper.driver, result, place, 1) for place in range(len(contexts))])
+        for others in answers[1:]:
+            assert all(self.same(one, other) for one, other in zip(answers[0], others, strict=True))
 
     def test_positions_decide_and_kv_indexes_do_not(self, stepper: Stepper) -> None:
         if not self.rows_groups(stepper.driver):

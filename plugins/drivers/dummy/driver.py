@@ -30,6 +30,7 @@ from pie_plugins.drivers.dummy.hashing import Words, digest_word, mix
 from pie_plugins.drivers.dummy.kv_cache import UNIT_BYTES
 from pie_plugins.drivers.dummy.model import Attachments, DummyModel, check_page_ids
 from pie_plugins.drivers.dummy.options import DummyOptions
+from pie_plugins.drivers.dummy.prefixes import read_together, wrong_groups
 from pie_plugins.drivers.dummy.proposals import Proposer, scratch_pages
 from pie_plugins.drivers.dummy.refusals import used_features
 from pie_plugins.drivers.dummy.sampler import Head, read_probes, verify_drafts
@@ -114,7 +115,7 @@ class DummyDriver:
 
     def _interpret(self, batch: ForwardBatch, ticket: Ticket, busy_s: float) -> ForwardResult:
         self._check_batch(batch, ticket)
-        step = resolve(batch, self._finished)
+        step = resolve(read_together(batch, self._step_level.cache), self._finished)
         self._check_requests(step)
         words = self._model.run(step, self._attachments)
         sampled = words[step.samplers.rows]
@@ -146,6 +147,8 @@ class DummyDriver:
         for table, space in zip(batch.cache, self._step_level.cache, strict=True):
             if complaint := check_page_ids(table, space):
                 raise ForwardError(f"driver 'dummy': {complaint}")
+        if complaint := wrong_groups(batch):
+            raise ForwardError(f"driver 'dummy': {complaint}")
 
     def _check_requests(self, step: ResolvedStep) -> None:
         vocab_size = self._step_level.vocab_size
