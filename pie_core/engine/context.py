@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pie_core.contracts.sampling import derive_stream
 from pie_core.engine.evictions import Evictions
 from pie_core.engine.history import History
-from pie_core.engine.messages import Command
+from pie_core.engine.messages import Command, SamplerSpec
 from pie_core.errors import PieError
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
 from pie_core.kv_pages.context_pages import ContextPages
@@ -55,6 +55,7 @@ class Context:
     last_generation: GenerationEnd | None = None
     prefix: list[bytes] = field(default_factory=list)  # keys of its first blocks, see scheduler.prefixes
     last_used: int = 0  # a count of passes that ended
+    sampler: SamplerSpec | None = None  # of its last pass, which a Step repeats
 
     @property
     def length(self) -> int:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pie_core.engine.context import Context
 from pie_core.engine.messages import (
     Ack,
+    Answer,
     CreateContext,
-    Event,
     ForkContext,
     OpenSnapshot,
     ReadTokens,
@@ -26,7 +26,7 @@ from pie_core.kv_pages.context_pages import Cache, ContextPages
 
 class Contexts:
     def __init__(
-        self, cache: Cache, snapshots: Snapshots, quotas: Quotas, emit: Callable[[Event], None]
+        self, cache: Cache, snapshots: Snapshots, quotas: Quotas, emit: Callable[[Answer], None]
     ) -> None:
         self._cache = cache
         self._quotas = quotas

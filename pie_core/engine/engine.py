@@ -23,6 +23,7 @@ from pie_core.engine.deadlines import Deadlines
 from pie_core.engine.latencies import Latencies
 from pie_core.engine.messages import (
     Ack,
+    Answer,
     BreakOff,
     Cancel,
     Command,
@@ -35,6 +36,7 @@ from pie_core.engine.messages import (
     Failed,
     ForkContext,
     Forward,
+    ForwardDone,
     Generate,
     Generated,
     ListSnapshots,
@@ -46,6 +48,9 @@ from pie_core.engine.messages import (
     SaveSnapshot,
     SnapshotNames,
     Status,
+    Step,
+    Stepped,
+    Steps,
     TruncateContext,
 )
 from pie_core.engine.options import EngineOptions
@@ -80,6 +85,7 @@ class Engine:
         self.info = _model_info(driver, model_name)
         self._clock = clock
         self._events: list[Event] = []
+        self._stepping: set[RequestId] = set()  # open Steps
         self._cache = Cache(driver.capabilities.cache, options.swap_bytes)
         self._suspensions = Suspensions(driver, self._cache, options)
         self._snapshots = Snapshots(self._cache, options, driver.capabilities.weights_revision, wall_clock)
@@ -88,7 +94,14 @@ class Engine:
         self._admission = admission = Admission(driver.capabilities, options)
         self._ahead = RunAhead(driver.capabilities, options)
         self._latencies = Latencies(clock)
-        self._passes = Passes(admission, self._ahead, self._emit, self._pass_ended, self._latencies)
+        self._passes = Passes(
+            admission,
+            self._ahead,
+            self._emit,
+            self._pass_ended,
+            self._latencies,
+            self._quotas.count_generated,
+        )
         can = driver.capabilities
         identity = (can.architecture, can.weights_revision, can.kv_dtype)
         self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
@@ -145,12 +158,19 @@ class Engine:
         )
         self._deliver_s += time.perf_counter() - begun_at
 
-    def _emit(self, event: Event) -> None:
-        self._events.append(event)
-        if isinstance(event, Generated):
-            self._quotas.count_generated(event.request, len(event.tokens))
+    def _emit(self, event: Answer) -> None:
+        self._events.append(self._in_kind(event))
         if not isinstance(event, Generated) or event.finish is not None:
             self._quotas.end_request(event.request)
+
+    def _in_kind(self, event: Answer) -> Event:
+        """A step is answered by Stepped."""
+        if event.request not in self._stepping or not isinstance(event, Failed | ForwardDone):
+            return event
+        self._stepping.remove(event.request)
+        if isinstance(event, Failed):
+            return event
+        return Stepped([event.request], event.tokens, [event.length], [event.position])
 
     def take_events(self) -> list[Event]:
         """What happened since the last call."""
@@ -177,6 +197,7 @@ class Engine:
             DeleteSnapshot: self._delete_snapshot,
             ListSnapshots: self._list_snapshots,
             EndProcess: self._end_process,
+            Steps: self._steps,
             BreakOff: self._break_off,
             Cancel: self._cancel,
             ReadStatus: self._read_status,
@@ -190,6 +211,7 @@ class Engine:
             PinRows: self._pin,
             DropContext: self._without_guesses(self._drop),
             Forward: self._passes.forward,
+            Step: self._passes.step,
             Generate: self._generate,
             BreakOff: self._without_guesses(self._passes.break_off_ended),
             SaveSnapshot: self._without_guesses(self._contexts.save),
@@ -209,6 +231,7 @@ class Engine:
         self,
         command: Forward
         | Generate
+        | Step
         | TruncateContext
         | EvictRows
         | PinRows
@@ -219,13 +242,16 @@ class Engine:
         context = self._contexts.get(command.context)
         if context is None:
             raise no_context(command.context)
-        if isinstance(command, Forward | Generate):
+        if isinstance(command, Forward | Generate | Step):
             self._quotas.add_request(command, context, self._contexts)
             self._set_deadline(command)
+        if isinstance(command, Step):
+            self._stepping.add(command.request)
         self._intake.add(context, command)
 
-    def _set_deadline(self, command: Forward | Generate) -> None:
-        timeout_s = command.timeout_s if command.timeout_s is not None else self.options.request_timeout_s
+    def _set_deadline(self, command: Forward | Generate | Step) -> None:
+        own = None if isinstance(command, Step) else command.timeout_s
+        timeout_s = own if own is not None else self.options.request_timeout_s
         if timeout_s is not None:
             self._deadlines.set(command.request, self._clock() + timeout_s)
 
@@ -248,6 +274,13 @@ class Engine:
             context.fault = error
 
     # ---- on arrival
+
+    def _steps(self, command: Steps) -> None:
+        for step in map(Step, command.requests, command.contexts, command.tokens):
+            try:
+                self._queue(step)
+            except PieError as error:
+                self._refuse(step, error)
 
     def _announce_fork(self, command: ForkContext) -> None:
         self._intake.add(self._contexts.announce_fork(command), command)

@@ -137,6 +137,26 @@ class Generate(Message, frozen=True):
     max_tokens: int  # 0: until the model's length ends
     timeout_s: float | None = None
     priority: int = 0
+    whole: bool = False  # one Generated at the end, with all tokens
+
+
+class Step(Message, frozen=True):
+    """One more turn of a loop: a token at the next position, and the sampler of the context's last pass once more.
+
+    Answered by `Stepped` or `Failed`; guesses may follow it, and priority and time limit are those of a plain pass.
+    """
+
+    request: RequestId
+    context: ContextId
+    token: int
+
+
+class Steps(Message, frozen=True):
+    """Many `Step`s at once, by place."""
+
+    requests: list[RequestId]
+    contexts: list[ContextId]
+    tokens: list[int]
 
 
 class BreakOff(Message, frozen=True):
@@ -202,6 +222,8 @@ Command = (
     | EndProcess
     | Forward
     | Generate
+    | Step
+    | Steps
     | BreakOff
     | Cancel
     | SaveSnapshot
@@ -244,6 +266,24 @@ class Generated(Message, frozen=True):
     finish: str | None
     length: int
     position: int
+
+
+class Stepped(Message, frozen=True):
+    """The ends of `Step`s, by place: one token each, and what the context is now."""
+
+    requests: list[RequestId]
+    tokens: list[int]
+    lengths: list[int]
+    positions: list[int]
+
+
+class Progress(Message, frozen=True):
+    """One more token of each of these generations, none of which has ended."""
+
+    requests: list[RequestId]
+    tokens: list[int]
+    lengths: list[int]
+    positions: list[int]
 
 
 class SnapshotOpened(Message, frozen=True):
@@ -321,19 +361,86 @@ class Status(Message, frozen=True):
     swapping: SwapUse = SwapUse()
 
 
-Event = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status
+Event = (
+    Ack
+    | Failed
+    | ForwardDone
+    | Generated
+    | Stepped
+    | Progress
+    | SnapshotOpened
+    | SnapshotNames
+    | Tokens
+    | Status
+)
+
+Answer = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status
 
 EventSink = Callable[[Sequence[Event]], None]
 
 
 def opened_by(commands: Iterable[Command]) -> list[RequestId]:
     """The requests that these commands ask for, each of which an event is going to end."""
-    return [request for each in commands if (request := getattr(each, "request", None)) is not None]
+    opened: list[RequestId] = []
+    for each in commands:
+        if type(each) is Steps:
+            opened += each.requests
+        elif (request := getattr(each, "request", None)) is not None:
+            opened.append(request)
+    return opened
 
 
 def ended_by(events: Iterable[Event]) -> list[RequestId]:
     """The requests that have no more events to come."""
-    return [each.request for each in events if type(each) is not Generated or each.finish is not None]
+    ended: list[RequestId] = []
+    for each in events:
+        if isinstance(each, Stepped):
+            ended += each.requests
+        elif not isinstance(each, Progress) and (not isinstance(each, Generated) or each.finish is not None):
+            ended.append(each.request)
+    return ended
+
+
+def one_by_one(event: Event) -> Sequence[Answer]:
+    """What an event of many requests says, as an event of each."""
+    if isinstance(event, Stepped):
+        columns = (event.requests, event.tokens, event.lengths, event.positions)
+        return [
+            ForwardDone(request, [token], [], *rest) for request, token, *rest in zip(*columns, strict=True)
+        ]
+    if isinstance(event, Progress):
+        columns = (event.requests, event.tokens, event.lengths, event.positions)
+        return [
+            Generated(request, [token], None, *rest) for request, token, *rest in zip(*columns, strict=True)
+        ]
+    return (event,)
+
+
+def by_owner(events: Iterable[Event], owner: Callable[[RequestId], int]) -> dict[int, list[Event]]:
+    """What each owner of requests is told."""
+    told: dict[int, list[Event]] = {}
+    for event in events:
+        if isinstance(event, Stepped | Progress):
+            for whose, part in _parts(event, owner).items():
+                told.setdefault(whose, []).append(part)
+        else:
+            told.setdefault(owner(event.request), []).append(event)
+    return told
+
+
+def _parts(event: Stepped | Progress, owner: Callable[[RequestId], int]) -> dict[int, Event]:
+    rows: dict[int, list[tuple[RequestId, int, int, int]]] = {}
+    for row in zip(event.requests, event.tokens, event.lengths, event.positions, strict=True):
+        rows.setdefault(owner(row[0]), []).append(row)
+    return {
+        whose: type(event)(
+            [request for request, _, _, _ in mine],
+            [token for _, token, _, _ in mine],
+            [length for _, _, length, _ in mine],
+            [position for _, _, _, position in mine],
+        )
+        for whose, mine in rows.items()
+    }
 
 
 class EnginePort(Protocol):

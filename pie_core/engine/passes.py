@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from pie_core.engine.context import Context, GenerationEnd
 from pie_core.engine.latencies import Latencies
-from pie_core.engine.messages import Ack, BreakOff, Event, Failed, Forward, Generate
+from pie_core.engine.messages import Ack, Answer, BreakOff, Failed, Forward, Generate, Sample, Step
 from pie_core.errors import InvalidRequest, NotFound, PieError
 from pie_core.ids import RequestId
 from pie_core.scheduler.admission import Admission
@@ -23,6 +23,8 @@ from pie_core.scheduler.run_ahead import RunAhead
 
 # The pass of a context is over; the error if it did not end well.
 Ended = Callable[[Context, PieError | None], None]
+# A generation has so many more tokens.
+Drew = Callable[[RequestId, int], None]
 
 
 class Passes:
@@ -32,15 +34,17 @@ class Passes:
         self,
         admission: Admission,
         ahead: RunAhead,
-        emit: Callable[[Event], None],
+        emit: Callable[[Answer], None],
         ended: Ended,
         latencies: Latencies,
+        drew: Drew,
     ) -> None:
         self._admission = admission
         self._ahead = ahead
         self._emit = emit
         self._ended = ended
         self._latencies = latencies
+        self._drew = drew
         self._running: dict[RequestId, Pass] = {}
         self._generations: dict[RequestId, Context] = {}  # running ones, and the last of each context
         self._breaks: dict[RequestId, BreakOff] = {}  # by generation: accepted and not yet carried out
@@ -50,8 +54,17 @@ class Passes:
 
     def forward(self, context: Context, command: Forward) -> None:
         asked = self._admission.forward(command, context, next(self._arrivals))
+        context.sampler = command.samples[0].sampler if asked.predictable else None
         guess = self._ahead.claim(asked)
         self._begin(command.request, asked if guess is None else guess)
+
+    def step(self, context: Context, command: Step) -> None:
+        if context.sampler is None:
+            raise InvalidRequest(
+                "nothing to repeat: the context's last pass was not one sampler on its last row"
+            )
+        samples = (Sample(0, context.sampler),)
+        self.forward(context, Forward(command.request, command.context, (command.token,), samples=samples))
 
     def generate(self, context: Context, command: Generate) -> None:
         running = self._admission.generate(command, context, next(self._arrivals))
@@ -153,7 +166,7 @@ class Passes:
         self._ahead.drop(running.context)
         generation.generated = command.consumed
         running.context.rewind(generation.start + command.consumed)
-        self._emit(generated(running, [], "cancelled"))
+        self._emit(generated(running, 0, "cancelled"))
         self._emit(Ack(request=command.request))
         self._finish(running)
 
@@ -190,15 +203,22 @@ class Passes:
     def _take_token(self, running: Pass, generation: Generation) -> None:
         if generation.first_at is None:
             self._latencies.began(generation)
-        event = continue_generation(running, generation)
-        self._emit(event)
-        if event.finish is not None:
+        before = generation.generated
+        finish = continue_generation(running, generation)
+        self._tell(running, generation.generated - before, finish)
+        if finish is not None:
             self._finish(running)
         elif (following := self._ahead.follow(running)) is not None:
-            self._running[event.request] = following
+            self._running[_request_of(following)] = following
         else:
             running.draw_next()
             self.loop.add(running)
+
+    def _tell(self, running: Pass, fresh: int, finish: str | None) -> None:
+        assert running.generation is not None
+        self._drew(_request_of(running), fresh)
+        if finish is not None or not running.generation.whole:
+            self._emit(generated(running, fresh, finish))
 
     def _finish(self, running: Pass) -> None:
         """The pass ended well; its context is free for the next."""

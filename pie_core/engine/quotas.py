@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pie_core.engine.context import Context
-from pie_core.engine.messages import Forward, Generate, ProcessUse
+from pie_core.engine.messages import Forward, Generate, ProcessUse, Step
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import LimitExceeded
 from pie_core.ids import ProcessId, RequestId, Tenant
@@ -36,7 +36,9 @@ class Quotas:
     def remove_context(self, context: Context) -> None:
         self._contexts.subtract((_of(context.process), _at(context.tenant)))
 
-    def add_request(self, command: Forward | Generate, context: Context, contexts: Iterable[Context]) -> None:
+    def add_request(
+        self, command: Forward | Generate | Step, context: Context, contexts: Iterable[Context]
+    ) -> None:
         """Raises LimitExceeded; the request counts as open until `end_request`."""
         options, process, tenant = self._options, context.process, context.tenant
         open_requests = self._requests
@@ -46,9 +48,10 @@ class Quotas:
         _refuse_beyond(
             "open requests", tenant, open_requests[_at(tenant)] + 1, options.max_requests_per_tenant
         )
-        tokens = self._tokens[process] + len(command.tokens)
+        count = 1 if isinstance(command, Step) else len(command.tokens)
+        tokens = self._tokens[process] + count
         _refuse_beyond("tokens in all", process, tokens, options.max_tokens_per_process)
-        self._refuse_too_many_pages(context, len(command.tokens), contexts)
+        self._refuse_too_many_pages(context, count, contexts)
         self._open[command.request] = context
         open_requests.update((_of(process), _at(tenant)))
         self._tokens[process] = tokens

@@ -6,7 +6,16 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pie_core.engine.messages import Cancel, Command, EnginePort, Event, Failed, Generated, ModelInfo
+from pie_core.engine.messages import (
+    Cancel,
+    Command,
+    EnginePort,
+    Event,
+    Failed,
+    Generated,
+    ModelInfo,
+    one_by_one,
+)
 from pie_core.errors import error_from_code
 from pie_core.ids import ContextId, RequestId
 from pie_core.sandbox.hosting import Pending
@@ -72,7 +81,7 @@ class EngineClient:
         return request
 
     def _receive(self, events: Sequence[Event]) -> None:
-        for event in events:
+        for event in (answer for each in events for answer in one_by_one(each)):
             if isinstance(event, Generated) and event.finish is None:
                 self._handlers[event.request](event)
             else:

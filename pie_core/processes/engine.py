@@ -23,7 +23,7 @@ from pie_core.config import parse_options
 from pie_core.contracts.driver import Driver, DriverRequest, Progress, ProgressCallback
 from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
-from pie_core.engine.messages import Command, CreateContext, EndProcess, Event, OpenSnapshot
+from pie_core.engine.messages import Command, CreateContext, EndProcess, Event, OpenSnapshot, by_owner
 from pie_core.errors import LoadError, PieError
 from pie_core.ids import ProcessId
 from pie_core.plugins import load_plugins
@@ -182,10 +182,7 @@ class EngineProcess:
     def _by_worker(self, events: Sequence[Event]) -> dict[int, Sequence[Event]]:
         if not self._has_workers:
             return {0: events}
-        found: dict[int, list[Event]] = {}
-        for event in events:
-            found.setdefault(event.request >> ID_BITS, []).append(event)
-        return dict(found)
+        return dict(by_owner(events, lambda request: request >> ID_BITS))
 
 
 def _load_driver(asked: LoadModel, report: ProgressCallback) -> Driver:

@@ -89,6 +89,7 @@ class Admission:
                 start=start,
                 stop_tokens=frozenset(command.stop_tokens),
                 max_tokens=min(command.max_tokens or space, space),
+                whole=command.whole,
             ),
         )
         context.history.extend(command.tokens)

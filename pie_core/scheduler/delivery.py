@@ -99,19 +99,22 @@ def forward_done(running: Pass) -> ForwardDone:
     )
 
 
-def continue_generation(running: Pass, generation: Generation) -> Generated:
-    """Takes the token that was drawn: it is the next row, or the end."""
-    token = running.tokens.pop(0)
+def continue_generation(running: Pass, generation: Generation) -> str | None:
+    """Takes the token that was drawn: it is the next row, or the end. Why it ends, if it does."""
+    token = running.tokens[0]
     if token in generation.stop_tokens:
-        return generated(running, [], "stop")
+        return "stop"
     generation.generated += 1
     running.context.history.append(token)
-    at_limit = generation.generated == generation.max_tokens
-    return generated(running, [token], "length" if at_limit else None)
+    return "length" if generation.generated == generation.max_tokens else None
 
 
-def generated(running: Pass, tokens: list[int], finish: str | None) -> Generated:
-    context = running.context
+def generated(running: Pass, fresh: int, finish: str | None) -> Generated:
+    """The latest `fresh` tokens, or all of them where the program wants only these."""
+    context, generation = running.context, running.generation
+    assert generation is not None
+    first = generation.start if generation.whole else context.length - fresh
+    tokens = context.history.tokens[first:].tolist()
     assert running.request is not None
     return Generated(
         request=running.request,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pie_core.engine.context import Context
-from pie_core.engine.messages import Command, DropContext, Event, Failed, ForkContext
+from pie_core.engine.messages import Answer, Command, DropContext, Failed, ForkContext
 from pie_core.errors import PieError
 from pie_core.ids import RequestId
 
@@ -22,7 +22,7 @@ class Intake:
     def __init__(
         self,
         performers: Mapping[type, Perform],
-        emit: Callable[[Event], None],
+        emit: Callable[[Answer], None],
         discarded: Callable[[Command, PieError], None],
     ) -> None:
         self._performers = performers

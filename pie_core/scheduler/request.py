@@ -56,7 +56,7 @@ class Generation:
     stop_tokens: frozenset[int]
     max_tokens: int  # already bounded by the model's length
     generated: int = 0
-    broken_off: int | None = None  # keep so many tokens and end
+    whole: bool = False  # its tokens are told all at once, at its end
     asked_at: float = 0.0  # by the engine's clock
     first_at: float | None = None  # when its first token was drawn
 

@@ -30,6 +30,7 @@ from pie_core.engine.messages import (
     SamplerSpec,
     Status,
     Tokens,
+    one_by_one,
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
@@ -114,8 +115,8 @@ class SteppedEngine:
 
     def _take_events(self) -> None:
         for event in self.engine.take_events():
-            decoded: Event = through_codec(event, Event)
-            self.events.setdefault(decoded.request, []).append(decoded)
+            for answer in one_by_one(through_codec(event, Event)):
+                self.events.setdefault(answer.request, []).append(answer)
 
     # ---- answers
 

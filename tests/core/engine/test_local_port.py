@@ -30,6 +30,7 @@ from pie_core.engine.messages import (
     Sample,
     SamplerSpec,
     Status,
+    one_by_one,
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import ForwardError
@@ -49,7 +50,7 @@ class Listener:
 
     def __call__(self, events: Sequence[Event]) -> None:
         self.batches.append(events)
-        for event in events:
+        for event in (answer for each in events for answer in one_by_one(each)):
             self.events[event.request].append(event)
         self._arrived.set()
 
@@ -141,7 +142,7 @@ def test_the_next_step_waits_for_those_who_answer_at_once() -> None:
 
             def resume(events: Sequence[Event]) -> None:
                 listener(events)
-                for event in events:
+                for event in (answer for each in events for answer in one_by_one(each)):
                     context = event.request % 10
                     rounds[context] += 1
                     if rounds[context] < 5:
