@@ -21,6 +21,7 @@ from pie_core.server.status import (
     ModelStatus,
     PluginStatus,
     ProgramStatus,
+    ReplicaStatus,
     ServerStatus,
     WorkerStatus,
 )
@@ -73,8 +74,6 @@ class Inspector:
 
     def _model(self, listed: dict[str, str], statuses: dict[ModelName, Status]) -> ModelStatus:
         name = ModelName(listed["name"])
-        engine, pid = statuses.get(name), self._app.engine_pid(name)
-        usage = None if pid is None else usage_of(pid)
         return ModelStatus(
             name=name,
             state=self._models.state(name),
@@ -82,12 +81,21 @@ class Inspector:
             driver=listed.get("driver"),
             architecture=listed.get("architecture"),
             load_s=self._app.load_seconds.get(name),
-            restarts=self._app.engine_restarts(name),
-            pid=pid,
-            cpu_s=None if usage is None else usage.cpu_s,
-            resident_bytes=None if usage is None else usage.resident_bytes,
-            engine=None if engine is None else EngineStatus.of(engine),
+            replicas=self._replicas(name, statuses.get(name)) if name in self._app.models else [],
         )
+
+    def _replicas(self, name: ModelName, engine: Status | None) -> list[ReplicaStatus]:
+        pid = self._app.engine_pid(name)
+        usage = None if pid is None else usage_of(pid)
+        return [
+            ReplicaStatus(
+                restarts=self._app.engine_restarts(name),
+                pid=pid,
+                cpu_s=None if usage is None else usage.cpu_s,
+                resident_bytes=None if usage is None else usage.resident_bytes,
+                engine=None if engine is None else EngineStatus.of(engine),
+            )
+        ]
 
     async def _workers(self) -> list[WorkerStatus]:
         found = await self._app.guest_counts(PATIENCE_S)

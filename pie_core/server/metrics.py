@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -17,7 +18,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from pie_core.engine.histograms import Distribution
-from pie_core.server.status import EngineStatus, GroupStatus, ServerStatus
+from pie_core.server.status import EngineStatus, GroupStatus, ReplicaStatus, ServerStatus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -130,8 +131,8 @@ def _of_engines(
         name,
         kind,
         text,
-        ("model",),
-        lambda status: [((model,), read(engine)) for model, engine in _engines(status)],
+        ("model", "replica"),
+        lambda status: [(of, read(engine)) for of, engine in _engines(status)],
     )
 
 
@@ -145,37 +146,45 @@ def _of_engines_by(
     """Likewise, with a second label."""
 
     def read(status: ServerStatus) -> Samples:
-        for model, engine in _engines(status):
-            for value, of in values:
-                yield (model, value), of(engine)
+        for of, engine in _engines(status):
+            for value, number in values:
+                yield (*of, value), number(engine)
 
-    return Measure(name, kind, text, ("model", label), read)
+    return Measure(name, kind, text, ("model", "replica", label), read)
 
 
-def _engines(status: ServerStatus) -> list[tuple[str, EngineStatus]]:
-    return [(model.name, model.engine) for model in status.models if model.engine is not None]
+def _replicas(status: ServerStatus) -> list[tuple[Labels, ReplicaStatus]]:
+    return [
+        ((model.name, str(place)), replica)
+        for model in status.models
+        for place, replica in enumerate(model.replicas)
+    ]
+
+
+def _engines(status: ServerStatus) -> list[tuple[Labels, EngineStatus]]:
+    return [(of, replica.engine) for of, replica in _replicas(status) if replica.engine is not None]
 
 
 def _pages(status: ServerStatus) -> Samples:
-    for model, engine in _engines(status):
+    for of, engine in _engines(status):
         for group in engine.groups:
             for state, count in _page_states(group):
-                yield (model, group.name, state), count
+                yield (*of, group.name, state), count
 
 
 def _page_states(group: GroupStatus) -> list[tuple[str, int]]:
     free = group.total - group.used - group.cached
-    return [("used", group.used), ("cached", group.cached), ("free", free)]
+    return [("used", group.used), ("cached", group.cached), ("free", free), ("swapped", group.swapped)]
 
 
 def _os_processes(status: ServerStatus) -> Iterator[tuple[Labels, float | None, int | None]]:
     """Those besides the server's own, of which prometheus_client tells."""
-    for model in status.models:
-        if model.pid is not None:
-            yield ("engine", model.name), model.cpu_s, model.resident_bytes
-    if len(status.workers) > 1 or any(model.pid is not None for model in status.models):
-        for place, worker in enumerate(status.workers):
-            yield ("worker", str(place)), worker.cpu_s, worker.resident_bytes
+    for (model, place), replica in _replicas(status):
+        if replica.pid is not None:
+            yield ("engine", f"{model} {place}"), replica.cpu_s, replica.resident_bytes
+    for number, worker in enumerate(status.workers):
+        if worker.pid != os.getpid():
+            yield ("worker", str(number)), worker.cpu_s, worker.resident_bytes
 
 
 def _child_cpu(status: ServerStatus) -> Samples:
@@ -257,9 +266,9 @@ MEASURES: tuple[Measure, ...] = (
     Measure(
         "pie_model_up",
         "gauge",
-        "Whether a model is loaded and its engine answers.",
-        ("model",),
-        lambda status: [((each.name,), each.engine is not None) for each in status.models],
+        "Whether the engine of a loaded model answers.",
+        ("model", "replica"),
+        lambda status: [(of, each.engine is not None) for of, each in _replicas(status)],
     ),
     Measure(
         "pie_model_load_seconds",
@@ -272,14 +281,14 @@ MEASURES: tuple[Measure, ...] = (
         "pie_engine_restarts",
         "counter",
         "Engine processes that were lost and replaced.",
-        ("model",),
-        lambda status: [((each.name,), each.restarts) for each in status.models],
+        ("model", "replica"),
+        lambda status: [(of, each.restarts) for of, each in _replicas(status)],
     ),
     Measure(
         "pie_kv_pages",
         "gauge",
-        "KV pages of each cache group: in use, only cached, or free.",
-        ("model", "group", "state"),
+        "KV pages of each cache group: in use, only cached, or free; and those in host memory.",
+        ("model", "replica", "group", "state"),
         _pages,
     ),
     _of_engines("pie_contexts", "gauge", "Contexts.", lambda e: e.contexts),
@@ -351,6 +360,15 @@ MEASURES: tuple[Measure, ...] = (
     ),
     _of_engines(
         "pie_replayed_tokens", "counter", "Rows that suspended contexts had.", lambda e: e.replayed_tokens
+    ),
+    _of_engines("pie_swaps", "counter", "Suspensions to host memory.", lambda e: e.swaps),
+    _of_engines("pie_swap_failures", "counter", "Swaps that a driver refused.", lambda e: e.swap_failures),
+    _of_engines_by(
+        "pie_swapped_bytes",
+        "counter",
+        "Copied to host memory, and back.",
+        "direction",
+        (("out", lambda e: e.swapped_out_bytes), ("in", lambda e: e.swapped_in_bytes)),
     ),
     _of_engines(
         "pie_failed_passes", "counter", "Passes that a driver did not compute.", lambda e: e.failed_passes

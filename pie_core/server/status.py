@@ -23,6 +23,8 @@ class GroupStatus(_Part, frozen=True, kw_only=True):
     total: int
     used: int  # by contexts and snapshots
     cached: int  # only kept because somebody may ask for the same prefix; the rest is free
+    swapped: int  # in host memory
+    swap_total: int  # for which there is room in host memory; 0: nothing is swapped
 
 
 class EngineStatus(_Part, frozen=True, kw_only=True):
@@ -45,7 +47,11 @@ class EngineStatus(_Part, frozen=True, kw_only=True):
     prefix_lookup_tokens: int  # rows of prompts that were looked for in the prefix cache
     prefix_hit_tokens: int  # ... and taken over instead of computed
     suspensions: int  # contexts that gave their pages up to others
-    replayed_tokens: int  # ... and how many rows they had
+    replayed_tokens: int  # rows of those whose way back was to compute them again
+    swaps: int  # suspensions to host memory
+    swap_failures: int  # ... that the driver refused
+    swapped_out_bytes: int
+    swapped_in_bytes: int
     failed_passes: int  # that the driver did not compute
     timeouts: int  # requests that took longer than they may
     batch_sizes: Distribution
@@ -56,22 +62,52 @@ class EngineStatus(_Part, frozen=True, kw_only=True):
     @classmethod
     def of(cls, status: Status) -> EngineStatus:
         same = {name: getattr(status, name) for name in cls.__struct_fields__ if name not in _DERIVED}
-        return cls(groups=_groups(status), driver_s=status.busy_s, **same)
+        swapping = status.swapping
+        return cls(
+            groups=_groups(status),
+            driver_s=status.busy_s,
+            swaps=swapping.suspensions,
+            swap_failures=swapping.failures,
+            swapped_out_bytes=swapping.bytes_out,
+            swapped_in_bytes=swapping.bytes_in,
+            **same,
+        )
 
 
-_DERIVED = ("groups", "driver_s")
+_DERIVED = ("groups", "driver_s", "swaps", "swap_failures", "swapped_out_bytes", "swapped_in_bytes")
 
 
 def _groups(status: Status) -> list[GroupStatus]:
-    counts = zip(status.groups, status.total_pages, status.free_pages, status.cached_pages, strict=True)
+    nothing = [0] * len(status.groups)
+    counts = zip(
+        status.groups,
+        status.total_pages,
+        status.free_pages,
+        status.cached_pages,
+        status.swapping.pages or nothing,
+        status.swapping.total_pages or nothing,
+        strict=True,
+    )
     return [
-        GroupStatus(name=name, total=total, used=total - free, cached=cached)
-        for name, total, free, cached in counts
+        GroupStatus(
+            name=name, total=total, used=total - free, cached=cached, swapped=swapped, swap_total=swap_total
+        )
+        for name, total, free, cached, swapped, swap_total in counts
     ]
 
 
+class ReplicaStatus(_Part, frozen=True, kw_only=True):
+    """One engine of a model; `engine` is null while there is none, or it does not answer within a second."""
+
+    restarts: int  # engines that were lost and replaced
+    pid: int | None  # of its process, if it has one of its own
+    cpu_s: float | None  # of that process
+    resident_bytes: int | None
+    engine: EngineStatus | None
+
+
 class ModelStatus(_Part, frozen=True, kw_only=True):
-    """One model of the configuration; `engine` is null while it has none or does not answer within a second."""
+    """One model of the configuration; it has replicas once it is loaded."""
 
     name: str
     state: ModelState
@@ -79,11 +115,7 @@ class ModelStatus(_Part, frozen=True, kw_only=True):
     driver: str | None = None
     architecture: str | None = None
     load_s: float | None = None  # how long it took to load
-    restarts: int = 0  # engines that were lost and replaced
-    pid: int | None = None  # of its engine process, if it has one of its own
-    cpu_s: float | None = None  # of that process
-    resident_bytes: int | None = None
-    engine: EngineStatus | None = None
+    replicas: list[ReplicaStatus] = []
 
 
 class WorkerStatus(_Part, frozen=True, kw_only=True):
@@ -141,6 +173,7 @@ class ServerStatus(_Part, frozen=True, kw_only=True):
 PARTS: tuple[type[msgspec.Struct], ...] = (
     ServerStatus,
     ModelStatus,
+    ReplicaStatus,
     EngineStatus,
     GroupStatus,
     Distribution,

@@ -3,7 +3,7 @@
 /** `counts[i]` values were at most `bounds[i]` and above the bound before; the last count has no bound. */
 export type Distribution = { bounds: number[]; counts: number[]; total: number };
 
-export type GroupStatus = { name: string; total: number; used: number; cached: number };
+export type GroupStatus = { name: string; total: number; used: number; cached: number; swapped: number; swap_total: number };
 
 export type EngineStatus = {
   contexts: number;
@@ -24,12 +24,24 @@ export type EngineStatus = {
   prefix_hit_tokens: number;
   suspensions: number;
   replayed_tokens: number;
+  swaps: number;
+  swap_failures: number;
+  swapped_out_bytes: number;
+  swapped_in_bytes: number;
   failed_passes: number;
   timeouts: number;
   batch_sizes: Distribution;
   step_seconds: Distribution;
   first_token_seconds: Distribution;
   between_tokens_seconds: Distribution;
+};
+
+export type ReplicaStatus = {
+  restarts: number;
+  pid: number | null;
+  cpu_s: number | null;
+  resident_bytes: number | null;
+  engine: EngineStatus | null;
 };
 
 export type ModelStatus = {
@@ -39,11 +51,7 @@ export type ModelStatus = {
   driver: string | null;
   architecture: string | null;
   load_s: number | null;
-  restarts: number;
-  pid: number | null;
-  cpu_s: number | null;
-  resident_bytes: number | null;
-  engine: EngineStatus | null;
+  replicas: ReplicaStatus[];
 };
 
 export type WorkerStatus = {

@@ -129,7 +129,7 @@ def test_metrics_count_what_happened(on_server: OnServer) -> None:
             'pie_process_ends_total{outcome="returned"} 1.0',
             'pie_requests_total{outcome="not-found",type="launch_process"} 1.0',
             'pie_logins_total{outcome="accepted"} 1.0',
-            'pie_kv_pages{group="paged",model="first",state="used"} 0.0',
+            'pie_kv_pages{group="paged",model="first",replica="0",state="used"} 0.0',
         ):
             assert line in lines
 

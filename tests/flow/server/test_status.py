@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pie_core.client import Client, SyncClient
 from pie_core.server.credentials import add_api_key
 from pie_core.server.metrics import Metrics
-from pie_core.server.status import ProgramStatus, ServerStatus
+from pie_core.server.status import EngineStatus, ModelStatus, ProgramStatus, ServerStatus
 from tests.flow.server.conftest import MODELS, Pie
 
 OnServer = Callable[..., Any]
@@ -37,6 +37,12 @@ async def started(pie: Pie, client: Client, program: str = "waits") -> Any:
     process = await client.launch(program)
     assert (await anext(aiter(process))).value == "generated"
     return process
+
+
+def engine_of(model: ModelStatus) -> EngineStatus:
+    (replica,) = model.replicas
+    assert replica.engine is not None
+    return replica.engine
 
 
 async def metrics_of(pie: Pie, key: str | None = None) -> dict[str, dict[tuple[str, ...], float]]:
@@ -69,12 +75,11 @@ def test_a_status_tells_what_runs_and_what_it_has(on_server: OnServer) -> None:
             assert running.tokens > 8
             first, second = status.models
             assert (first.state, first.driver, second.name) == ("loaded", "dummy", "second")
-            assert first.engine is not None
-            assert second.engine is not None
-            assert first.engine.first_token_seconds.count == 1
-            assert first.engine.between_tokens_seconds.count == 7
-            assert first.engine.batch_sizes.count == first.engine.steps > second.engine.steps == 0
-            (group,) = first.engine.groups
+            used, unused = engine_of(first), engine_of(second)
+            assert used.first_token_seconds.count == 1
+            assert used.between_tokens_seconds.count == 7
+            assert used.batch_sizes.count == used.steps > unused.steps == 0
+            (group,) = used.groups
             assert 0 < group.used <= group.total
             assert any(each.name == "dummy" for each in status.plugins)
             (worker,) = status.workers
@@ -119,8 +124,7 @@ def test_metrics_and_status_tell_the_same(on_server: OnServer) -> None:
         async with pie.client() as client:
             await client.run("text-completion", {"prompt": "Hi", "max_tokens": 5})
             status, metrics = await client.status(), await metrics_of(pie)
-            engine = status.models[0].engine
-            assert engine is not None
+            engine = engine_of(status.models[0])
             for name, value in (
                 ("pie_steps_total", engine.steps),
                 ("pie_passes_total", engine.passes),
@@ -134,12 +138,12 @@ def test_metrics_and_status_tell_the_same(on_server: OnServer) -> None:
                 ("pie_model_up", 1),
                 ("pie_engine_restarts_total", 0),
             ):
-                assert metrics[name]["first",] == value, name
+                assert metrics[name]["first", "0"] == value, name
             phases = metrics["pie_step_phase_seconds_total"]
-            assert phases["first", "driver"] == engine.driver_s
-            assert phases["first", "schedule"] > 0 < phases["first", "deliver"]
+            assert phases["first", "driver", "0"] == engine.driver_s
+            assert phases["first", "schedule", "0"] > 0 < phases["first", "deliver", "0"]
             states = ("used", "cached", "free")
-            pages = [metrics["pie_kv_pages"][engine.groups[0].name, "first", state] for state in states]
+            pages = [metrics["pie_kv_pages"][engine.groups[0].name, "first", "0", state] for state in states]
             assert sum(pages) == engine.groups[0].total
             assert metrics["pie_launches_total"][()] == metrics["pie_process_ends_total"]["returned",] == 1
             assert metrics["pie_processes"][()] == 0
@@ -156,9 +160,9 @@ def test_buckets_count_everything_up_to_their_bound(on_server: OnServer) -> None
         async with pie.client() as client:
             await client.run("text-completion", {"prompt": "Hi", "max_tokens": 3})
         buckets = (await metrics_of(pie))["pie_batch_size_bucket"]
-        counts = [count for (bound, model), count in buckets.items() if model == "first"]
+        counts = [count for (_, model, _), count in buckets.items() if model == "first"]
         assert counts == sorted(counts)
-        assert buckets["1.0", "first"] == buckets["+Inf", "first"] == counts[-1] > 0
+        assert buckets["1.0", "first", "0"] == buckets["+Inf", "first", "0"] == counts[-1] > 0
 
     on_server(scenario)
 
@@ -190,10 +194,10 @@ def test_an_engine_that_does_not_answer_is_left_out_and_nobody_waits(
             patch.setattr(engine, "request", lambda build, take: _Unanswered())
             async with pie.client() as client, asyncio.timeout(5):
                 first, second = (await client.status()).models
-                assert first.engine is None
-                assert second.engine is not None
+                assert first.replicas[0].engine is None
+                assert second.replicas[0].engine is not None
                 up = (await metrics_of(pie))["pie_model_up"]
-                assert (up["first",], up["second",]) == (0, 1)
+                assert (up["first", "0"], up["second", "0"]) == (0, 1)
 
     on_server(scenario)
 
@@ -218,15 +222,15 @@ def test_engine_and_worker_processes_are_told_apart(on_server: OnServer) -> None
     async def scenario(pie: Pie) -> None:
         async with pie.client() as client:
             status = await client.status()
-            model = status.models[0]
-            assert model.pid is not None
-            assert model.resident_bytes is not None
-            assert model.resident_bytes > 1 << 20
+            (replica,) = status.models[0].replicas
+            assert replica.pid is not None
+            assert replica.resident_bytes is not None
+            assert replica.resident_bytes > 1 << 20
             assert len(status.workers) == 2
-            assert len({model.pid, *(worker.pid for worker in status.workers)}) == 3
+            assert len({replica.pid, *(worker.pid for worker in status.workers)}) == 3
             metrics = await metrics_of(pie)
             names = set(metrics["pie_child_cpu_seconds_total"])
-            assert names == {("first", "engine"), ("0", "worker"), ("1", "worker")}
+            assert names == {("first 0", "engine"), ("0", "worker"), ("1", "worker")}
 
     models = MODELS.splitlines()
     on_server(scenario, models="\n".join(models[:3]), runtime="workers: 2")
