@@ -1,8 +1,10 @@
 """The examples of docs/write-an-inferlet.md, as one program."""
 
 import asyncio
+import json
+import time
 
-from inferlet import Context, Entropy, Logprobs, Model, Sampler, session
+from inferlet import Context, Entropy, Logprobs, Model, Sampler, session, tools
 from inferlet.errors import InferletError, NotFound
 
 
@@ -37,6 +39,27 @@ async def more_likely(ctx, yes, no):
     handle = forward.probe(len(tokens) - 1, Logprobs([yes, no]))
     first, second = (await forward.execute()).logprobs(handle)
     return yes if first > second else no
+
+
+async def with_tools(ctx, functions, question):
+    """Answers calls until the model writes none."""
+    ctx.equip([{"name": name, "description": function.__doc__} for name, function in functions.items()])
+    ctx.user(question)
+    while True:
+        decoder, events, written = tools.Decoder(ctx.model), [], []
+        async for tokens in ctx.generate(Sampler.argmax(), max_tokens=64).stream_tokens():
+            events.append(decoder.feed(tokens))
+            written += tokens
+        calls = [each for each in [*events, *decoder.finish()] if isinstance(each, tools.Event.Call)]
+        if not calls:
+            return ctx.model.tokenizer().decode(written)
+        for call in calls:
+            ctx.tool_result(call.name, functions[call.name](**json.loads(call.arguments)), call.id)
+
+
+def clock():
+    """The time of day."""
+    return time.strftime("%H:%M")
 
 
 async def best_of(ctx, count):
@@ -80,4 +103,8 @@ async def main(input):
         await Context(model).forward().execute()
     except InferletError as error:
         report["refused"] = error.code
+    try:
+        report["time"] = await with_tools(Context(model), {"clock": clock}, "What time is it?")
+    except InferletError as error:  # a template that knows no tools
+        report["time"] = error.code
     return report

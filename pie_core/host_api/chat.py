@@ -32,6 +32,16 @@ def turn_tokens(guest: ProgramState, model: ServedModel, role: str, text: str) -
     return model.text.turn_tokens(role, text)
 
 
+@interface.function("tool-tokens")
+def tool_tokens(guest: ProgramState, model: ServedModel, tools: str) -> list[int]:
+    return model.text.tool_tokens(tools)
+
+
+@interface.function("result-tokens")
+def result_tokens(guest: ProgramState, model: ServedModel, name: str, content: str) -> list[int]:
+    return model.text.result_tokens(name, content)
+
+
 @interface.function("decoder.create")
 def create(guest: ProgramState, model: ServedModel, kind: str) -> HostDecoder:
     return HostDecoder(model.text.decoder(kind))
@@ -40,6 +50,11 @@ def create(guest: ProgramState, model: ServedModel, kind: str) -> HostDecoder:
 @interface.function("decoder.feed")
 def feed(guest: ProgramState, decoder: HostDecoder, tokens: list[int]) -> list[Event]:
     return decoder.decoder.feed(tokens)
+
+
+@interface.function("decoder.finish")
+def finish(guest: ProgramState, decoder: HostDecoder) -> list[Event]:
+    return decoder.decoder.finish()
 
 
 @interface.function("decoder.reset")

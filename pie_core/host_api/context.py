@@ -268,6 +268,24 @@ def add_text(guest: ProgramState, context: HostContext, role: str, text: str) ->
     context.transcript.add_text(role, text)
 
 
+@interface.function("context.equip")
+def equip(guest: ProgramState, context: HostContext, tools: str) -> None:
+    context.check_usable()
+    context.transcript.equip(tools)
+
+
+@interface.function("context.add-tool-call")
+def add_tool_call(guest: ProgramState, context: HostContext, name: str, arguments: str, id_: str) -> None:
+    context.check_usable()
+    context.transcript.add_tool_call(name, arguments, id_)
+
+
+@interface.function("context.add-tool-result")
+def add_tool_result(guest: ProgramState, context: HostContext, name: str, content: str, id_: str) -> None:
+    context.check_usable()
+    context.transcript.add_tool_result(name, content, id_)
+
+
 @interface.function("context.cue")
 def cue(guest: ProgramState, context: HostContext) -> None:
     context.check_usable()

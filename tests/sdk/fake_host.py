@@ -234,6 +234,18 @@ class Context(Resource):
         self.use("add_text")
         self.waiting += turn(role, text)
 
+    def equip(self, tools: str) -> None:
+        self.use("equip")
+        self.waiting += turn("user", tools)
+
+    def add_tool_call(self, name: str, arguments: str, call_id: str) -> None:
+        self.use("add_tool_call")
+        self.waiting += turn("assistant", f"{name} {arguments} {call_id}")
+
+    def add_tool_result(self, name: str, content: str, call_id: str) -> None:
+        self.use("add_tool_result")
+        self.waiting += turn("user", f"{name} {content} {call_id}")
+
     def cue(self) -> None:
         self.use("cue")
         if not self.waiting or self.waiting[-1] != CUE:
@@ -543,7 +555,18 @@ class Decoder(Resource):
 
     def reset(self) -> None:
         self.text = ""
-        self.thinking = False
+        self.thinking = self.calling = False
+
+    def finish(self) -> list[Event]:
+        """A block or a call that is open ends as it is."""
+        if self.kind == "chat":
+            events = [Event("done", self.text, 0)]
+        elif self.kind == "reasoning":
+            events = [Event("complete", self.text, 0)] if self.thinking else []
+        else:
+            events = [Event("invalid", "(oh", 0)] if self.calling else []
+        self.reset()
+        return events
 
     def feed(self, tokens: Sequence[int]) -> list[Event]:
         return [event for token in tokens for event in self._meaning(token)]
@@ -567,6 +590,7 @@ class Decoder(Resource):
             ")": Event("call", '{"name": "f", "arguments": {"city": "東京"}}', 0),
             chr(END): Event("invalid", "(oh", 0),
         }
+        self.calling = chr(token) == "(" or (self.calling and chr(token) not in known)
         return [known[chr(token)]] if chr(token) in known else []
 
     def _thought(self, token: int) -> list[Event]:
@@ -619,6 +643,8 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "Decoder": Decoder,
         "stop_tokens": lambda model: [END],
         "turn_tokens": lambda model, role, text: turn(role, text),
+        "tool_tokens": lambda model, tools: turn("user", tools),
+        "result_tokens": lambda model, name, content: turn("user", f"{name} {content}"),
     },
     "session": {
         "PendingMessage": PendingMessage,

@@ -23,6 +23,20 @@ def test_fillers_chain_and_fill_the_buffer(model: Model) -> None:
     assert ctx.seq_len == 0
 
 
+def test_tools_are_described_called_and_answered(model: Model) -> None:
+    ctx = Context(model).equip([{"name": "f"}, '{"name": "g"}'])
+    ctx.tool_call("f", {"city": "東京"}).tool_call("g", "{}", "id").tool_result("f", {"n": 1}).tool_result(
+        "g", "x", "id"
+    )
+    assert ctx.buffer() == [
+        *turn("user", '[{"name": "f"}, {"name": "g"}]'),
+        *turn("assistant", 'f {"city": "東京"} '),
+        *turn("assistant", "g {} id"),
+        *turn("user", 'f {"n": 1} '),
+        *turn("user", "g x id"),
+    ]
+
+
 def test_flush_writes_the_buffer_once(model: Model, world: World) -> None:
     async def main() -> None:
         ctx = Context(model).user("hello")
@@ -130,7 +144,7 @@ def test_an_unknown_model_is_not_found() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("append_image", [b""]), ("append_video", [b""]), ("equip", [[]]), ("set_bid", [1.0]), ("idle", [])],
+    [("append_image", [b""]), ("append_video", [b""]), ("set_bid", [1.0]), ("idle", [])],
 )
 def test_what_this_version_lacks_is_refused_by_name(model: Model, name: str, arguments: list[object]) -> None:
     with pytest.raises(Unsupported, match=f"Context.{name}"):

@@ -57,6 +57,25 @@ def test_a_tool_decoder_reports_calls_and_what_is_none() -> None:
     assert decoder.feed([]) == tools.Event.Idle()
 
 
+def test_tools_and_answers_can_be_had_as_tokens() -> None:
+    model = Model.load()
+    assert tools.equip_prefix(model, [{"name": "f"}]) == turn("user", '[{"name": "f"}]')
+    assert tools.answer_prefix(model, "f", [1]) == turn("user", "f [1]")
+
+
+def test_decoders_give_what_is_left_when_no_more_tokens_come() -> None:
+    model = Model.load()
+    spoken, thought, called = chat.Decoder(model), reasoning.Decoder(model), tools.Decoder(model)
+    spoken.feed([104, 256, 105])
+    assert spoken.finish() == [chat.Event.Interrupt(256), chat.Event.Delta("i"), chat.Event.Done("hi")]
+    thought.feed(b"<ab")
+    assert thought.finish() == [reasoning.Event.Delta("ab"), reasoning.Event.End("ab")]
+    called.feed(b"(x)(")
+    call = tools.Event.Call("f", '{"city": "東京"}')
+    assert called.finish() == [call, tools.Event.Start(), tools.Event.Invalid("(oh")]
+    assert (thought.finish(), called.finish()) == ([], [])
+
+
 def test_messages_pass_while_other_tasks_run(world: World) -> None:
     world.inbox += [(2_000_000_000, "hello"), (3_000_000_000, None)]
 

@@ -87,16 +87,26 @@ class Decoder:
     def feed(self, tokens: Iterable[int]) -> AnyEvent:
         """One event for this batch; with several, the others come with the next batches, the end at once."""
         event = self._queue.next(self.events(tokens))
-        if event is None:
-            return Event.Idle()
-        if event.kind == "interrupt":
-            return Event.Interrupt(event.token)
-        return Event.Done(event.text) if event.kind == "done" else Event.Delta(event.text)
+        return Event.Idle() if event is None else _event(event)
 
     def events(self, tokens: Iterable[int]) -> list[bindings.Event]:
         """Everything that this batch meant, as the host reports it."""
         return call(self._handle.feed, list(tokens))
 
+    def finish(self) -> list[AnyEvent]:
+        """Everything that is left when no more tokens come; the last event is Done, with all of the turn's text."""
+        return [_event(event) for event in self._queue.rest(self.unfinished_events())]
+
+    def unfinished_events(self) -> list[bindings.Event]:
+        """What ends a turn that was cut off, as the host reports it."""
+        return self._handle.finish()
+
     def reset(self) -> None:
         self._handle.reset()
         self._queue.clear()
+
+
+def _event(event: bindings.Event) -> AnyEvent:
+    if event.kind == "interrupt":
+        return Event.Interrupt(event.token)
+    return Event.Done(event.text) if event.kind == "done" else Event.Delta(event.text)

@@ -6,13 +6,14 @@ generation that runs inside the engine. `settled()` hands both over, so every ot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from wit_world.imports import context as bindings
 
-from inferlet import chat
+from inferlet import chat, tools
 from inferlet.errors import InvalidRequest, not_in_this_version
 from inferlet.forward import Forward
 from inferlet.generation import EngineLoop, GenerateOptions, Generator
@@ -142,6 +143,25 @@ class Context:
     def assistant(self, message: str) -> Context:
         return self._add("assistant", message)
 
+    def equip(self, functions: Sequence[tools.Description]) -> Context:
+        """Describes tools to the model as its template does, in front of everything else."""
+        call(self.settled().equip, tools.descriptions(functions))
+        self._buffered = True
+        return self
+
+    def tool_call(self, name: str, arguments: str | Mapping[str, Any], call_id: str = "") -> Context:
+        """A call in the assistant's turn that the program makes in the model's stead."""
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        call(self.settled().add_tool_call, name, text, call_id)
+        self._buffered = True
+        return self
+
+    def tool_result(self, name: str, value: Any, call_id: str = "") -> Context:
+        """What a tool answered: to the call of this id, else to the first of its name that has no answer yet."""
+        call(self.settled().add_tool_result, name, tools.result_text(value), call_id)
+        self._buffered = True
+        return self
+
     def _add(self, role: str, message: str) -> Context:
         call(self.settled().add_text, role, message)
         self._buffered = True
@@ -180,9 +200,6 @@ class Context:
     def pin(self, start: int, end: int) -> None:
         """Keeps the written tokens from `start` to `end` from later evictions."""
         call(self.settled().pin, start, end)
-
-    def equip(self, tools: Sequence[Any]) -> Context:
-        raise not_in_this_version("Context.equip")
 
     def append_image(self, image: Any) -> Context:
         raise not_in_this_version("Context.append_image")

@@ -34,5 +34,13 @@ class EventQueue:
         else:
             self._events.append(event)
 
+    def rest(self, arrived: Iterable[bindings.Event]) -> list[bindings.Event]:
+        """All that is left, in order."""
+        for event in arrived:
+            self._add(event)
+        left = list(self._events)
+        self._events.clear()
+        return left
+
     def clear(self) -> None:
         self._events.clear()

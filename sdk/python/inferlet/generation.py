@@ -353,11 +353,18 @@ class TextStream:
 
     async def __anext__(self) -> str:
         while not self._ended:
-            tokens = self._until_turn_ends(await anext(self._tokens))
-            text = "".join(event.text for event in self._decoder.events(tokens) if event.kind == "delta")
+            text = "".join(event.text for event in await self._next_events() if event.kind == "delta")
             if text:
                 return text
         raise StopAsyncIteration
+
+    async def _next_events(self) -> list[Any]:
+        try:
+            tokens = await anext(self._tokens)
+        except StopAsyncIteration:  # perhaps in the middle of a character
+            self._ended = True
+            return self._decoder.unfinished_events()
+        return self._decoder.events(self._until_turn_ends(tokens))
 
     def _until_turn_ends(self, tokens: list[int]) -> list[int]:
         for index, token in enumerate(tokens):

@@ -51,12 +51,18 @@ class Decoder:
     def feed(self, tokens: Iterable[int]) -> AnyEvent:
         """One event for this batch; with several, the others come with the next batches, the end at once."""
         event = self._queue.next(call(self._handle.feed, list(tokens)))
-        if event is None:
-            return Event.Idle()
-        if event.kind == "start":
-            return Event.Start()
-        return Event.End(event.text) if event.kind == "complete" else Event.Delta(event.text)
+        return Event.Idle() if event is None else _event(event)
+
+    def finish(self) -> list[AnyEvent]:
+        """Everything that is left when no more tokens come; a block that was cut off ends as it is."""
+        return [_event(event) for event in self._queue.rest(self._handle.finish())]
 
     def reset(self) -> None:
         self._handle.reset()
         self._queue.clear()
+
+
+def _event(event: bindings.Event) -> AnyEvent:
+    if event.kind == "start":
+        return Event.Start()
+    return Event.End(event.text) if event.kind == "complete" else Event.Delta(event.text)

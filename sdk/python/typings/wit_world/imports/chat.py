@@ -34,6 +34,11 @@ class Decoder:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def finish(self) -> List[Event]:
+        """
+        Ends a turn, also one that was cut off: what is still open is complete, done or invalid.
+        """
+        raise NotImplementedError
     def reset(self) -> None:
         raise NotImplementedError
     def __enter__(self) -> Self:
@@ -56,6 +61,20 @@ def stop_tokens(model: model.Model) -> List[int]:
 def turn_tokens(model: model.Model, role: str, text: str) -> List[int]:
     """
     Tokens of one whole turn as the template renders it on its own; role as in context.add-text, or "cue" or "seal".
+    
+    Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+    """
+    raise NotImplementedError
+def tool_tokens(model: model.Model, tools: str) -> List[int]:
+    """
+    What describes tools to the model at the beginning of a conversation; as in context.equip.
+    
+    Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+    """
+    raise NotImplementedError
+def result_tokens(model: model.Model, name: str, content: str) -> List[int]:
+    """
+    A tool's answer as the template writes it on its own, behind a turn that called the tool.
     
     Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
     """

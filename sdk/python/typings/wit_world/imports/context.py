@@ -101,6 +101,28 @@ class Context:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def equip(self, tools: str) -> None:
+        """
+        Describes tools to the model where its template does that: a JSON list of functions with name, description and
+        parameters. Only in front of everything else.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def add_tool_call(self, name: str, arguments: str, id: str) -> None:
+        """
+        Adds a tool call to the assistant's turn. The arguments are a JSON object; an empty id is chosen by the host.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def add_tool_result(self, name: str, content: str, id: str) -> None:
+        """
+        Adds what a tool answered to the call of this id; with an empty id, to the first unanswered call of that name.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
     def cue(self) -> None:
         """
         Closes the open turn and opens the assistant's. A second cue in a row changes nothing.
