@@ -2,7 +2,7 @@
 
 A C value is 32 bytes: its kind at 0, its content from 8. Numbers lie there as they are; strings and lists as size and
 pointer; option, variant and result as a pointer to a boxed value; handles as a pointer to a resource.
-Readers take bytes and an offset into them, writers an address. What wasmtime will free is allocated by wasmtime.
+Readers and writers take a value's address. What wasmtime will free is allocated by wasmtime.
 A value's kind is written last, so that a failure half-way leaves memory that wasmtime can still free.
 
 Python sees: int, float, bool, str, bytes for list<u8>, list (or a numpy array) for other lists, None or the value for
@@ -16,14 +16,15 @@ import ctypes
 import struct
 from collections import namedtuple
 from collections.abc import Callable, Sequence
-from ctypes import c_size_t, c_uint32, c_uint64, c_void_p, memmove, string_at
+from ctypes import c_size_t, c_uint32, c_void_p
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pie_core.sandbox.fibers import VALUE_BYTES, GuestStopped, c_function
+from pie_core.sandbox.fibers import VALUE_BYTES, GuestStopped, c_function, quick_function
 from pie_core.sandbox.handles import Handles
+from pie_core.sandbox.memory import MEMORY, WORDS
 from pie_core.sandbox.wit_types import (
     Enum,
     Flags,
@@ -63,8 +64,12 @@ class Owner(Protocol):
     @property
     def context(self) -> int: ...
 
+    @property
+    def context_argument(self) -> Any:
+        """`context` as `quick_function`s take it."""
 
-Reader = Callable[[bytes, int, Any], Any]  # (C values, offset, owner) -> value
+
+Reader = Callable[[int, Any], Any]  # (address of a C value, owner) -> value
 Writer = Callable[[int, Any, Any], None]  # (address of a C value, value, owner)
 
 _SIZE = VALUE_BYTES
@@ -98,24 +103,24 @@ _SCALARS: dict[str, tuple[int, str, str]] = {
     "f64": (10, "d", "<f8"),
 }
 _CHAR = 11
+_MASKS = {"u8": 0xFF, "u16": 0xFFFF, "u32": 0xFFFF_FFFF, "u64": 0xFFFF_FFFF_FFFF_FFFF}
 
 _bytes_new = c_function("wasm_byte_vec_new", None, c_void_p, c_size_t, ctypes.c_char_p)
 _list_new = c_function("wasmtime_component_vallist_new_uninit", None, c_void_p, c_size_t)
 _record_new = c_function("wasmtime_component_valrecord_new_uninit", None, c_void_p, c_size_t)
 _tuple_new = c_function("wasmtime_component_valtuple_new_uninit", None, c_void_p, c_size_t)
 _flags_new = c_function("wasmtime_component_valflags_new_uninit", None, c_void_p, c_size_t)
-_box = c_function("wasmtime_component_val_new", c_void_p, c_void_p)
-_to_host = c_function("wasmtime_component_resource_any_to_host", c_void_p, c_void_p, c_void_p, c_void_p)
-_from_host = c_function("wasmtime_component_resource_host_to_any", c_void_p, c_void_p, c_void_p, c_void_p)
+_box = quick_function("wasmtime_component_val_new", c_void_p)
+_to_host = quick_function("wasmtime_component_resource_any_to_host", c_void_p)
+_from_host = quick_function("wasmtime_component_resource_host_to_any", c_void_p)
 _host_new = c_function("wasmtime_component_resource_host_new", c_void_p, ctypes.c_bool, c_uint32, c_uint32)
-_host_number = c_function("wasmtime_component_resource_host_rep", c_uint32, c_void_p)
-_host_delete = c_function("wasmtime_component_resource_host_delete", None, c_void_p)
+_host_number = quick_function("wasmtime_component_resource_host_rep", c_uint32)
+_host_delete = quick_function("wasmtime_component_resource_host_delete", None)
 _error_delete = c_function("wasmtime_error_delete", None, c_void_p)
 
 _pair = struct.Struct("<QQ").unpack_from  # size, pointer
-_pointer = struct.Struct("<Q").unpack_from
-_head = struct.Struct("<B7xQ").pack  # kind, pointer
-_result_head = struct.Struct("<B7xB7xQ").pack  # kind, is ok, pointer
+_put_head = struct.Struct("<B7xQ").pack_into  # kind, pointer
+_put_result = struct.Struct("<B7xB7xQ").pack_into  # kind, is ok, pointer
 
 
 def python_name(name: str) -> str:
@@ -137,21 +142,25 @@ class Converters:
         self._type_id = type_id
 
     def arguments(self, kinds: Sequence[Type], arrays: bool = False) -> Callable[[int, Any], Sequence[Any]]:
-        """(address of the C arguments, owner) -> Python arguments."""
-        if not kinds:
-            return lambda address, owner: ()
+        """(address of the C arguments, owner) -> Python arguments. Few arguments are read without a loop."""
         scalars = _scalar_struct(kinds)
-        size = _SIZE * len(kinds)
         if scalars is not None:
-            unpack = scalars.unpack
-            return lambda address, owner: unpack(string_at(address, size))
-        plan = [(self.reader(kind, arrays), _SIZE * index) for index, kind in enumerate(kinds)]
-
-        def read(address: int, owner: Any) -> Sequence[Any]:
-            raw = string_at(address, size)
-            return [reader(raw, offset, owner) for reader, offset in plan]
-
-        return read
+            unpack = scalars.unpack_from
+            return lambda address, owner: unpack(MEMORY, address)
+        readers = [self.reader(kind, arrays) for kind in kinds]
+        match readers:
+            case [only]:
+                return lambda address, owner: (only(address, owner),)
+            case [first, second]:
+                return lambda address, owner: (first(address, owner), second(address + _SIZE, owner))
+            case [first, second, third]:
+                return lambda address, owner: (
+                    first(address, owner),
+                    second(address + _SIZE, owner),
+                    third(address + 2 * _SIZE, owner),
+                )
+        plan = [(reader, _SIZE * index) for index, reader in enumerate(readers)]
+        return lambda address, owner: [reader(address + offset, owner) for reader, offset in plan]
 
     def reader(self, kind: Type, arrays: bool = False) -> Reader:
         match kind:
@@ -176,7 +185,7 @@ class Converters:
             case Flags():
                 return _read_flags
             case Handle(_, owned):
-                return _read_owned if owned else _read_borrowed
+                return _handle_reader(owned)
 
     def _maybe_reader(self, kind: Type | None, arrays: bool) -> Reader | None:
         return None if kind is None else self.reader(kind, arrays)
@@ -233,14 +242,17 @@ def _primitive_reader(name: str) -> Reader:
     if name == "string":
         return _text_at
     if name == "char":
-        return lambda raw, at, owner: chr(int.from_bytes(raw[at + 8 : at + 12], "little"))
+        return lambda address, owner: chr(WORDS[(address >> 3) + 1] & 0xFFFFFFFF)
+    if name in _MASKS:
+        mask = _MASKS[name]
+        return lambda address, owner: WORDS[(address >> 3) + 1] & mask
     unpack = struct.Struct("<" + _SCALARS[name][1]).unpack_from
-    return lambda raw, at, owner: unpack(raw, at + 8)[0]
+    return lambda address, owner: unpack(MEMORY, address + 8)[0]
 
 
-def _text_at(raw: bytes, at: int, owner: Any) -> str:
-    size, pointer = _pair(raw, at + 8)
-    return string_at(pointer, size).decode() if size else ""
+def _text_at(address: int, owner: Any) -> str:
+    size, pointer = _pair(MEMORY, address + 8)
+    return str(MEMORY[pointer : pointer + size], "utf-8") if size else ""
 
 
 def _number_list_reader(name: str, arrays: bool) -> Reader:
@@ -249,20 +261,23 @@ def _number_list_reader(name: str, arrays: bool) -> Reader:
     first = 8 // np.dtype(dtype).itemsize
     few = [_repeated(f"8x{code}{24 - struct.calcsize('<' + code)}x", count) for count in range(_FEW + 1)]
 
-    def read_bytes(raw: bytes, at: int, owner: Any) -> bytes:
-        size, pointer = _pair(raw, at + 8)
-        return string_at(pointer, size * _SIZE)[8::_SIZE] if size else b""
+    def column(size: int, pointer: int) -> Any:
+        """The numbers where wasmtime keeps them: to be copied before the call returns."""
+        return np.frombuffer(MEMORY[pointer : pointer + size * _SIZE], dtype)[first::step]
 
-    def read_array(raw: bytes, at: int, owner: Any) -> Any:
-        size, pointer = _pair(raw, at + 8)
-        values = np.frombuffer(string_at(pointer, size * _SIZE) if size else b"", dtype)
-        return values[first::step].copy()
+    def read_bytes(address: int, owner: Any) -> bytes:
+        size, pointer = _pair(MEMORY, address + 8)
+        return bytes(MEMORY[pointer : pointer + size * _SIZE])[8::_SIZE] if size else b""
 
-    def read_list(raw: bytes, at: int, owner: Any) -> list[Any]:
-        size, pointer = _pair(raw, at + 8)
+    def read_array(address: int, owner: Any) -> Any:
+        size, pointer = _pair(MEMORY, address + 8)
+        return column(size, pointer).copy() if size else np.empty(0, dtype)
+
+    def read_list(address: int, owner: Any) -> list[Any]:
+        size, pointer = _pair(MEMORY, address + 8)
         if size <= _FEW:
-            return list(few[size].unpack(string_at(pointer, size * _SIZE))) if size else []
-        values: list[Any] = np.frombuffer(string_at(pointer, size * _SIZE), dtype)[first::step].tolist()
+            return list(few[size].unpack_from(MEMORY, pointer)) if size else []
+        values: list[Any] = column(size, pointer).tolist()
         return values
 
     if name == "u8":
@@ -275,96 +290,90 @@ def _repeated(codes: str, count: int) -> struct.Struct:
 
 
 def _list_reader(element: Reader) -> Reader:
-    def read(raw: bytes, at: int, owner: Any) -> list[Any]:
-        size, pointer = _pair(raw, at + 8)
-        values = string_at(pointer, size * _SIZE) if size else b""
-        return [element(values, index * _SIZE, owner) for index in range(size)]
+    def read(address: int, owner: Any) -> list[Any]:
+        size, pointer = _pair(MEMORY, address + 8)
+        return [element(at, owner) for at in range(pointer, pointer + size * _SIZE, _SIZE)]
 
     return read
 
 
 def _tuple_reader(items: Sequence[Reader]) -> Reader:
-    def read(raw: bytes, at: int, owner: Any) -> tuple[Any, ...]:
-        size, pointer = _pair(raw, at + 8)
-        values = string_at(pointer, size * _SIZE) if size else b""
-        return tuple(item(values, index * _SIZE, owner) for index, item in enumerate(items))
+    plan = [(item, _SIZE * index) for index, item in enumerate(items)]
+
+    def read(address: int, owner: Any) -> tuple[Any, ...]:
+        pointer = WORDS[(address >> 3) + 2]
+        return tuple([item(pointer + offset, owner) for item, offset in plan])
 
     return read
 
 
 def _record_reader(kind: type[tuple[Any, ...]], fields: Sequence[Reader]) -> Reader:
-    def read(raw: bytes, at: int, owner: Any) -> tuple[Any, ...]:
-        size, pointer = _pair(raw, at + 8)
-        values = string_at(pointer, size * _ENTRY_BYTES)
-        return kind(*(field(values, index * _ENTRY_BYTES + 16, owner) for index, field in enumerate(fields)))
+    plan = [(field, _ENTRY_BYTES * index + 16) for index, field in enumerate(fields)]
+
+    def read(address: int, owner: Any) -> tuple[Any, ...]:
+        pointer = WORDS[(address >> 3) + 2]
+        return kind(*[field(pointer + offset, owner) for field, offset in plan])
 
     return read
 
 
 def _option_reader(payload: Reader) -> Reader:
-    def read(raw: bytes, at: int, owner: Any) -> Any:
-        (pointer,) = _pointer(raw, at + 8)
-        return payload(string_at(pointer, _SIZE), 0, owner) if pointer else None
+    def read(address: int, owner: Any) -> Any:
+        pointer = WORDS[(address >> 3) + 1]
+        return payload(pointer, owner) if pointer else None
 
     return read
 
 
 def _result_reader(ok: Reader | None, err: Reader | None) -> Reader:
-    def read(raw: bytes, at: int, owner: Any) -> Any:
-        (pointer,) = _pointer(raw, at + 16)
-        reader = ok if raw[at + 8] else err
-        payload = reader(string_at(pointer, _SIZE), 0, owner) if reader is not None else None
-        return payload if raw[at + 8] else Refused(payload)
+    def read(address: int, owner: Any) -> Any:
+        is_ok, pointer = MEMORY[address + 8], WORDS[(address >> 3) + 2]
+        reader = ok if is_ok else err
+        payload = reader(pointer, owner) if reader is not None else None
+        return payload if is_ok else Refused(payload)
 
     return read
 
 
 def _variant_reader(cases: dict[str, Reader | None]) -> Reader:
-    def read(raw: bytes, at: int, owner: Any) -> Case:
-        name = _text_at(raw, at, owner)
+    def read(address: int, owner: Any) -> Case:
+        name = _text_at(address, owner)
         reader = cases[name]
-        (pointer,) = _pointer(raw, at + 24)
-        return Case(name, None if reader is None else reader(string_at(pointer, _SIZE), 0, owner))
+        return Case(name, None if reader is None else reader(WORDS[(address >> 3) + 3], owner))
 
     return read
 
 
-def _read_flags(raw: bytes, at: int, owner: Any) -> frozenset[str]:
-    size, pointer = _pair(raw, at + 8)
-    names = string_at(pointer, size * 16) if size else b""
-    return frozenset(_text_at(names, index * 16 - 8, owner) for index in range(size))
+def _read_flags(address: int, owner: Any) -> frozenset[str]:
+    size, pointer = _pair(MEMORY, address + 8)
+    return frozenset(_text_at(at - 8, owner) for at in range(pointer, pointer + size * 16, 16))
 
 
-def _number_at(raw: bytes, at: int, owner: Any) -> int:
-    """The handle's number in the guest's table; ends the borrow, which wasmtime insists on before we return."""
-    host = c_void_p()
-    error = _to_host(owner.context, _pointer(raw, at + 8)[0], ctypes.addressof(host))
-    if error:
-        _error_delete(error)
-        raise GuestStopped("a handle of this program was not made by this host")
-    number: int = _host_number(host)
-    _host_delete(host)
-    return number
+def _handle_reader(owned: bool) -> Reader:
+    handle, host = c_void_p(), c_void_p()
+    found = ctypes.byref(host)
 
+    def read(address: int, owner: Any) -> Any:
+        """Looks the handle's number up; that ends a borrow, which wasmtime insists on before we return."""
+        handle.value = WORDS[(address >> 3) + 1]
+        error = _to_host(owner.context_argument, handle, found)
+        if error:
+            _error_delete(error)
+            raise GuestStopped("a handle of this program was not made by this host")
+        number = _host_number(host)
+        _host_delete(host)
+        return owner.handles.take(number) if owned else owner.handles.get(number)
 
-def _read_borrowed(raw: bytes, at: int, owner: Any) -> Any:
-    return owner.handles.get(_number_at(raw, at, owner))
-
-
-def _read_owned(raw: bytes, at: int, owner: Any) -> Any:
-    return owner.handles.take(_number_at(raw, at, owner))
+    return read
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _set_kind(address: int, kind: bytes) -> None:
-    memmove(address, kind, 1)
-
-
 def _data_at(address: int) -> int:
     """The data pointer of the vector that a value holds."""
-    return int(c_uint64.from_address(address + 16).value)
+    data: int = WORDS[(address >> 3) + 2]
+    return data
 
 
 def _primitive_writer(name: str) -> Writer:
@@ -373,11 +382,10 @@ def _primitive_writer(name: str) -> Writer:
     if name == "char":
         return _write_char
     kind, code, _ = _SCALARS[name]
-    shape = struct.Struct("<B7x" + code)
-    pack, size = shape.pack, shape.size
+    put = struct.Struct("<B7x" + code).pack_into
 
     def write(address: int, value: Any, owner: Any) -> None:
-        memmove(address, pack(kind, value), size)
+        put(MEMORY, address, kind, value)
 
     return write
 
@@ -385,11 +393,11 @@ def _primitive_writer(name: str) -> Writer:
 def _write_string(address: int, value: str, owner: Any) -> None:
     data = value.encode()
     _bytes_new(address + 8, len(data), data)
-    memmove(address, b"\x0c", 1)
+    MEMORY[address] = _STRING
 
 
 def _write_char(address: int, value: str, owner: Any) -> None:
-    memmove(address, struct.pack("<B7xI", _CHAR, ord(value)), 12)
+    _put_head(MEMORY, address, _CHAR, ord(value))
 
 
 def _number_list_writer(name: str) -> Writer:
@@ -410,8 +418,10 @@ def _number_list_writer(name: str) -> Writer:
     def write(address: int, value: Any, owner: Any) -> None:
         raw = pack(value)
         _list_new(address + 8, len(value))
-        memmove(_data_at(address), raw, len(raw))
-        _set_kind(address, b"\x0d")
+        if raw:
+            data = _data_at(address)
+            MEMORY[data : data + len(raw)] = raw
+        MEMORY[address] = _LIST
 
     return write
 
@@ -431,7 +441,7 @@ def _list_writer(element: Writer) -> Writer:
         data = _data_at(address)
         for index, item in enumerate(value):
             element(data + index * _SIZE, item, owner)
-        _set_kind(address, b"\x0d")
+        MEMORY[address] = _LIST
 
     return write
 
@@ -444,7 +454,7 @@ def _tuple_writer(items: Sequence[Writer]) -> Writer:
         data = _data_at(address)
         for index, (item, inner) in enumerate(zip(items, value, strict=True)):
             item(data + index * _SIZE, inner, owner)
-        _set_kind(address, b"\x0f")
+        MEMORY[address] = _TUPLE
 
     return write
 
@@ -462,30 +472,30 @@ def _record_writer(fields: Sequence[tuple[str, str, Writer]]) -> Writer:
             entry = data + index * _ENTRY_BYTES
             _bytes_new(entry, len(name), name)
             writer(entry + 16, inner[index], owner)
-        _set_kind(address, b"\x0e")
+        MEMORY[address] = _RECORD
 
     return write
 
 
 def _boxed(writer: Writer) -> Callable[[Any, Any], int]:
     """Writes a value into scratch memory and moves it into a box of wasmtime's."""
-    scratch = ctypes.create_string_buffer(_SIZE)
-    address = ctypes.addressof(scratch)
+    scratch = (ctypes.c_uint64 * (_SIZE // 8))()
+    address, argument = ctypes.addressof(scratch), ctypes.byref(scratch)
 
-    def box(value: Any, owner: Any, _keep: Any = scratch) -> int:
-        memmove(address, bytes(_SIZE), _SIZE)
+    def box(value: Any, owner: Any) -> int:
+        scratch[0] = 0
         writer(address, value, owner)
-        return int(_box(address))
+        boxed: int = _box(argument)
+        return boxed
 
     return box
 
 
 def _option_writer(payload: Writer) -> Writer:
     box = _boxed(payload)
-    none = _head(_OPTION, 0)
 
     def write(address: int, value: Any, owner: Any) -> None:
-        memmove(address, none if value is None else _head(_OPTION, box(value, owner)), 16)
+        _put_head(MEMORY, address, _OPTION, 0 if value is None else box(value, owner))
 
     return write
 
@@ -503,16 +513,14 @@ def _side_writer(payload: Writer | None, is_ok: int) -> Writer:
     box = _boxed(payload)
 
     def write(address: int, value: Any, owner: Any) -> None:
-        memmove(address, _result_head(_RESULT, is_ok, box(value, owner)), 24)
+        _put_result(MEMORY, address, _RESULT, is_ok, box(value, owner))
 
     return write
 
 
 def _empty_side_writer(is_ok: int) -> Writer:
-    head = _result_head(_RESULT, is_ok, 0)
-
     def write(address: int, value: Any, owner: Any) -> None:
-        memmove(address, head, 24)
+        _put_result(MEMORY, address, _RESULT, is_ok, 0)
 
     return write
 
@@ -539,8 +547,8 @@ def _variant_writer(cases: dict[str, Writer | None]) -> Writer:
         pointer = 0 if box is None else box(payload, owner)
         encoded = name.encode()
         _bytes_new(address + 8, len(encoded), encoded)
-        c_uint64.from_address(address + 24).value = pointer
-        _set_kind(address, b"\x10")
+        WORDS[(address >> 3) + 3] = pointer
+        MEMORY[address] = _VARIANT
 
     return write
 
@@ -551,7 +559,7 @@ def _enum_writer(cases: frozenset[str]) -> Writer:
             raise ValueError(f"{value!r} is none of {', '.join(sorted(cases))}")
         encoded = value.encode()
         _bytes_new(address + 8, len(encoded), encoded)
-        _set_kind(address, b"\x11")
+        MEMORY[address] = _ENUM
 
     return write
 
@@ -562,18 +570,17 @@ def _write_flags(address: int, value: Any, owner: Any) -> None:
     data = _data_at(address)
     for index, name in enumerate(names):
         _bytes_new(data + index * 16, len(name), name)
-    _set_kind(address, b"\x14")
+    MEMORY[address] = _FLAGS
 
 
 def _handle_writer(type_id: int) -> Writer:
     def write(address: int, value: Any, owner: Any) -> None:
-        host = _host_new(True, owner.handles.add(value), type_id)
-        resource = c_void_p()
-        error = _from_host(owner.context, host, ctypes.addressof(resource))
+        host, resource = c_void_p(_host_new(True, owner.handles.add(value), type_id)), c_void_p()
+        error = _from_host(owner.context_argument, host, ctypes.byref(resource))
         _host_delete(host)
         if error:
             _error_delete(error)
             raise GuestStopped("the program's handle table refused a new handle")
-        memmove(address, _head(_RESOURCE, resource.value), 16)
+        _put_head(MEMORY, address, _RESOURCE, resource.value)
 
     return write

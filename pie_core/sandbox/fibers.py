@@ -69,6 +69,14 @@ def c_function(name: str, result: Any, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *arguments)(address_of(getattr(_library, name)))
 
 
+def quick_function(name: str, result: Any) -> Any:
+    """The same for the path of every token: it keeps the interpreter's lock and converts nothing.
+
+    So it must be short, and takes ctypes values only: `byref(…)`, `c_void_p` and the like, never an int.
+    """
+    return ctypes.PYFUNCTYPE(result)(address_of(getattr(_library, name)))
+
+
 def check_version() -> None:
     """Refuses what the bindings would break on: another wasmtime, or a CPython that knows no stack but its own."""
     installed = version("wasmtime")
@@ -119,7 +127,7 @@ _export_index_delete = c_function("wasmtime_component_export_index_delete", None
 _get_func = c_function(
     "wasmtime_component_instance_get_func", ctypes.c_bool, Address, Address, Address, Address
 )
-_poll = c_function("wasmtime_call_future_poll", ctypes.c_bool, Address)
+poll_future = c_function("wasmtime_call_future_poll", ctypes.c_bool)  # takes Fiber.future; see Fiber.poll
 _delete = c_function("wasmtime_call_future_delete", None, Address)
 _set_deadline = c_function("wasmtime_context_set_epoch_deadline", None, Address, ctypes.c_uint64)
 # The header promises an error; the function returns nothing, and the register holds garbage.
@@ -226,7 +234,6 @@ class Fiber:
     __slots__ = (
         "_arguments",
         "_error",
-        "_flag",
         "_future",
         "_instance",
         "_keep",
@@ -234,7 +241,10 @@ class Fiber:
         "_results",
         "_store",
         "context",
+        "context_argument",
         "continuation",
+        "flag",
+        "future",
         "result",
         "ticks",
     )
@@ -247,11 +257,13 @@ class Fiber:
         self.ticks = ticks
         _set_deadline(self.context, ticks)
         _yield_at_deadline(self.context, ticks)
-        self._flag = ctypes.c_uint16(0)
-        self.continuation = _continuation.pack(_strlen_address, ctypes.addressof(self._flag), 0)
+        self.context_argument = Address.from_param(self.context)
+        self.flag = ctypes.c_uint16(0)  # 0: the continuation answers "not yet", 1: "yes"
+        self.continuation = _continuation.pack(_strlen_address, ctypes.addressof(self.flag), 0)
         self._instance = bindings.wasmtime_component_instance_t()
         self._error = ctypes.c_void_p()
         self._future = 0
+        self.future: Any = None  # of the call in progress, as `poll_future` takes it
         self._arguments: Any = None
         self._results: Any = (ctypes.c_char * VALUE_BYTES)()
         self.result = ctypes.addressof(self._results)
@@ -273,6 +285,7 @@ class Fiber:
             ctypes.addressof(self._instance),
             ctypes.addressof(self._error),
         )
+        self.future = Address.from_param(self._future)
 
     def begin_call(self, name: str, count: int, write: Callable[[int], None], gives: bool) -> None:
         """Calls an export with `count` arguments, which `write(address)` lays down."""
@@ -293,18 +306,19 @@ class Fiber:
             1 if gives else 0,
             ctypes.addressof(self._error),
         )
+        self.future = Address.from_param(self._future)
 
     def poll(self) -> bool:
         """Runs the guest until it suspends, yields or ends; true when the call has ended."""
-        return bool(_poll(self._future))
+        return bool(poll_future(self.future))
 
     def hold(self) -> None:
         """The continuation answers "not yet" from now on."""
-        self._flag.value = 0
+        self.flag.value = 0
 
     def release(self) -> None:
         """The result is written: the continuation answers "yes"."""
-        self._flag.value = 1
+        self.flag.value = 1
 
     def refresh_deadline(self) -> None:
         """Starts a new time slice; without it a guest that was suspended for long would yield at once."""
@@ -312,7 +326,7 @@ class Fiber:
 
     def end_call(self) -> None:
         """Frees a finished call; raises GuestStopped if it failed. An unfinished one is unwound and forgotten."""
-        future, self._future = self._future, 0
+        future, self._future, self.future = self._future, 0, None
         if future:
             _delete(future)
         self._free_arguments()

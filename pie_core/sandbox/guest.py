@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from ctypes import string_at
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pie_core.errors import (
@@ -24,7 +24,7 @@ from pie_core.errors import (
 )
 from pie_core.sandbox import traps
 from pie_core.sandbox.converters import Refused
-from pie_core.sandbox.fibers import VALUE_BYTES, GuestStopped
+from pie_core.sandbox.fibers import GuestStopped, poll_future
 from pie_core.sandbox.handles import Handles
 from pie_core.sandbox.hosting import GuestState, Pending
 from pie_core.sandbox.limits import Limits
@@ -60,6 +60,7 @@ class Guest:
         "_complete",
         "_component",
         "_cpu_s",
+        "_current",
         "_done",
         "_end_error",
         "_exit_status",
@@ -67,7 +68,6 @@ class Guest:
         "_fiber",
         "_instantiated",
         "_pending",
-        "_polling",
         "_program",
         "_results",
         "_runtime",
@@ -77,8 +77,10 @@ class Guest:
         "_wake",
         "_wall",
         "context",
+        "context_argument",
         "continuation",
         "ended",
+        "flag",
         "handles",
         "limits",
         "output",
@@ -99,10 +101,12 @@ class Guest:
         self._program = program
         self._fiber = runtime.new_fiber(program, limits)
         self.context = self._fiber.context
+        self.context_argument = self._fiber.context_argument
         self.continuation = self._fiber.continuation
-        self._wake = lambda: runtime.pump.wake(self)
+        self.flag = self._fiber.flag
+        self._current = runtime.current
+        self._wake = partial(runtime.pump.wake, self)
         self._instantiated = False
-        self._polling = False
         self._spinning = False
         self._cpu_s = 0.0
         self._ticks = runtime.ticker.ticks
@@ -145,7 +149,7 @@ class Guest:
         if self.ended:
             return
         error = error if error is not None else Cancelled(f"{self.name} was cancelled")
-        if self._polling:
+        if self._current.guest is self:
             self._stop = error  # its own host function asked: take effect once the fiber is off the stack
         else:
             self._end(error)
@@ -174,10 +178,12 @@ class Guest:
     # --- being driven by the pump ------------------------------------------------------------------------------
 
     def resume(self) -> bool:
-        """The pump's turn; see pump.Runnable."""
-        if self.ended or not self._fiber.in_call:
-            return False
-        if self._pending is not None and not self._deliver(self._pending):
+        """The pump's turn; see pump.Runnable. Every token comes this way, so it calls nothing that it need not."""
+        pending = self._pending
+        if pending is not None:
+            if not pending.done or not self._deliver(pending):
+                return False
+        elif not self._fiber.in_call:
             return False
         done = self._poll()
         if self._stop is not None:
@@ -185,48 +191,44 @@ class Guest:
         if done:
             self._call_ended()
             return False
-        if self._pending is not None:
-            self._spinning = False
-            self._cpu_s = 0.0
-            return False
-        return self._may_go_on()
+        if self._pending is None:
+            return self._may_go_on()
+        self._spinning = False
+        return False
 
     def _poll(self) -> bool:
         ticks = self._runtime.ticker.ticks
         if self._ticks != ticks:
             self._ticks = ticks
             self._fiber.refresh_deadline()
-        current = self._runtime.current
+        current = self._current
         current.guest = self
-        self._polling = True
-        if not self._spinning:
-            done = self._fiber.poll()
-        else:
-            start = time.thread_time()
-            done = self._fiber.poll()
-            self._cpu_s += time.thread_time() - start
-        self._polling = False
+        done: bool = poll_future(self._fiber.future) if not self._spinning else self._timed_poll()
         current.guest = None
+        return done
+
+    def _timed_poll(self) -> bool:
+        start = time.thread_time()
+        done = self._fiber.poll()
+        self._cpu_s += time.thread_time() - start
         return done
 
     def _deliver(self, pending: Pending[Any]) -> bool:
         """Writes the result that the guest waits for; false if that ended it."""
-        if not pending.done:
-            return False
         self._pending = None
         assert self._complete is not None
         try:
             self._complete(self._results, pending, self)
         except BaseException as error:  # told to the guest already where it has a way to learn it
             return self._stopped(self._stop or traps.host_failure(error))
-        self._fiber.release()
+        self.flag.value = 1
         return True
 
     def _may_go_on(self) -> bool:
         """Interrupted by the epoch: goes on unless its CPU time is used up."""
         if not self._spinning:
             self._spinning = True
-            self._cpu_s += TICK_S  # the first slice was not measured, to keep the clock off the fast path
+            self._cpu_s = TICK_S  # the first slice was not measured, to keep the clock off the fast path
         if self._cpu_s <= self.limits.cpu_seconds_per_resume:
             return True
         self._end(
@@ -251,16 +253,8 @@ class Guest:
 
     # --- being called by host functions ------------------------------------------------------------------------
 
-    def hold(self) -> None:
-        """A suspending host function begins."""
-        self._fiber.hold()
-
-    def release(self) -> None:
-        """Its result is written."""
-        self._fiber.release()
-
     def suspend(self, pending: Pending[Any], complete: Complete, results: int) -> None:
-        """Its result comes later: `complete` will write it."""
+        """The result of a suspending host function comes later: `complete` will write it."""
         self._pending = pending
         self._complete = complete
         self._results = results
@@ -318,11 +312,7 @@ class Guest:
         done, self._done = self._done, None
         assert done is not None
         try:
-            value = (
-                None
-                if export.read is None
-                else export.read(string_at(self._fiber.result, VALUE_BYTES), 0, self)
-            )
+            value = None if export.read is None else export.read(self._fiber.result, self)
             _settle(done, value, error_from_code(*value.payload) if isinstance(value, Refused) else None)
         except Exception as error:
             _settle(

@@ -51,7 +51,7 @@ class Pending(Generic[T]):
         self.value: T | None = None
         self.error: BaseException | None = None
         self.on_abandon = on_abandon
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] | None = None
 
     @classmethod
     def of(cls, value: T) -> Pending[T]:
@@ -108,12 +108,14 @@ class Pending(Generic[T]):
         """Calls back once when done; at once if it is done already."""
         if self.done:
             callback()
+        elif self._callbacks is None:
+            self._callbacks = [callback]
         else:
             self._callbacks.append(callback)
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Takes back an on_done; unknown callbacks are ignored."""
-        if callback in self._callbacks:
+        if self._callbacks is not None and callback in self._callbacks:
             self._callbacks.remove(callback)
 
     def abandon(self) -> None:
@@ -121,7 +123,7 @@ class Pending(Generic[T]):
         if self.done or self.abandoned:
             return
         self.abandoned = True
-        self._callbacks.clear()
+        self._callbacks = None
         if self.on_abandon is not None:
             self.on_abandon()
 
@@ -129,9 +131,10 @@ class Pending(Generic[T]):
         if self.done:
             raise RuntimeError("a Pending was resolved or failed twice")
         self.done = True
-        callbacks, self._callbacks = self._callbacks, []
-        for callback in callbacks:
-            callback()
+        callbacks, self._callbacks = self._callbacks, None
+        if callbacks is not None:
+            for callback in callbacks:
+                callback()
 
 
 @dataclass(frozen=True, slots=True)

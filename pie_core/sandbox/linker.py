@@ -20,6 +20,7 @@ from pie_core.sandbox.converters import Converters, Refused, Writer, result_part
 from pie_core.sandbox.fibers import AsyncCallback, Destructor, LinkerNames, SyncCallback, new_error
 from pie_core.sandbox.guest import Complete, CurrentGuest
 from pie_core.sandbox.hosting import HostFunction, Interface, Pending
+from pie_core.sandbox.memory import MEMORY
 from pie_core.sandbox.reflection import ComponentShape, ImportedInstance
 from pie_core.sandbox.signatures import our_interfaces
 from pie_core.sandbox.wasi import registry
@@ -166,19 +167,22 @@ class HostLinker:
 
     # --- callbacks -----------------------------------------------------------------------------------------------
 
+    # Functions of host_api get the guest's state, those of the sandbox the guest.
+
     def _sync_callback(self, function: Function, host: HostFunction, for_sandbox: bool) -> Any:
         read = self.converters.arguments([kind for _, kind in function.params], host.arrays)
         write, write_error = self._result_writers(function)
         refuse = _refuser(self._current, function, host)
-        current, call = self._current, _call(host, for_sandbox)
+        current, call = self._current, host.call
 
         def run(
             data: Any, context: Any, kind: Any, arguments: int, count: int, results: int, result_count: int
         ) -> int | None:
-            guest = current.guest
+            guest: Any = current.guest
             try:
                 try:
-                    write(results, call(guest, read(arguments, guest)), guest)
+                    subject = guest if for_sandbox else guest.state
+                    write(results, call(subject, *read(arguments, guest)), guest)
                 except BaseException as error:  # see the top
                     write_error(results, refuse(guest, error), guest)
             except BaseException:
@@ -192,7 +196,7 @@ class HostLinker:
         write, write_error = self._result_writers(function)
         refuse = _refuser(self._current, function, host)
         complete = _completer(write, write_error, refuse)
-        current, call, memmove = self._current, _call(host, for_sandbox), ctypes.memmove
+        current, call = self._current, host.call
 
         def run(
             data: Any,
@@ -207,11 +211,12 @@ class HostLinker:
         ) -> None:
             guest: Any = current.guest
             try:
-                memmove(continuation, guest.continuation, 24)  # first: without it wasmtime aborts
-                guest.hold()
+                MEMORY[continuation : continuation + 24] = guest.continuation  # or else wasmtime aborts
+                guest.flag.value = 0
                 try:
-                    answer = call(guest, read(arguments, guest))
-                    if type(answer) is Pending:
+                    subject = guest if for_sandbox else guest.state
+                    answer = call(subject, *read(arguments, guest))
+                    if isinstance(answer, Pending):
                         if not answer.done:
                             guest.suspend(answer, complete, results)
                             return
@@ -220,7 +225,7 @@ class HostLinker:
                         write(results, answer, guest)
                 except BaseException as error:  # see the top
                     write_error(results, refuse(guest, error), guest)
-                guest.release()
+                guest.flag.value = 1
             except BaseException:
                 ctypes.c_uint64.from_address(failure).value = new_error("the host refused the call")
 
@@ -238,14 +243,6 @@ class HostLinker:
 
 def _write_nothing(address: int, value: Any, owner: Any) -> None:
     """A function without a result."""
-
-
-def _call(host: HostFunction, for_sandbox: bool) -> Callable[[Any, Any], Any]:
-    """(guest, arguments) -> answer; host_api functions get the guest's state, those of the sandbox the guest."""
-    function = host.call
-    if for_sandbox:
-        return lambda guest, arguments: function(guest, *arguments)
-    return lambda guest, arguments: function(guest.state, *arguments)
 
 
 def _completer(write: Writer, write_error: Writer, refuse: Refuse) -> Complete:

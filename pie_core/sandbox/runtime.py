@@ -22,7 +22,7 @@ from pie_core.sandbox.selftest import self_test
 if TYPE_CHECKING:
     from pie_core.sandbox.program import Program
 
-SLICE_TICKS = 2  # a guest runs for one to two ticks before it must give way
+SLICE_TICKS = 1  # of the epoch, which advances only when a guest has run for one to two ticks of the clock
 
 
 class Runtime:

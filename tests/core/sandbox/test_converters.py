@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-from ctypes import string_at
 from typing import Any
 
 import numpy as np
@@ -36,7 +35,7 @@ def through(kind: Type, value: Any, arrays: bool = False) -> Any:
     memory = ctypes.create_string_buffer(VALUE_BYTES)
     address = ctypes.addressof(memory)
     CONVERTERS.writer(kind)(address, value, None)
-    result = CONVERTERS.reader(kind, arrays)(string_at(address, VALUE_BYTES), 0, None)
+    result = CONVERTERS.reader(kind, arrays)(address, None)
     free(address)
     return result
 
@@ -184,3 +183,17 @@ def test_arguments_of_numbers_only_are_read_in_one_go() -> None:
     for index, (kind, value) in enumerate(zip(kinds, (7, 0.5, True, -3), strict=True)):
         CONVERTERS.writer(kind)(ctypes.addressof(memory) + index * VALUE_BYTES, value, None)
     assert tuple(CONVERTERS.arguments(kinds)(ctypes.addressof(memory), None)) == (7, 0.5, True, -3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_arguments_of_any_kind_are_read_however_many_there_are(count: int) -> None:
+    text, number = Primitive("string"), Primitive("u32")
+    kinds = [text, number, ListOf(number), text, number][:count]
+    values = ["first", 2, [3], "fourth", 5][:count]
+    memory = ctypes.create_string_buffer(VALUE_BYTES * count)
+    address = ctypes.addressof(memory)
+    for index, (kind, value) in enumerate(zip(kinds, values, strict=True)):
+        CONVERTERS.writer(kind)(address + index * VALUE_BYTES, value, None)
+    assert list(CONVERTERS.arguments(kinds)(address, None)) == values
+    for index in range(count):
+        free(address + index * VALUE_BYTES)

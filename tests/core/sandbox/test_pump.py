@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from typing import Any
 
 from hypothesis import given, settings
@@ -117,5 +118,19 @@ def test_the_ticker_rests_when_no_guest_runs_and_wakes_when_one_does() -> None:
         ticked.clear()
         ticker.start_ticking()
         assert ticked.wait(5)
+    finally:
+        ticker.stop()
+
+
+def test_the_epoch_advances_only_under_a_guest_that_runs_on() -> None:
+    advanced = threading.Event()
+    ticker = Ticker(advanced.set, tick_s=0.001)
+    try:
+        ticker.start_ticking()
+        begin = time.monotonic()
+        while time.monotonic() < begin + 0.05:
+            ticker.resumes += 1  # as the pump does for guests that give way at once
+        assert ticker.ticks < 10, "a tick in which guests came and went is none of the epoch"
+        assert advanced.wait(5), "the last of them did not give way"
     finally:
         ticker.stop()
