@@ -65,6 +65,7 @@ FEATURES = frozenset(
 LOG = logging.getLogger(__name__)
 MAX_IN_FLIGHT = 4
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+HOST_PAGES_PER_PAGE = 8  # of swap space; beyond, it would hardly ever be used
 CPU_PAGES = 1024  # where no GPU says how much memory there is
 
 
@@ -112,6 +113,7 @@ def _load_parallel(request: DriverRequest, options: CudaNativeOptions) -> Parall
                 "port": port,
                 "device": devices[rank],
                 "path": str(request.model_path),
+                "swap_bytes": request.swap_bytes,
                 "options": asdict(options),
                 "architectures": described,
             },
@@ -182,7 +184,7 @@ class _Loading:
         angles = AngleTables(loaded.config.max_position_embeddings, self._device)
         pages = options.total_pages or self._pages_that_fit(loaded, angles, others)
         pages = self._ranks.least(pages, self._device)
-        caches = self._lay_out(loaded, pages, options.host_pages)
+        caches = self._lay_out(loaded, pages, self._host_pages(loaded, pages))
         runner = self._runner(loaded, caches, angles)
         steps = self._steps(loaded, runner)
         if options.cuda_graphs:
@@ -219,6 +221,15 @@ class _Loading:
             KvCache(layout, size, pages, host_pages, like, self._timeline) for layout in loaded.layouts
         )
 
+    def _host_pages(self, loaded: LoadedModel, pages: int) -> int:
+        """What the option says, or what this rank's part of the host memory for swapping holds."""
+        fitting = self._request.swap_bytes // self._ranks.size // self._page_bytes(loaded)
+        return self._options.host_pages or min(fitting, HOST_PAGES_PER_PAGE * pages)
+
+    def _page_bytes(self, loaded: LoadedModel) -> int:
+        rows = sum(_unit_bytes(layout, self._dtype) for layout in loaded.layouts)
+        return rows * self._options.kv_page_size
+
     def _runner(self, loaded: LoadedModel, caches: tuple[KvCache, ...], angles: AngleTables) -> ModelRunner:
         return ModelRunner(
             loaded.model, loaded.config.vocab_size, caches, self._kernels, self._linear, angles
@@ -240,10 +251,7 @@ class _Loading:
             weights=weights,
             activations=self._measured_activations(loaded, angles) - weights,
         )
-        page_bytes = (
-            sum(_unit_bytes(layout, self._dtype) for layout in loaded.layouts) * self._options.kv_page_size
-        )
-        return pages_that_fit(use, self._options.gpu_mem_utilization, page_bytes)
+        return pages_that_fit(use, self._options.gpu_mem_utilization, self._page_bytes(loaded))
 
     def _measured_activations(self, loaded: LoadedModel, angles: AngleTables) -> int:
         """The peak of the largest step there may be, on pages that are given back afterwards."""
@@ -352,7 +360,7 @@ def _capabilities(
         max_batch_tokens=options.max_batch_tokens,
         max_batch_requests=options.max_batch_requests,
         cache=tuple(_space(cache, dtype) for cache in caches),
-        features=FEATURES | {Feature.SWAP} if options.host_pages else FEATURES,
+        features=FEATURES | {Feature.SWAP} if any(cache.num_host_pages for cache in caches) else FEATURES,
         weights_revision=loaded.revision,
         kv_dtype=str(dtype).removeprefix("torch."),
         max_in_flight=MAX_IN_FLIGHT,

@@ -32,7 +32,8 @@ class CudaNativeOptions:
     host_pages: int = field(
         default=0,
         metadata={
-            "help": "pages of pinned host memory to which idle contexts are swapped; 0 = none",
+            "help": "pages of pinned host memory to which idle contexts are swapped; 0 = what swap_memory_mb"
+            " holds",
             "minimum": 0,
         },
     )

@@ -45,7 +45,9 @@ def main() -> None:
 def _load(setup: dict[str, Any]) -> CudaNativeDriver:
     architectures = {each["name"]: _declared(each) for each in setup["architectures"]}
     options = CudaNativeOptions(**setup["options"])
-    request = DriverRequest(Path(setup["path"]), setup["device"], options, architectures, {})
+    request = DriverRequest(
+        Path(setup["path"]), setup["device"], options, architectures, {}, swap_bytes=setup["swap_bytes"]
+    )
     return load_rank(request, options, setup["rank"], setup["size"], setup["port"])
 
 

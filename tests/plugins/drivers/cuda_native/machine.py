@@ -15,7 +15,7 @@ from tests.plugins.models.reference import ARCHITECTURES
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def cuda_native(path: Path, **options: Any) -> Driver:
+def cuda_native(path: Path, swap_bytes: int = 0, **options: Any) -> Driver:
     chosen = {
         "dtype": "float32",
         "total_pages": 512,
@@ -24,4 +24,7 @@ def cuda_native(path: Path, **options: Any) -> Driver:
         **options,
     }
     (declaration,) = pie_drivers()
-    return declaration.load(DriverRequest(path, DEVICE, CudaNativeOptions(**chosen), ARCHITECTURES, {}))
+    request = DriverRequest(
+        path, DEVICE, CudaNativeOptions(**chosen), ARCHITECTURES, {}, swap_bytes=swap_bytes
+    )
+    return declaration.load(request)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from pie_core.contracts.driver import Driver, DriverRequest
+from pie_core.contracts.driver import Driver, DriverRequest, Feature
 from pie_core.contracts.forward import Float32, PrefixGroups, ProbeKind, last_accepted
 from pie_core.errors import ForwardError, LoadError
 from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
@@ -318,6 +318,15 @@ def test_graphs_are_recorded_with_progress() -> None:
     assert seen.count("recording graphs") == len(cuda_graphs.bucket_sizes(4))
 
 
+@pytest.mark.parametrize(("swap_bytes", "expected"), [(0, 0), (10**6, None), (10**12, 8 * 512)])
+def test_host_pages_are_what_the_swap_memory_holds(swap_bytes: int, expected: int | None) -> None:
+    capabilities = cuda_native(checkpoint(), swap_bytes=swap_bytes).capabilities
+    (space,) = capabilities.cache
+    page_bytes = space.group.unit_bytes * space.page_size
+    assert space.num_host_pages == (swap_bytes // page_bytes if expected is None else expected)
+    assert capabilities.has(Feature.SWAP) == (space.num_host_pages > 0)
+
+
 PREFIX, COUNT = 208, 24  # 13 pages of 16; two tiles
 
 
@@ -333,10 +342,9 @@ def test_a_prefix_that_is_read_together_gives_the_same_logits(
     monkeypatch: pytest.MonkeyPatch, graphs: bool
 ) -> None:
     together: list[int] = []
-    plan = batch_tensors.plan_tiles
 
     def noting(*arguments: Any) -> Any:
-        planned = plan(*arguments)
+        planned = plan_tiles(*arguments)
         together.append(planned.count)
         return planned
 

@@ -161,7 +161,9 @@ def test_attention_over_shared_prefixes_equals_the_plain_one(
     """Groups of requests share so many pages; behind them, and for those without a group, everybody has own pages."""
     page_size, dim = 8, 16
     chance = np.random.default_rng(seed)
-    lengths, pages, prefixes = [], [], ([], [], [])
+    lengths: list[int] = []
+    pages: list[list[int]] = []
+    prefixes: tuple[list[int], list[int], list[int]] = ([], [], [])
     for count, shared in groups:
         together = chance.integers(0, PAGES, shared).tolist()
         for part, value in zip(prefixes, (len(pages), len(pages) + count, shared * page_size), strict=True):
