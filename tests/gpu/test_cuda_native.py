@@ -52,7 +52,8 @@ def waiting_is_an_error() -> Iterator[None]:
 
 
 def small(checkpoint: Path, **options: Any) -> Driver:
-    return cuda_native(checkpoint, **({"dtype": "bfloat16", "max_batch_tokens": 2048} | options))
+    chosen: dict[str, Any] = {"dtype": "bfloat16", "max_batch_tokens": 2048}
+    return cuda_native(checkpoint, **(chosen | options))
 
 
 def answers(driver: Driver, prompt: list[int]) -> list[Float32]:

@@ -89,10 +89,13 @@ def share_of_weights(table: WeightTable, tensors: dict[str, Tensor], ranks: Rank
     if ranks.size == 1:
         return tensors
     sources = {target: entry for entry in table.entries for target in entry.targets}
-    return {name: _share(name, tensor, sources[name], ranks) for name, tensor in tensors.items()}
+    return {name: share_of_tensor(sources[name], name, tensor, ranks) for name, tensor in tensors.items()}
 
 
-def _share(name: str, tensor: Tensor, entry: Entry, ranks: Ranks) -> Tensor:
+def share_of_tensor(entry: Entry, name: str, tensor: Tensor, ranks: Ranks) -> Tensor:
+    """One rank's rows or columns of what an entry of the table made, or all of it."""
+    if ranks.size == 1:
+        return tensor
     layer, _, kind = name.rpartition(".")
     layer = layer.rpartition(".")[2]
     if layer in ROW_SHARES:

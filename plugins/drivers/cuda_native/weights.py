@@ -19,14 +19,16 @@ from pie_plugins.drivers.cuda_native.parallel import (
     SharedLinear,
     SharedParameters,
     share_of_config,
+    share_of_tensor,
     share_of_weights,
 )
 from pie_plugins.drivers.cuda_native.random_weights import draw_weights
+from pie_plugins.drivers.cuda_native.read_ahead import ReadAhead, in_memory, pinned
 from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig, PagedLayout
 from pie_plugins.models.layers.checkpoint import Checkpoint, read_json
 from pie_plugins.models.layers.loading import load_weights, open_checkpoint
 from pie_plugins.models.layers.parameters import Parameters
-from pie_plugins.models.weight_table import Format
+from pie_plugins.models.weight_table import Entry, Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +49,23 @@ def load_model(
     ranks: Ranks,
     progress: ProgressCallback,
 ) -> LoadedModel:
-    """Raises LoadError that says which file, key or tensor is wrong. Tensors go to the device one by one; where ranks
-    share the model, each reads all of it on the host and takes its own part."""
-    checkpoint = open_checkpoint(path)
+    """Raises LoadError that says which file, key or tensor is wrong. Tensors go to the device one by one, while those
+    behind them are read; where ranks share the model, each joins them on the host and takes its own part."""
+    checkpoint = ReadAhead(open_checkpoint(path), pinned if device.type == "cuda" else in_memory)
+
+    def place(entry: Entry, name: str, tensor: Tensor) -> Tensor:
+        return share_of_tensor(entry, name, tensor, ranks).to(device)
+
     try:
         declaration = _architecture(checkpoint, architectures)
         architecture: Architecture[Any] = declaration.load()
         config = architecture.config(checkpoint.config, _config_origin(checkpoint))
         table = architecture.weights(config)
         first = str(device) if ranks.size == 1 else "cpu"
-        loaded = load_weights(checkpoint, table, dtype, first, progress)
+        loaded = load_weights(checkpoint, table, dtype, first, progress, place)
     finally:
         checkpoint.close()
-    shared = share_of_weights(table, loaded.tensors, ranks)
-    placed = {name: tensor.to(device) for name, tensor in shared.items()}
-    built = _built(declaration.name, architecture, config, placed, linear, ranks)
+    built = _built(declaration.name, architecture, config, loaded.tensors, linear, ranks)
     return LoadedModel(*built, f"{loaded.revision}-{dtype}")
 
 

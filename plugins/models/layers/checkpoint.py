@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,10 @@ class Checkpoint(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, StoredTensor]: ...
+
+    def expect(self, names: Sequence[str]) -> None:
+        """These will be read, in this order: whoever can, begins with it."""
+        ...
 
     def read(self, name: str) -> Tensor:
         """In float32, float16 or bfloat16; quantized tensors in float32. Raises LoadError."""

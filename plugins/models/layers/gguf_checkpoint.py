@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,9 @@ class GgufCheckpoint:
             config.setdefault("vocab_size", embedding.shape[0])
         self._check_rotary(own, config)
         return config
+
+    def expect(self, names: Sequence[str]) -> None:
+        """The file is memory-mapped: there is nothing to begin with."""
 
     def read(self, name: str) -> Tensor:
         stored = self._header.tensors[name]

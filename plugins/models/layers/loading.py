@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -40,8 +40,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     raise LoadError(f"{path}: no such checkpoint; expected a Hugging Face directory or a GGUF file")
 
 
+# What becomes of a tensor that an entry has made, under the name it goes by.
+Place = Callable[[Entry, str, Tensor], Tensor]
+
+
 def load_weights(
-    checkpoint: Checkpoint, table: WeightTable, dtype: torch.dtype, device: str, progress: ProgressCallback
+    checkpoint: Checkpoint,
+    table: WeightTable,
+    dtype: torch.dtype,
+    device: str,
+    progress: ProgressCallback,
+    place: Place = lambda _entry, _target, tensor: tensor,
 ) -> LoadedWeights:
     """Raises LoadError that names the tensors which are missing, left over or misshaped."""
     checkpoint = _Renamed(checkpoint, table)
@@ -49,7 +58,8 @@ def load_weights(
     _check_names(checkpoint, table)
     _check_shapes(checkpoint, table)
     _tell_what_is_left(checkpoint, table)
-    loader = _Loader(checkpoint, dtype, device, progress, sum(_sizes(checkpoint, table)))
+    checkpoint.expect([source.name(checkpoint.form) for source in table.sources()])
+    loader = _Loader(checkpoint, dtype, device, progress, sum(_sizes(checkpoint, table)), place)
     for entry in table.entries:
         loader.apply(entry)
     return LoadedWeights(loader.tensors, loader.digest.hexdigest())
@@ -64,6 +74,9 @@ class _Renamed:
         self.form, self.origin, self.kind = checkpoint.form, checkpoint.origin, checkpoint.kind
         self.config = checkpoint.config
         self.tensors = {ours: checkpoint.tensors[name] for ours, name in self._stored.items()}
+
+    def expect(self, names: Sequence[str]) -> None:
+        self._checkpoint.expect([self._stored[name] for name in names])
 
     def read(self, name: str) -> Tensor:
         return self._checkpoint.read(self._stored[name])
@@ -80,24 +93,23 @@ class _Loader:
         device: str,
         progress: ProgressCallback,
         total: int,
+        place: Place,
     ) -> None:
         self.tensors: dict[str, Tensor] = {}
         self.digest = hashlib.sha256(str(sorted(checkpoint.config.items(), key=str)).encode())
         self._checkpoint = checkpoint
         self._dtype, self._device = dtype, device
-        self._progress = progress
+        self._progress, self._place = progress, place
         self._done, self._total = 0, total
 
     def apply(self, entry: Entry) -> None:
         parts = [self._read(source) for source in entry.sources]
         joined = _JOINS[entry.join](parts)
-        if len(entry.targets) == 1:
-            self.tensors[entry.targets[0]] = joined
-        else:
-            pieces = torch.split_with_sizes(joined, list(entry.rows))
-            self.tensors |= {
-                target: piece.clone() for target, piece in zip(entry.targets, pieces, strict=True)
-            }
+        made = [joined]
+        if len(entry.targets) > 1:
+            made = [piece.clone() for piece in torch.split_with_sizes(joined, list(entry.rows))]
+        for target, tensor in zip(entry.targets, made, strict=True):
+            self.tensors[target] = self._place(entry, target, tensor)
 
     def _read(self, source: Source) -> Tensor:
         name = source.name(self._checkpoint.form)
