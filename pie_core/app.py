@@ -103,11 +103,15 @@ class Application:
     ) -> None:
         await self.close()
 
-    def new_process(self, username: str, client: ClientLink, tenant: Tenant | None = None) -> ProgramState:
+    def new_process(
+        self, username: str, client: ClientLink, tenant: Tenant | None = None, priority: int = 0
+    ) -> ProgramState:
         """The state of a program that is about to run; without a tenant, the configuration's or the user's own."""
         tenant = tenant or Tenant(self._config.auth.tenant or username)
         process = ProcessId(secrets.token_hex(8))
-        return ProgramState(process, username, tenant, self.models, client, self._limits.output_bytes)
+        return ProgramState(
+            process, username, tenant, self.models, client, self._limits.output_bytes, priority=priority
+        )
 
     async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
         """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""

@@ -118,10 +118,12 @@ class _Outbox:
 class _Running:
     """One program on the loop of the thread; only coroutines that run there touch it."""
 
-    def __init__(self, app: Application, source: ProgramSource, given: Mapping[str, Any], user: str) -> None:
+    def __init__(
+        self, app: Application, source: ProgramSource, given: Mapping[str, Any], user: str, priority: int
+    ) -> None:
         app.launch_terms(source, given)  # what the manifest forbids is told at once
         self.outbox = _Outbox()
-        self.state: ProgramState = app.new_process(user, self.outbox)
+        self.state: ProgramState = app.new_process(user, self.outbox, priority=priority)
         self.task = asyncio.create_task(self._run(app, source, given))
 
     async def _run(self, app: Application, source: ProgramSource, given: Mapping[str, Any]) -> Any:
@@ -172,8 +174,8 @@ class _Thread:
     async def start(self) -> None:
         await self._app.__aenter__()
 
-    async def launch(self, source: ProgramSource, given: Mapping[str, Any]) -> _Running:
-        running = _Running(self._app, source, given, self._config.auth.user or getpass.getuser())
+    async def launch(self, source: ProgramSource, given: Mapping[str, Any], priority: int) -> _Running:
+        running = _Running(self._app, source, given, self._config.auth.user or getpass.getuser(), priority)
         self._running.add(running)
         running.task.add_done_callback(lambda _: self._running.discard(running))
         return running
@@ -317,11 +319,13 @@ class Pie:
         """The names of what is loaded; the first is the default."""
         return self._thread.models()
 
-    def launch(self, program: Program, /, **given: Any) -> Run:
-        """Starts a program by name or path, or source text of several lines, with `given` as its input."""
-        return Run(
-            self._thread, _waited(self._thread.submit(self._thread.launch(_source_of(program), given)))
-        )
+    def launch(self, program: Program, priority: int = 0, /, **given: Any) -> Run:
+        """Starts a program by name or path, or source text of several lines, with `given` as its input.
+
+        Passes of programs with a higher priority go first.
+        """
+        launched = self._thread.launch(_source_of(program), given, priority)
+        return Run(self._thread, _waited(self._thread.submit(launched)))
 
     def run(self, program: Program, /, **given: Any) -> Any:
         """Runs a program to its end and gives what it returns."""
@@ -364,9 +368,9 @@ class AsyncPie:
     def models(self) -> list[str]:
         return self._thread.models()
 
-    async def launch(self, program: Program, /, **given: Any) -> AsyncRun:
+    async def launch(self, program: Program, priority: int = 0, /, **given: Any) -> AsyncRun:
         source = await asyncio.to_thread(_source_of, program)
-        running = await asyncio.wrap_future(self._thread.submit(self._thread.launch(source, given)))
+        running = await asyncio.wrap_future(self._thread.submit(self._thread.launch(source, given, priority)))
         return AsyncRun(self._thread, running)
 
     async def run(self, program: Program, /, **given: Any) -> Any:

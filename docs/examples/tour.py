@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 
-from inferlet import Context, Entropy, Logprobs, Model, Sampler, session, tools
+from inferlet import Context, Entropy, Logprobs, Model, Sampler, errors, session, tools
 from inferlet.errors import InferletError, NotFound
 
 
@@ -88,6 +88,13 @@ async def ask(question, seconds):
         return None
 
 
+async def in_time(ctx, seconds):
+    try:
+        return await ctx.generate(Sampler.argmax(), max_tokens=64, timeout=seconds).collect_text()
+    except errors.DeadlineExceeded:
+        return None
+
+
 async def main(input):
     model = Model.load()
     report = {
@@ -97,6 +104,7 @@ async def main(input):
         "likely": await more_likely(Context(model).user("b"), 97, 98),
         "best": await best_of(Context(model).user("c"), 3),
         "remembered": (await remembered(model, "tour")).seq_len,
+        "in_time": await in_time(Context(model).user("d"), 30.0),
         "reply": await ask("Are you there?", 0.5),
     }
     try:

@@ -137,11 +137,16 @@ class Client:
         arguments: Mapping[str, Any] | None = None,
         *,
         detached: bool = False,
+        priority: int = 0,
     ) -> Process:
-        """Starts name or name@version. `detached`: no events come here, and nothing printed is kept."""
-        process_id = await self.request(
-            "launch_process", inferlet=program, input=_text(arguments), capture_outputs=not detached
-        )
+        """Starts name or name@version. `detached`: no events come here, and nothing printed is kept.
+
+        Passes of programs with a higher `priority` go first.
+        """
+        fields = {"inferlet": program, "input": _text(arguments), "capture_outputs": not detached}
+        if priority:
+            fields["priority"] = priority
+        process_id = await self.request("launch_process", **fields)
         return self._adopt(process_id, attached=not detached)
 
     async def launch_many(self, program: str, inputs: Sequence[Mapping[str, Any]]) -> list[Process]:

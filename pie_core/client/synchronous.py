@@ -104,8 +104,10 @@ class SyncClient:
         arguments: Mapping[str, Any] | None = None,
         *,
         detached: bool = False,
+        priority: int = 0,
     ) -> SyncProcess:
-        return self._process(self._loop.wait(self._client.launch(program, arguments, detached=detached)))
+        launched = self._client.launch(program, arguments, detached=detached, priority=priority)
+        return self._process(self._loop.wait(launched))
 
     def launch_many(self, program: str, inputs: Sequence[Mapping[str, Any]]) -> list[SyncProcess]:
         return [self._process(each) for each in self._loop.wait(self._client.launch_many(program, inputs))]

@@ -81,6 +81,12 @@ class ServerConfig:
     max_processes_per_user: Annotated[
         int, Field(ge=1, description="How many of them may be of one user.")
     ] = 512
+    max_priority: Annotated[
+        int,
+        Field(
+            description="The highest priority with which clients may launch programs; passes of higher ones go first."
+        ),
+    ] = 0
     requests_per_s: Annotated[
         float,
         Field(

@@ -56,6 +56,7 @@ class Context:
     prefix: list[bytes] = field(default_factory=list)  # keys of its first blocks, see scheduler.prefixes
     last_used: int = 0  # a count of passes that ended
     sampler: SamplerSpec | None = None  # of its last pass, which a Step repeats
+    priority: int = 0  # of its passes, unless they say otherwise
 
     @property
     def length(self) -> int:

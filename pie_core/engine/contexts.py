@@ -45,11 +45,14 @@ class Contexts:
 
     def create(self, command: CreateContext) -> None:
         self._refuse_known(command.context)
-        self._count(self._add(command.context, command.process, command.tenant, command.seed))
+        context = self._add(command.context, command.process, command.tenant, command.seed)
+        context.priority = command.priority
+        self._count(context)
 
     def open(self, command: OpenSnapshot) -> None:
         self._refuse_known(command.context)
         context = self._add(command.context, command.process, command.tenant, 0)
+        context.priority = command.priority
         try:
             self._count(context)
             attachment = self._snapshots.open(command.tenant, command.name, context, take=command.take)
@@ -89,6 +92,7 @@ class Contexts:
         child = self._by_id.get(command.context)
         if child is not None:
             child.take_over(source)
+            child.priority = source.priority
         return child
 
     def lose_child(self, command: ForkContext, error: PieError) -> Context | None:

@@ -46,6 +46,7 @@ from pie_core.engine.messages import (
     ReadStatus,
     ReadTokens,
     SaveSnapshot,
+    SetPriority,
     SnapshotNames,
     Status,
     Step,
@@ -209,6 +210,7 @@ class Engine:
             TruncateContext: self._without_guesses(self._truncate),
             EvictRows: self._without_guesses(self._evict),
             PinRows: self._pin,
+            SetPriority: self._set_priority,
             DropContext: self._without_guesses(self._drop),
             Forward: self._passes.forward,
             Step: self._passes.step,
@@ -235,6 +237,7 @@ class Engine:
         | TruncateContext
         | EvictRows
         | PinRows
+        | SetPriority
         | DropContext
         | SaveSnapshot
         | ReadTokens,
@@ -400,6 +403,9 @@ class Engine:
         self._admission.evict(command, context)
         context.evictions.pin(command.start, command.stop)
 
+    def _set_priority(self, context: Context, command: SetPriority) -> None:
+        context.priority = command.priority
+
     def _drop(self, context: Context, command: DropContext) -> None:
         self._intake.fail_all(context, no_context(context.id))
         self._passes.forget_generation(context)
@@ -432,10 +438,10 @@ class Engine:
         )
 
     def _suspend_idle(self) -> bool:
-        """Whoever has not asked for anything for longest."""
+        """Of the lowest priority whoever has not asked for anything for longest."""
         idle = [each for each in self._contexts if not each.busy and not each.pages.is_empty]
         if idle:
-            self._suspend(min(idle, key=lambda each: each.last_used))
+            self._suspend(min(idle, key=lambda each: (each.priority, each.last_used)))
         return bool(idle)
 
     def _suspend_youngest(self) -> bool:

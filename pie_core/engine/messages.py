@@ -75,6 +75,9 @@ class CreateContext(Message, frozen=True):
     process: ProcessId
     tenant: Tenant
     seed: int  # its noise stream, 64 bits
+    priority: int = (
+        0  # of its passes, unless they say otherwise: higher ones go first, and give their pages up last
+    )
 
 
 class ForkContext(Message, frozen=True):
@@ -103,6 +106,13 @@ class PinRows(Message, frozen=True):
     stop: int
 
 
+class SetPriority(Message, frozen=True):
+    """Of the passes that come behind it, unless they say otherwise; forks have it from their source."""
+
+    context: ContextId
+    priority: int
+
+
 class DropContext(Message, frozen=True):
     context: ContextId
 
@@ -125,7 +135,7 @@ class Forward(Message, frozen=True):
     num_drafts: int = 0
     pass_speculation: bool = True
     timeout_s: float | None = None  # from its arrival; None: the engine's own, if it has one
-    priority: int = 0  # higher ones go first, and give their pages up last
+    priority: int | None = None  # None: the context's
 
 
 class Generate(Message, frozen=True):
@@ -136,7 +146,7 @@ class Generate(Message, frozen=True):
     stop_tokens: tuple[int, ...]
     max_tokens: int  # 0: until the model's length ends
     timeout_s: float | None = None
-    priority: int = 0
+    priority: int | None = None
     whole: bool = False  # one Generated at the end, with all tokens
 
 
@@ -187,6 +197,7 @@ class OpenSnapshot(Message, frozen=True):
     tenant: Tenant
     name: str
     take: bool  # the snapshot is gone afterwards
+    priority: int = 0
 
 
 class DeleteSnapshot(Message, frozen=True):
@@ -218,6 +229,7 @@ Command = (
     | TruncateContext
     | EvictRows
     | PinRows
+    | SetPriority
     | DropContext
     | EndProcess
     | Forward

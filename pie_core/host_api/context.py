@@ -24,6 +24,7 @@ from pie_core.engine.messages import (
     PinRows,
     ReadTokens,
     SaveSnapshot,
+    SetPriority,
     SnapshotOpened,
     Tokens,
     TruncateContext,
@@ -188,7 +189,13 @@ def create(guest: ProgramState, model: ServedModel) -> HostContext:
     context = HostContext(guest, model, model.text.transcript(), PositionRuns())
     seed = secrets.randbits(64)
     model.engine.send(
-        CreateContext(context=context.id, process=guest.process, tenant=guest.tenant, seed=seed)
+        CreateContext(
+            context=context.id,
+            process=guest.process,
+            tenant=guest.tenant,
+            seed=seed,
+            priority=guest.priority,
+        )
     )
     return context
 
@@ -214,6 +221,7 @@ def _open(guest: ProgramState, model: ServedModel, name: str, *, take: bool) -> 
             tenant=guest.tenant,
             name=name,
             take=take,
+            priority=guest.priority,
         )
 
     def finish(event: Event) -> HostContext:
@@ -353,6 +361,12 @@ def pollable(guest: ProgramState, flush: PendingFlush) -> Pollable:
     return Pollable.of(flush.written)
 
 
+@interface.function("pending-flush.cancel", suspends=True)
+def cancel(guest: ProgramState, flush: PendingFlush) -> Pending[bool]:
+    flush.written.cancel()
+    return flush.written.undone()
+
+
 @interface.function("pending-flush.finish", suspends=True)
 def finish(guest: ProgramState, flush: PendingFlush) -> Pending[None]:
     return flush.written
@@ -406,3 +420,9 @@ def pin(guest: ProgramState, context: HostContext, start: int, end: int) -> None
     context.check_usable()
     context.check_rows(start, end)
     context.model.engine.send(PinRows(context=context.id, start=start, stop=end))
+
+
+@interface.function("context.priority")
+def priority(guest: ProgramState, context: HostContext, value: int) -> None:
+    context.check_usable()
+    context.model.engine.send(SetPriority(context=context.id, priority=guest.allowed_priority(value)))

@@ -14,7 +14,7 @@ from pie_core.engine.messages import Event, Forward, ForwardDone, Probe, Sample,
 from pie_core.errors import InvalidRequest
 from pie_core.host_api.context import HostContext
 from pie_core.host_api.guest_state import ProgramState
-from pie_core.host_api.poll import Pollable
+from pie_core.host_api.poll import NS, Pollable
 from pie_core.ids import RequestId
 from pie_core.sandbox.hosting import Interface, Pending
 
@@ -46,9 +46,11 @@ class HostPass:
         "masks",
         "num_drafts",
         "positions",
+        "priority",
         "probes",
         "samples",
         "submitted",
+        "timeout_s",
         "tokens",
     )
 
@@ -62,6 +64,8 @@ class HostPass:
         self.probes: list[Probe] = []
         self.num_drafts = 0
         self.allow_speculation = True
+        self.timeout_s: float | None = None
+        self.priority: int | None = None
         self.submitted = False
 
     def check_open(self) -> None:
@@ -92,6 +96,8 @@ class HostPass:
             probes=tuple(self.probes),
             num_drafts=self.num_drafts,
             pass_speculation=self.allow_speculation,
+            timeout_s=self.timeout_s,
+            priority=self.priority,
         )
 
 
@@ -113,6 +119,13 @@ class PendingPass:
         if index >= len(probes):
             raise InvalidRequest(f"there is no probe {index}: the pass has {len(probes)}")
         return probes[index].token_ids, probes[index].values
+
+
+def seconds(duration_ns: int) -> float:
+    """A time limit that a program gave. Raises InvalidRequest."""
+    if duration_ns == 0:
+        raise InvalidRequest("a time limit of 0 ns leaves no time at all; expected more")
+    return duration_ns / NS
 
 
 interface.resource("sampler", HostSampler)
@@ -249,6 +262,18 @@ def pass_speculation(guest: ProgramState, forward: HostPass, allowed: bool) -> N
     forward.allow_speculation = allowed
 
 
+@interface.function("forward-pass.timeout-ns")
+def timeout_ns(guest: ProgramState, forward: HostPass, duration: int) -> None:
+    forward.check_open()
+    forward.timeout_s = seconds(duration)
+
+
+@interface.function("forward-pass.priority")
+def priority(guest: ProgramState, forward: HostPass, value: int) -> None:
+    forward.check_open()
+    forward.priority = guest.allowed_priority(value)
+
+
 @interface.function("forward-pass.execute")
 def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
     forward.check_open()
@@ -270,6 +295,12 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
 @interface.function("pending-pass.pollable")
 def pollable(guest: ProgramState, pending: PendingPass) -> Pollable:
     return Pollable.of(pending.done)
+
+
+@interface.function("pending-pass.cancel", suspends=True)
+def cancel(guest: ProgramState, pending: PendingPass) -> Pending[bool]:
+    pending.done.cancel()
+    return pending.done.undone()
 
 
 @interface.function("pending-pass.tokens", suspends=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pie_core.engine.messages import BreakOff, Event, Failed, Generate, Generated
 from pie_core.errors import InvalidRequest, PieError, error_from_code
 from pie_core.host_api.context import HostContext
-from pie_core.host_api.forward import HostSampler
+from pie_core.host_api.forward import HostSampler, seconds
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.host_api.poll import Pollable
 from pie_core.ids import RequestId
@@ -27,6 +27,8 @@ class HostGeneration:
         self.sampler = sampler
         self.max_tokens = 0
         self.stop_tokens: tuple[int, ...] = ()
+        self.timeout_s: float | None = None
+        self.priority: int | None = None
         self.finish_reason = ""
         self._request: RequestId | None = None
         self._tokens: list[int] = []  # all generated so far
@@ -60,6 +62,8 @@ class HostGeneration:
                 sampler=self.sampler.spec,
                 stop_tokens=self.stop_tokens,
                 max_tokens=self.max_tokens,
+                timeout_s=self.timeout_s,
+                priority=self.priority,
             )
 
         self._request = self.context.model.engine.stream(build, self._receive)
@@ -170,6 +174,18 @@ def max_tokens(guest: ProgramState, generation: HostGeneration, count: int) -> N
 def stop_tokens(guest: ProgramState, generation: HostGeneration, tokens: list[int]) -> None:
     generation.check_new()
     generation.stop_tokens = tuple(tokens)
+
+
+@interface.function("generation.timeout-ns")
+def timeout_ns(guest: ProgramState, generation: HostGeneration, duration: int) -> None:
+    generation.check_new()
+    generation.timeout_s = seconds(duration)
+
+
+@interface.function("generation.priority")
+def priority(guest: ProgramState, generation: HostGeneration, value: int) -> None:
+    generation.check_new()
+    generation.priority = guest.allowed_priority(value)
 
 
 @interface.function("generation.start")

@@ -120,12 +120,14 @@ class ProgramState:
         client: ClientLink,
         max_sent_bytes: int = 16 << 20,
         inbox_capacity: int = 1024,
+        priority: int = 0,
     ) -> None:
         self.process = process
         self.username = username
         self.tenant = tenant
         self.models = models
         self.client = client
+        self.priority = priority
         self._max_sent_bytes = max_sent_bytes
         self._sent_bytes = 0
         self.messages: Inbox[str] = Inbox(inbox_capacity)
@@ -144,6 +146,15 @@ class ProgramState:
             served = ", ".join(self.models) or "none"
             raise NotFound(f"no model is served under the name {name!r}; served are: {served}")
         return found
+
+    def allowed_priority(self, value: int) -> int:
+        """Raises LimitExceeded for more than the program was launched with."""
+        if value > self.priority:
+            raise LimitExceeded(
+                f"priority {value}: the program was launched with {self.priority} and may ask for that or less;"
+                " whoever launches it can give it more (server.max_priority)"
+            )
+        return value
 
     def spend(self, size: int) -> None:
         """Counts what is about to be sent to the client. Raises LimitExceeded beyond the limit."""

@@ -27,3 +27,8 @@ def username(guest: ProgramState) -> str:
 @interface.function("models")
 def models(guest: ProgramState) -> list[str]:
     return list(guest.models)
+
+
+@interface.function("priority")
+def priority(guest: ProgramState) -> int:
+    return guest.priority

@@ -243,7 +243,13 @@ class WorkerProcess:
     def _launch(self, asked: Launch) -> None:
         link = RemoteLink(asked.process, self._stream.send)
         state = ProgramState(
-            asked.process, asked.username, asked.tenant, self._models, link, self._start.output_bytes
+            asked.process,
+            asked.username,
+            asked.tenant,
+            self._models,
+            link,
+            self._start.output_bytes,
+            priority=asked.priority,
         )
         state.messages = RemoteInbox(partial(self._want, Wanted(asked.process, "message")), _text)
         state.files = RemoteInbox(partial(self._want, Wanted(asked.process, "file")), bytes)

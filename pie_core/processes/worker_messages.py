@@ -60,6 +60,7 @@ class Launch(Message, frozen=True):
     entry: str
     inputs: str
     limits: Limits
+    priority: int
 
 
 class Stop(Message, frozen=True):

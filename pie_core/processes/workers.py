@@ -375,4 +375,5 @@ def _launch_message(source: ProgramSource, inputs: str, limits: Limits, state: P
         entry="" if isinstance(source, ComponentProgram) else source.entry,
         inputs=inputs,
         limits=limits,
+        priority=state.priority,
     )

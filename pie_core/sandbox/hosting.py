@@ -127,6 +127,17 @@ class Pending(Generic[T]):
         if self.on_abandon is not None:
             self.on_abandon()
 
+    def cancel(self) -> None:
+        """Nobody wants it any more, but somebody waits for its end, which still comes: `on_abandon` is told."""
+        if not (self.done or self.abandoned) and self.on_abandon is not None:
+            self.on_abandon()
+
+    def undone(self) -> Pending[bool]:
+        """Whether it failed, once it is over."""
+        outcome: Pending[bool] = Pending()
+        self.on_done(lambda: outcome.resolve(self.error is not None))
+        return outcome
+
     def _finish(self) -> None:
         if self.done:
             raise RuntimeError("a Pending was resolved or failed twice")

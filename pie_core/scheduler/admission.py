@@ -57,7 +57,7 @@ class Admission:
             logit_mask=self._logit_mask(command.logit_mask),
             num_drafts=command.num_drafts,
             predictable=_is_predictable(command),
-            priority=command.priority,
+            priority=context.priority if command.priority is None else command.priority,
         )
         context.history.extend(command.tokens, command.positions, masks)
         return passed
@@ -84,7 +84,7 @@ class Admission:
             arrival=arrival,
             samples=self._sample_rows([sample], count, context),
             predictable=True,
-            priority=command.priority,
+            priority=context.priority if command.priority is None else command.priority,
             generation=Generation(
                 start=start,
                 stop_tokens=frozenset(command.stop_tokens),

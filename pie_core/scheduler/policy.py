@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pie_core.scheduler.fairness import in_turns
@@ -16,7 +16,7 @@ Candidate = tuple[Pass, int]  # a pass and how many rows it has left
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Round robin: a pass that ran a step and needs another queues up behind the others. Where not all fit into a step,
-    tenants and their programs take turns.
+    higher priorities come first, and among equals tenants and their programs take turns.
 
     Short passes (decoding) come first, so that a long prompt does not hold up everybody's next token; a quarter of the
     tokens is kept for prompts, so that decoding does not starve them.
@@ -33,7 +33,7 @@ class Policy:
         Guesses get what is left over, and only if nothing had to wait.
         """
         waiting = list(waiting)
-        if len(waiting) > self.max_requests or sum(each.remaining for each in waiting) > self.max_tokens:
+        if self._compete(waiting):
             waiting = in_turns(waiting)
         chosen = self._choose(waiting, take, overtake)
         if len(chosen) == len(waiting):
@@ -41,6 +41,12 @@ class Policy:
             candidates = [(each, each.remaining) for each in guesses]
             chosen += _fill(candidates, take, tokens, self.max_requests - len(chosen), overtake=True)
         return chosen
+
+    def _compete(self, waiting: Sequence[Pass]) -> bool:
+        """Not all fit into the step, or some are to have pages before others."""
+        if len(waiting) > self.max_requests or sum(each.remaining for each in waiting) > self.max_tokens:
+            return True
+        return any(each.priority != waiting[0].priority for each in waiting)
 
     def _choose(self, waiting: Iterable[Pass], take: Take, overtake: bool) -> list[Chunk]:
         candidates = [(each, each.remaining) for each in waiting]

@@ -24,6 +24,7 @@ Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Chunk = Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
 Inputs = Annotated[list[str], Meta(min_length=1, max_length=4096)]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Budget = Annotated[int, Meta(ge=1)]
 
 
@@ -129,13 +130,15 @@ class RemoveProgram(Request, frozen=True, kw_only=True):
 class LaunchProcess(Request, frozen=True, kw_only=True):
     """Starts `inferlet` (name or name@version) with `input`, JSON text; answered with the process id.
 
-    With `capture_outputs` the client is attached; without, nobody is, and what is printed is not kept.
+    With `capture_outputs` the client is attached; without, nobody is, and what is printed is not kept. Of programs with
+    a higher `priority`, passes go first; more than `server.max_priority` is refused.
     """
 
     inferlet: Name
     input: str
     capture_outputs: bool
     token_budget: Budget | None = None
+    priority: Priority = 0
 
 
 class LaunchProcesses(Request, frozen=True, kw_only=True):

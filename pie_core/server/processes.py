@@ -237,13 +237,15 @@ class ProcessTable:
         source: ProgramSource,
         given: str,
         keep_printed: bool = True,
+        priority: int = 0,
     ) -> ServerProcess:
         """Raises InvalidRequest for input that is not a JSON object, LimitExceeded or Unavailable."""
         arguments = parse_input(given)
         self._app.launch_terms(source, arguments)
         self._check_room(principal)
+        self._check_priority(priority)
         process = ServerProcess(principal, inferlet, given, keep_printed, self._config)
-        process.state = self._app.new_process(principal.user, process, principal.tenant)
+        process.state = self._app.new_process(principal.user, process, principal.tenant, priority)
         process.id = process.state.process
         self._processes[process.id] = self._running[process.id] = process
         self.launched += 1
@@ -300,6 +302,13 @@ class ProcessTable:
         if mine >= self._config.max_processes_per_user:
             raise LimitExceeded(
                 f"{mine} of your programs are running, no more may (server.max_processes_per_user): end some first"
+            )
+
+    def _check_priority(self, priority: int) -> None:
+        if priority > self._config.max_priority:
+            raise LimitExceeded(
+                f"priority {priority} is more than {self._config.max_priority}, the most that this server gives"
+                " (server.max_priority)"
             )
 
     def _has_ended(self, process: ServerProcess) -> None:

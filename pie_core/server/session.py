@@ -291,7 +291,9 @@ async def remove_program(session: Session, request: m.RemoveProgram) -> str:
 async def launch_process(session: Session, request: m.LaunchProcess) -> str:
     _refuse_budgets(session, [request.token_budget])
     source = await session.service.programs.find(request.inferlet)
-    process = _launch(session, request.inferlet, source, request.input, request.capture_outputs)
+    process = _launch(
+        session, request.inferlet, source, request.input, request.capture_outputs, request.priority
+    )
     return process.id
 
 
@@ -330,11 +332,13 @@ async def _launch_all(
     return processes
 
 
-def _launch(session: Session, inferlet: str, source: Any, given: str, capture: bool | None) -> ServerProcess:
+def _launch(
+    session: Session, inferlet: str, source: Any, given: str, capture: bool | None, priority: int = 0
+) -> ServerProcess:
     if not session.service.models.is_ready:
         raise Unavailable("the server is loading its models: try again soon (/ready tells when)")
     process = session.service.processes.launch(
-        session.principal, inferlet, source, given, keep_printed=bool(capture)
+        session.principal, inferlet, source, given, keep_printed=bool(capture), priority=priority
     )
     if capture:
         session.attach(process)

@@ -316,6 +316,9 @@ class PendingFlush(Resource):
     def pollable(self) -> Pollable:
         return Pollable(self.end)
 
+    def cancel(self) -> bool:
+        return False  # the scripted model is always done already
+
     def finish(self) -> None:
         world.until(self.end)
 
@@ -450,6 +453,9 @@ class PendingPass(Resource):
         super().__init__()
         self.end, self.drawn, self.probed = end, drawn, probed
 
+    def cancel(self) -> bool:
+        return False
+
     def pollable(self) -> Pollable:
         return Pollable(self.end)
 
@@ -490,6 +496,9 @@ class Generation(Resource):
 
     def stop_tokens(self, tokens: Sequence[int]) -> None:
         self.stops = set(tokens)
+
+    def timeout_ns(self, duration: int) -> None:
+        world.calls[f"timeout of {duration} ns"] += 1
 
     def start(self) -> None:
         self.context.use("generate")

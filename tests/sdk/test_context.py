@@ -144,7 +144,7 @@ def test_an_unknown_model_is_not_found() -> None:
 
 @pytest.mark.parametrize(
     ("name", "arguments"),
-    [("append_image", [b""]), ("append_video", [b""]), ("set_bid", [1.0]), ("idle", [])],
+    [("append_image", [b""]), ("append_video", [b""])],
 )
 def test_what_this_version_lacks_is_refused_by_name(model: Model, name: str, arguments: list[object]) -> None:
     with pytest.raises(Unsupported, match=f"Context.{name}"):

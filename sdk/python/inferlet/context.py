@@ -7,13 +7,14 @@ generation that runs inside the engine. `settled()` hands both over, so every ot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from wit_world.imports import context as bindings
 
-from inferlet import chat, tools
+from inferlet import chat, runtime, tools
 from inferlet.errors import InvalidRequest, not_in_this_version
 from inferlet.forward import Forward
 from inferlet.generation import EngineLoop, GenerateOptions, Generator
@@ -24,15 +25,19 @@ if TYPE_CHECKING:
     from inferlet.sample import Sampler
 
 
+_LOWEST_BID = 1000  # how far below the program's own priority a bid of 0 is
+
+
 class Context:
     """A conversation or text in progress. Fillers return the context, so that they chain."""
 
-    __slots__ = ("_buffered", "_engine_loop", "_handle", "_model", "_staged")
+    __slots__ = ("_bid", "_buffered", "_engine_loop", "_handle", "_model", "_staged")
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._handle: bindings.Context | None = call(bindings.Context.create, model._handle)
         self._buffered = False
+        self._bid: float | None = None
         self._staged: list[int] = []
         self._engine_loop: EngineLoop | None = None
 
@@ -42,6 +47,7 @@ class Context:
         context._model = model
         context._handle = handle
         context._buffered = True
+        context._bid = None
         context._staged = []
         context._engine_loop = None
         return context
@@ -63,7 +69,9 @@ class Context:
 
     def fork(self) -> Context:
         """A branch that shares every page written so far; the buffer is copied too."""
-        return self._adopt(self._model, call(self.settled().fork))
+        branch = self._adopt(self._model, call(self.settled().fork))
+        branch._bid = self._bid
+        return branch
 
     def save(self, name: str) -> None:
         """Saves under a name, replacing what had it; it outlives the program."""
@@ -201,6 +209,14 @@ class Context:
         """Keeps the written tokens from `start` to `end` from later evictions."""
         call(self.settled().pin, start, end)
 
+    def set_priority(self, value: int) -> Context:
+        """Of its passes and generations from now on: higher ones go first, and give their pages up last.
+
+        0 as a rule; negative ones are for what may wait. `runtime.priority()` is the most that the program may ask for.
+        """
+        call(self.settled().priority, value)
+        return self
+
     def append_image(self, image: Any) -> Context:
         raise not_in_this_version("Context.append_image")
 
@@ -217,10 +233,25 @@ class Context:
         raise not_in_this_version("Context.append_video")
 
     def set_bid(self, value: float) -> None:
-        raise not_in_this_version("Context.set_bid")
+        """A bid of 0.4 as a priority below the program's own: the higher the bid, the nearer to it."""
+        if not value >= 0:
+            raise InvalidRequest(f"a bid of {value}: expected 0 or more")
+        self._bid = value
+        self.set_priority(runtime.priority() - round(_LOWEST_BID / (1 + value)))
 
-    def idle(self) -> Any:
-        raise not_in_this_version("Context.idle")
+    @contextmanager
+    def idle(self) -> Iterator[None]:
+        """Bids nothing for a while: `with ctx.idle(): …`."""
+        bid = self._bid
+        self.set_bid(0)
+        try:
+            yield
+        finally:
+            self._bid = bid
+            if bid is None:
+                self.set_priority(runtime.priority())
+            else:
+                self.set_bid(bid)
 
     # Passes
 
@@ -229,7 +260,7 @@ class Context:
         handle = self.settled()
         if self._buffered:
             pending = call(handle.flush)
-            await finish(pending.pollable, pending.finish)
+            await finish(pending.pollable, pending.finish, pending.cancel)
             self._buffered = False
 
     def forward(self) -> Forward:
@@ -274,9 +305,16 @@ class Context:
             inputs = list(call(handle.drain))
         return handle, inputs
 
-    def start_engine_loop(self, sampler: Sampler, max_tokens: int, stop: Iterable[int]) -> EngineLoop:
+    def start_engine_loop(
+        self,
+        sampler: Sampler,
+        max_tokens: int,
+        stop: Iterable[int],
+        timeout: float | None = None,
+        priority: int | None = None,
+    ) -> EngineLoop:
         """Hands the decoding loop to the engine until it ends or this context is used otherwise."""
-        engine_loop = EngineLoop(self.settled(), sampler, max_tokens, stop)
+        engine_loop = EngineLoop(self.settled(), sampler, max_tokens, stop, timeout, priority)
         self._buffered = True
         self._engine_loop = engine_loop
         return engine_loop

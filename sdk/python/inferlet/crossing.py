@@ -15,9 +15,15 @@ from inferlet.errors import InvalidRequest
 
 Check = Callable[[Any], None]
 
-_U32 = 2**32 - 1
-_U64 = 2**64 - 1
-_WIDE = {"Sampler.seed", "timer", "wait"}  # these take 64-bit numbers; the annotations say int for both
+_U32 = range(2**32)
+_U64 = range(2**64)
+_S32 = range(-(2**31), 2**31)
+# The annotations say int for all; numbers of these functions have another range than u32.
+_RANGES = {
+    **dict.fromkeys(("Sampler.seed", "timer", "wait"), _U64),
+    **dict.fromkeys(("ForwardPass.timeout_ns", "Generation.timeout_ns"), _U64),
+    **dict.fromkeys(("Context.priority", "ForwardPass.priority", "Generation.priority"), _S32),
+}
 
 _checks: dict[object, tuple[tuple[str, Check], ...]] = {}
 
@@ -37,23 +43,23 @@ def check_arguments(function: Callable[..., Any], arguments: tuple[Any, ...]) ->
 
 def _checks_of(function: Any) -> tuple[tuple[str, Check], ...]:
     hints = getattr(function, "__annotations__", {})
-    largest = _U64 if getattr(function, "__qualname__", "") in _WIDE else _U32
-    return tuple((name, _check_for(hint, largest)) for name, hint in hints.items() if name != "return")
+    numbers = _RANGES.get(getattr(function, "__qualname__", ""), _U32)
+    return tuple((name, _check_for(hint, numbers)) for name, hint in hints.items() if name != "return")
 
 
-def _check_for(hint: Any, largest: int) -> Check:
+def _check_for(hint: Any, numbers: range) -> Check:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        inner = _check_for(next(kind for kind in arguments if kind is not type(None)), largest)
+        inner = _check_for(next(kind for kind in arguments if kind is not type(None)), numbers)
         return lambda value: None if value is None else inner(value)
     if origin is list:
-        return _list_check(arguments[0], largest)
-    simple: dict[Any, Check] = {int: _integer_check(largest), float: _check_float, str: _check_text}
+        return _list_check(arguments[0], numbers)
+    simple: dict[Any, Check] = {int: _integer_check(numbers), float: _check_float, str: _check_text}
     return simple.get(hint, _accept)
 
 
-def _list_check(kind: Any, largest: int) -> Check:
-    check = _check_for(kind, largest)
+def _list_check(kind: Any, numbers: range) -> Check:
+    check = _check_for(kind, numbers)
 
     def check_list(values: Any) -> None:
         if not isinstance(values, list):
@@ -75,10 +81,10 @@ def _are_small(values: list[Any]) -> bool:
     return True
 
 
-def _integer_check(largest: int) -> Check:
+def _integer_check(numbers: range) -> Check:
     def check(value: Any) -> None:
-        if not isinstance(value, int) or not 0 <= value <= largest:
-            raise ValueError(f"{value!r} is not a whole number from 0 to {largest}")
+        if not isinstance(value, int) or value not in numbers:
+            raise ValueError(f"{value!r} is not a whole number from {numbers[0]} to {numbers[-1]}")
 
     return check
 

@@ -10,6 +10,7 @@ InferletError              .code and .message; also codes that this SDK does not
 ├── ForwardFailed          a pass was accepted and failed
 ├── EngineLost             the engine process died; its contexts are gone
 ├── Cancelled              somebody ended what was being waited for
+├── DeadlineExceeded       it took longer than it was given; a TimeoutError
 └── Deadlock               every task of this program waits for another one
 """
 
@@ -63,6 +64,10 @@ class EngineLost(InferletError):
 
 class Cancelled(InferletError):
     default_code = "cancelled"
+
+
+class DeadlineExceeded(InferletError, TimeoutError):
+    default_code = "deadline-exceeded"
 
 
 class Deadlock(InferletError):

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from wit_world.imports import forward as bindings
 
 from inferlet.errors import InvalidRequest, not_in_this_version
-from inferlet.host import call, finish
+from inferlet.host import call, finish, nanoseconds
 from inferlet.sample import Probe, Sampler
 
 if TYPE_CHECKING:
+    from wit_world.imports.generate import Generation
+
     from inferlet.context import Context
 
 
@@ -46,10 +48,12 @@ class Forward:
         "_context",
         "_inputs",
         "_logit_mask",
+        "_priority",
         "_probes",
         "_run_ahead",
         "_sampled",
         "_samples",
+        "_timeout",
     )
 
     def __init__(self, context: Context) -> None:
@@ -61,6 +65,8 @@ class Forward:
         self._logit_mask: list[int] | None = None
         self._attention_mask: list[list[int]] | None = None
         self._run_ahead = True
+        self._timeout: float | None = None
+        self._priority: int | None = None
 
     def start_position(self) -> int:
         """The position that the first `input` token will get."""
@@ -106,6 +112,16 @@ class Forward:
         self._run_ahead = allowed
         return self
 
+    def timeout(self, seconds: float) -> Forward:
+        """How long it may take, waiting included; beyond, `execute` raises DeadlineExceeded and nothing has changed."""
+        self._timeout = seconds
+        return self
+
+    def priority(self, value: int) -> Forward:
+        """Instead of the context's; see `Context.set_priority`."""
+        self._priority = value
+        return self
+
     def adapter(self, adapter: Any) -> Forward:
         raise not_in_this_version("Forward.adapter")
 
@@ -119,9 +135,9 @@ class Forward:
         raise not_in_this_version("Forward.input_audio")
 
     async def execute(self) -> Output:
-        """Runs the pass; other tasks of the program run meanwhile."""
+        """Runs the pass; other tasks of the program run meanwhile. Cancelling the task takes the pass back."""
         pending = call(self._described().execute)
-        tokens = await finish(pending.pollable, pending.tokens)
+        tokens = await finish(pending.pollable, pending.tokens, pending.cancel)
         return Output(pending, list(tokens))
 
     def _described(self) -> bindings.ForwardPass:
@@ -136,6 +152,7 @@ class Forward:
         for row, probe in self._probes:
             probe.attach(described, row)
         self._restrict(described)
+        schedule(described, self._timeout, self._priority)
         return described
 
     def _restrict(self, described: bindings.ForwardPass) -> None:
@@ -145,6 +162,16 @@ class Forward:
             call(described.attention_mask, self._attention_mask)
         if not self._run_ahead:
             described.pass_speculation(False)
+
+
+def schedule(
+    described: bindings.ForwardPass | Generation, timeout: float | None, priority: int | None
+) -> None:
+    """How long it may take, and what it goes before."""
+    if timeout is not None:
+        call(described.timeout_ns, nanoseconds(timeout))
+    if priority is not None:
+        call(described.priority, priority)
 
 
 class Output:

@@ -17,8 +17,8 @@ from wit_world.imports import forward as forward_bindings
 from wit_world.imports import generate as bindings
 
 from inferlet import chat
-from inferlet.errors import InferletError, InvalidRequest, not_in_this_version
-from inferlet.forward import Output, ProbeHandle, SampleHandle
+from inferlet.errors import DeadlineExceeded, InferletError, InvalidRequest, not_in_this_version
+from inferlet.forward import Output, ProbeHandle, SampleHandle, schedule
 from inferlet.host import alone, call, drop, finish, running_loop
 from inferlet.sample import Probe, Sampler
 
@@ -29,11 +29,13 @@ TO_THE_END = 0  # of the model's length, as the host's `max-tokens` counts
 
 
 class GenerateOptions(TypedDict, total=False):
-    """Keyword options of `Context.generate`; those after `logit_mask` belong to later versions."""
+    """Keyword options of `Context.generate`; those after `priority` belong to later versions."""
 
     max_tokens: int | None
     stop: Iterable[int] | None
     logit_mask: Sequence[int] | None
+    timeout: float | None
+    priority: int | None
     constrain: Any
     speculator: Any
     system_speculation: bool | None
@@ -47,11 +49,18 @@ class EngineLoop:
     """One generation that the engine runs, and how much of it the program has consumed."""
 
     def __init__(
-        self, context: context_bindings.Context, sampler: Sampler, max_tokens: int, stop: Iterable[int]
+        self,
+        context: context_bindings.Context,
+        sampler: Sampler,
+        max_tokens: int,
+        stop: Iterable[int],
+        timeout: float | None = None,
+        priority: int | None = None,
     ) -> None:
         self._generation: bindings.Generation | None = bindings.Generation(context, sampler.handle())
         call(self._generation.max_tokens, max_tokens)
         call(self._generation.stop_tokens, list(stop))
+        schedule(self._generation, timeout, priority)
         call(self._generation.start)
         self._waiting: asyncio.Future[None] | None = None
         self.consumed = 0
@@ -103,13 +112,16 @@ class Generator:
 
     __slots__ = (
         "_context",
+        "_deadline",
         "_finish_reason",
         "_generated",
         "_logit_mask",
         "_max_tokens",
+        "_priority",
         "_sampler",
         "_step_probes",
         "_stop",
+        "_timeout",
     )
 
     def __init__(
@@ -120,6 +132,8 @@ class Generator:
         max_tokens: int | None = None,
         stop: Iterable[int] | None = None,
         logit_mask: Sequence[int] | None = None,
+        timeout: float | None = None,
+        priority: int | None = None,
         **later: Any,
     ) -> None:
         _refuse_options_of_later_versions(later)
@@ -130,6 +144,9 @@ class Generator:
         self._step_probes: list[tuple[int, Probe]] = []
         self._generated = 0
         self._finish_reason: str | None = None
+        self._timeout = timeout
+        self._deadline: float | None = None
+        self._priority = priority
         self._max_tokens: int | None = None
         if max_tokens is not None:
             self.max_tokens(max_tokens)
@@ -151,6 +168,16 @@ class Generator:
     def add_stop(self, tokens: Iterable[int] | int) -> Generator:
         """More tokens to end at."""
         self._stop |= {tokens} if isinstance(tokens, int) else set(tokens)
+        return self
+
+    def timeout(self, seconds: float) -> Generator:
+        """How long all of it may take, waiting included; beyond, DeadlineExceeded is raised."""
+        self._timeout = seconds
+        return self
+
+    def priority(self, value: int) -> Generator:
+        """Instead of the context's; see `Context.set_priority`."""
+        self._priority = value
         return self
 
     def probe_each_step(self, index: int, probe: Probe) -> ProbeHandle:
@@ -205,6 +232,17 @@ class Generator:
 
     def _remaining(self) -> int | None:
         return None if self._max_tokens is None else self._max_tokens - self._generated
+
+    def _time_left(self) -> float | None:
+        """Of its time limit, which begins with its first pass."""
+        if self._timeout is None:
+            return None
+        now = running_loop().time()
+        if self._deadline is None:
+            self._deadline = now + self._timeout
+        if self._deadline <= now and self._timeout > 0:
+            raise DeadlineExceeded(f"the generation took longer than its {self._timeout} s")
+        return self._deadline - now
 
     # Step by step
 
@@ -267,7 +305,11 @@ class Generator:
     def _start_engine_loop(self) -> EngineLoop:
         remaining = self._remaining()
         return self._context.start_engine_loop(
-            self._sampler, TO_THE_END if remaining is None else remaining, self._stop
+            self._sampler,
+            TO_THE_END if remaining is None else remaining,
+            self._stop,
+            self._time_left(),
+            self._priority,
         )
 
 
@@ -420,10 +462,21 @@ class GenStep:
         if self._is_plain() and len(inputs) == 1 and alone():
             return None, [call(forward_bindings.step, handle, inputs[0], self._generator._sampler.handle())]
         pending = call(self._described(handle, inputs).execute)
-        return pending, list(await finish(pending.pollable, pending.tokens))
+        return pending, list(
+            await finish(pending.pollable, pending.tokens, lambda: self._cancel(pending, inputs))
+        )
+
+    def _cancel(self, pending: forward_bindings.PendingPass, inputs: list[int]) -> None:
+        """Nobody waits any more: as if the step had never been, or too late for that."""
+        if pending.cancel():
+            self._generator._context.stage(inputs)
+        else:
+            self._generator.accept(call(pending.tokens))
 
     def _is_plain(self) -> bool:
-        return self._samples and not self._probes and self._generator._logit_mask is None
+        generator = self._generator
+        plain = self._samples and not self._probes and generator._logit_mask is None
+        return plain and generator._timeout is None and generator._priority is None
 
     def _described(self, handle: context_bindings.Context, inputs: list[int]) -> forward_bindings.ForwardPass:
         described = forward_bindings.ForwardPass(handle)
@@ -434,6 +487,7 @@ class GenStep:
             probe.attach(described, row)
         if self._generator._logit_mask is not None:
             call(described.logit_mask, self._generator._logit_mask)
+        schedule(described, self._generator._time_left(), self._generator._priority)
         return described
 
 

@@ -10,8 +10,8 @@ from componentize_py_types import Err
 from wit_world.imports import poll
 
 from inferlet.crossing import check_arguments
-from inferlet.errors import InferletError, error_from_code
-from inferlet.event_loop import PollLoop
+from inferlet.errors import InferletError, InvalidRequest, error_from_code
+from inferlet.event_loop import NANOSECONDS, PollLoop
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,12 +42,29 @@ def alone() -> bool:
     return running_loop().is_alone()
 
 
-async def finish(pollable: Callable[[], poll.Pollable], take: Callable[[], T]) -> T:
-    """Waits until `take` would return at once, then takes; other tasks of the program run meanwhile."""
+async def finish(
+    pollable: Callable[[], poll.Pollable], take: Callable[[], T], cancel: Callable[[], object] | None = None
+) -> T:
+    """Waits until `take` would return at once, then takes; other tasks of the program run meanwhile.
+
+    `cancel` is called when the waiting task is cancelled: nobody wants any more what was asked for.
+    """
     loop = running_loop()
     if not loop.is_alone():
-        await loop.readiness(pollable())
+        try:
+            await loop.readiness(pollable())
+        except asyncio.CancelledError:
+            if cancel is not None:
+                cancel()
+            raise
     return call(take)
+
+
+def nanoseconds(seconds: float) -> int:
+    """A time limit as the host takes it. Raises InvalidRequest."""
+    if not 0 < seconds < float("inf"):
+        raise InvalidRequest(f"a time limit of {seconds} s: expected a number of seconds above 0")
+    return max(round(seconds * NANOSECONDS), 1)
 
 
 def running_loop() -> PollLoop:

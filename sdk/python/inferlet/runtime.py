@@ -27,6 +27,11 @@ def models() -> list[str]:
     return list(runtime.models())
 
 
+def priority() -> int:
+    """The priority that the program was launched with, which is the highest that it may ask for."""
+    return runtime.priority()
+
+
 def log(message: str, level: str = "info") -> None:
     """Writes a line to the server's log; level is trace, debug, info, warn or error."""
     call(logging.log, logging.Level[level.upper()], message)

@@ -96,6 +96,12 @@ def test_a_conversation_is_its_turns(pie: Pie) -> None:
         pie.generate([{"role": "robot", "content": ""}])
 
 
+def test_a_program_has_the_priority_that_it_was_launched_with(pie: Pie) -> None:
+    source = "from inferlet import runtime\n\ndef main(input):\n    return [runtime.priority(), input]\n"
+    assert pie.launch(source, 4, priority=1).result() == [4, {"priority": 1}]
+    assert pie.run(source) == [0, {}]
+
+
 def test_a_program_runs_from_its_text_and_its_events_come_in_order(pie: Pie) -> None:
     run = pie.launch(ECHO, n=1)
     events = list(run)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pie_core.errors import Cancelled, NotFound
-from tests.flow.server.conftest import Pie
+from pie_core.errors import Cancelled, LimitExceeded, NotFound
+from tests.flow.server.conftest import Pie, StartServer
 
 OnServer = Callable[..., Any]
 
@@ -66,3 +67,25 @@ def test_a_terminated_process_ends_with_a_typed_error(on_server: OnServer) -> No
                 await process.result()
 
     on_server(scenario)
+
+
+def test_a_launch_gives_a_priority_up_to_what_the_server_grants(start_server: StartServer) -> None:
+    source = """
+        from inferlet import runtime
+
+        def main(input):
+            return runtime.priority()
+    """
+
+    async def scenario() -> None:
+        async with start_server(server="max_priority: 3") as pie:
+            pie.install("priority", source)
+            async with pie.client() as client:
+                given = [
+                    await (await client.launch("priority", priority=each)).result() for each in (3, 0, -8)
+                ]
+                assert given == [3, 0, -8]
+                with pytest.raises(LimitExceeded, match=r"priority 4 is more than 3.*server\.max_priority"):
+                    await client.launch("priority", priority=4)
+
+    asyncio.run(scenario())

@@ -18,6 +18,11 @@ class PendingFlush:
     
     def pollable(self) -> poll.Pollable:
         raise NotImplementedError
+    def cancel(self) -> bool:
+        """
+        Ends it early; false if that came too late. The buffer is as it was before. Suspends.
+        """
+        raise NotImplementedError
     def finish(self) -> None:
         """
         Suspends until the rows are written.
@@ -209,6 +214,14 @@ class Context:
     def pin(self, start: int, end: int) -> None:
         """
         Keeps the rows from `start` to `end` from later evictions.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def priority(self, value: int) -> None:
+        """
+        Of its passes and generations from now on, unless they say otherwise: higher ones go first, and give their pages
+        up last. Without it, the program's own, which is also the most that can be asked for.
         
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """

@@ -86,6 +86,12 @@ class PendingPass:
     
     def pollable(self) -> poll.Pollable:
         raise NotImplementedError
+    def cancel(self) -> bool:
+        """
+        Ends it early: its context is as it was before it, and `tokens` fails with cancelled. False if that came too
+        late. Suspends.
+        """
+        raise NotImplementedError
     def tokens(self) -> List[int]:
         """
         Suspends until done; the sampled tokens in the order they were asked for
@@ -205,6 +211,20 @@ class ForwardPass:
     def pass_speculation(self, allowed: bool) -> None:
         """
         False: the engine must not guess that the sampled token will be fed back.
+        """
+        raise NotImplementedError
+    def timeout_ns(self, duration: int) -> None:
+        """
+        How long the pass may take from `execute` on, waiting included; it fails with deadline-exceeded beyond.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def priority(self, value: int) -> None:
+        """
+        See context.priority.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
     def execute(self) -> PendingPass:

@@ -37,6 +37,21 @@ class Generation:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def timeout_ns(self, duration: int) -> None:
+        """
+        How long all of it may take from `start` on, waiting included; it fails with deadline-exceeded beyond, and its
+        context is as it was before it.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def priority(self, value: int) -> None:
+        """
+        See context.priority.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
     def start(self) -> None:
         """
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`

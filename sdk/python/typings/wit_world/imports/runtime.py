@@ -34,3 +34,8 @@ def models() -> List[str]:
     Names of the models being served; the first is the default.
     """
     raise NotImplementedError
+def priority() -> int:
+    """
+    What the program was launched with, 0 as a rule: the highest priority that it may ask for.
+    """
+    raise NotImplementedError
