@@ -7,7 +7,7 @@ runs out. Everything depends on the seed, the time is virtual, and whatever was 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -60,9 +60,13 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
 COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
+    *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
     *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged"),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
+
+
+Swap = Callable[[int, Sequence[int], Sequence[int]], None]
 
 
 class Wrong(AssertionError):
@@ -76,6 +80,8 @@ class Settings:
     groups: tuple[str, ...]
     page_size: int
     num_pages: int
+    num_host_pages: int
+    failing_swaps: float  # how many of them
     oversubscription: int  # rows that all programs want at most, over rows that there are
     programs: int
     crashes_every: int  # steps; 0 = never
@@ -93,6 +99,8 @@ class Settings:
             groups=random.choice(GROUPS),
             page_size=page_size,
             num_pages=-(-rows // page_size),
+            num_host_pages=random.choice((0, 0, 4, 1024)),
+            failing_swaps=random.choice((0.0, 0.1)),
             oversubscription=oversubscription,
             programs=programs,
             crashes_every=random.choice((0, 0, 7, 23, 50)),
@@ -112,6 +120,35 @@ def _engine_options(random: Random) -> EngineOptions:
     )
 
 
+def _loaded(declaration: DriverDeclaration, settings: Settings) -> Driver:
+    return _load(
+        declaration,
+        settings,
+        page_size=settings.page_size,
+        num_pages=settings.num_pages,
+        num_host_pages=settings.num_host_pages,
+        fail_every=settings.crashes_every,  # a step that fails has written nothing
+    )
+
+
+def _loaded_to_check(
+    declaration: DriverDeclaration, settings: Settings, num_pages: int, page_size: int
+) -> Driver:
+    return _load(declaration, settings, num_pages=num_pages, page_size=page_size, num_host_pages=0)
+
+
+def _load(declaration: DriverDeclaration, settings: Settings, **sizes: int) -> Driver:
+    options = declaration.options(
+        vocab_size=VOCABULARY,
+        groups=settings.groups,
+        window=7,
+        max_model_len=4 * MAX_ROWS,
+        max_in_flight=3,
+        **sizes,
+    )
+    return declaration.load(DriverRequest(None, "cpu", options, {}, {}))
+
+
 class History:
     """One run: programs act, steps start and end in an order that the seed decides, time passes when steps end."""
 
@@ -121,8 +158,12 @@ class History:
         self.counts: Counter[str] = Counter()
         self.now = 0.0
         settings = self.settings
-        self._driver = self._load(declaration, settings.num_pages, settings.page_size, settings.crashes_every)
-        self._checker = Checker(lambda pages, page_size: self._load(declaration, pages, page_size))
+        self._driver = _loaded(declaration, settings)
+        for swap in ("swap_out", "swap_in"):
+            setattr(self._driver, swap, self._often(getattr(self._driver, swap)))
+        self._checker = Checker(
+            lambda pages, page_size: _loaded_to_check(declaration, settings, pages, page_size)
+        )
         self._engine = Engine(self._driver, self.settings.options, "simulated", clock=lambda: self.now)
         self._in_flight: deque[Ticket] = deque()
         self._numbers = 0
@@ -145,21 +186,13 @@ class History:
         self._drain()
         self._end()
 
-    def _load(
-        self, declaration: DriverDeclaration, num_pages: int, page_size: int, crashes_every: int = 0
-    ) -> Driver:
-        options = declaration.options(
-            vocab_size=VOCABULARY,
-            groups=self.settings.groups,
-            window=7,
-            page_size=page_size,
-            num_pages=num_pages,
-            num_host_pages=0,
-            fail_every=crashes_every,  # a step that fails has written nothing
-            max_model_len=4 * MAX_ROWS,
-            max_in_flight=3,
-        )
-        return declaration.load(DriverRequest(None, "cpu", options, {}, {}))
+    def _often(self, swap: Swap) -> Swap:
+        def swap_or_fail(group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
+            if self.random.random() < self.settings.failing_swaps:
+                raise ForwardError("this swap fails, as the history wants it")
+            swap(group, sources, targets)
+
+        return swap_or_fail
 
     # ---- time and the driver
 
@@ -454,7 +487,8 @@ class History:
             self._finish()
         self._compare()
         status = self._status()
-        if status.free_pages != status.total_pages or status.contexts or status.waiting:
+        held = status.contexts or status.waiting or any(status.swapping.pages)
+        if held or status.free_pages != status.total_pages:
             raise Wrong(f"something is left: {status}")
         if self._answers:
             raise Wrong(f"never answered: {sorted(self._answers)}")
@@ -473,6 +507,10 @@ class History:
     def _count(self, status: Status) -> None:
         self.counts["oversubscribed_64"] += self.settings.oversubscription == 64
         self.counts["suspensions"] += status.suspensions
+        self.counts["replayed_tokens"] += status.replayed_tokens
+        self.counts["pages_swapped_out"] += status.swapping.pages_out
+        self.counts["pages_swapped_in"] += status.swapping.pages_in
+        self.counts["failed_swaps"] += status.swapping.failures
         self.counts["prefix_hits"] += status.prefix_hit_tokens
         self.counts["run_ahead_hits"] += status.run_ahead_hits
         self.counts["run_ahead_misses"] += status.run_ahead_misses

@@ -7,6 +7,7 @@ A process that dies while it runs a history takes that history along, as a failu
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -105,6 +106,7 @@ class Job:
 
 def run_as_job(run: Callable[[int], Outcome]) -> None:
     """Reads seeds from standard input until it ends. A history that goes on for ever fails by `TimeoutError`."""
+    logging.disable(logging.WARNING)  # faults are what histories are about
     signal.signal(signal.SIGVTALRM, _out_of_patience)
     for line in sys.stdin.buffer:
         signal.setitimer(signal.ITIMER_VIRTUAL, PATIENCE_S)
