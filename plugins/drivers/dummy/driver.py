@@ -27,6 +27,7 @@ from pie_plugins.drivers.dummy.audio import AudioDecoder
 from pie_plugins.drivers.dummy.batch_tensors import FinishedStep, FinishedSteps, ResolvedStep, resolve
 from pie_plugins.drivers.dummy.generation import generate
 from pie_plugins.drivers.dummy.hashing import Words, digest_word, mix
+from pie_plugins.drivers.dummy.hollow import FEATURES, hollow_result
 from pie_plugins.drivers.dummy.kv_cache import UNIT_BYTES
 from pie_plugins.drivers.dummy.model import Attachments, DummyModel, check_page_ids
 from pie_plugins.drivers.dummy.options import DummyOptions
@@ -94,7 +95,10 @@ class DummyDriver:
         self._tickets += 1
         outcome: ForwardResult | ForwardError
         try:
-            outcome = self._interpret(batch, ticket, span.busy_s)
+            if self._options.interpret:
+                outcome = self._interpret(batch, ticket, span.busy_s)
+            else:
+                outcome = hollow_result(batch, ticket, self._step_level.vocab_size, span.busy_s)
         except ForwardError as error:
             outcome = error
         self._open.append(_OpenStep(ticket, span.end, outcome))
@@ -328,7 +332,7 @@ def _features(options: DummyOptions) -> frozenset[Feature]:
         without.add(Feature.SWAP)
     if set(options.groups) == {"state"}:
         without |= {Feature.ATTENTION_MASK, Feature.NONCAUSAL_MASK}
-    return frozenset(set(Feature) - without)
+    return frozenset((set(Feature) if options.interpret else FEATURES) - without)
 
 
 def _weights_revision(options: DummyOptions, vocab_size: int) -> str:

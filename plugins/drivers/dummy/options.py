@@ -39,6 +39,9 @@ class DummyOptions:
     without: tuple[str, ...] = _option((), "features that it shall not declare, to see them refused")
     step_ms: float = _option(0.0, "how long the pretended device works on a step")
     token_us: float = _option(0.0, "... and on each token row of it")
+    interpret: bool = _option(
+        True, "false: tokens depend on context and place alone, at next to no cost, to measure what is around"
+    )
     proposal_accuracy: float = _option(0.75, "fraction of proposed drafts that are right")
     fail_every: int = _option(0, "every n-th step fails as a whole; 0 = none")
     fail_token: int = _option(-1, "a request that reads this token id fails; -1 = none")
@@ -52,6 +55,8 @@ def check_options(options: DummyOptions) -> DummyOptions:
         _demand(getattr(options, name) >= 0, options, name, "at least 0")
     _demand(options.vocab_size != 1, options, "vocab_size", "0, or at least 2")
     _demand(len(options.groups) > 0, options, "groups", "at least one of paged, window, latent and state")
+    hollow = options.level == "step" and options.streams == 1
+    _demand(options.interpret or hollow, options, "interpret", "true, but for level: step and streams: 1")
     _demand(options.proposal_accuracy <= 1, options, "proposal_accuracy", "at most 1")
     known = ", ".join(Feature)
     _demand(set(options.without) <= set(Feature), options, "without", f"a list of some of {known}")

@@ -328,3 +328,22 @@ def test_any_schedule_gives_the_tokens_of_the_sequential_run(
         found = stepper.run(requests).tokens.tolist()
         plain = Plain(options)
         assert found == [plain.token_after(histories[place]) for place, _, _ in batch]
+
+
+def test_without_interpreting_a_token_depends_on_context_and_place_alone() -> None:
+    alone, together = stepper_of(vocab_size=512, interpret=False), stepper_of(vocab_size=512, interpret=False)
+    contexts = [together.context() for _ in range(3)]
+    drawn = together.run([Request(each, [1, 2], samples=[Sample()]) for each in contexts]).tokens.tolist()
+    assert len(set(drawn)) > 1
+    again = [alone.run([Request(alone.context(), [3, 4], samples=[Sample()])]).tokens[0] for _ in contexts]
+    assert again == drawn
+    assert together.run([Request(contexts[0], [1], samples=[Sample()])]).tokens[0] != drawn[0]
+
+
+def test_without_interpreting_it_refuses_what_would_have_to_be_interpreted() -> None:
+    stepper = stepper_of(vocab_size=512, interpret=False)
+    request = Request(stepper.context(), [1, 2], samples=[Sample()], masks=[Mask(1, [(1, 2)])])
+    with pytest.raises(Unsupported, match="attention-mask"):
+        stepper.run([request])
+    with pytest.raises(LoadError, match="option interpret is False; expected true, but for level: step"):
+        load(vocab_size=512, interpret=False, streams=2)
