@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +16,7 @@ from pie_core.cli.outcomes import FAILED, UsageProblem, reporting
 from pie_core.cli.progress import ProgressDisplay
 
 if TYPE_CHECKING:
-    from pie_core.contracts.driver import Driver
+    from pie_core.contracts.driver import Driver, DriverCapabilities
     from pie_core.models.plan import ModelPlan
     from pie_core.plugins import PluginRegistry
 
@@ -31,7 +31,6 @@ FrameFile = Annotated[
         " is a list of its columns' ids.",
     ),
 ]
-TokenFile = Annotated[Path, typer.Option("--tokens", help="A JSON file: a list of token ids.")]
 DriverName = Annotated[str, typer.Option("--driver", help="Which driver computes.")]
 Device = Annotated[str, typer.Option("--device", help="Where, as the driver names it.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="The driver's option of that name.")]
@@ -81,7 +80,7 @@ def logits(
 def check(
     directory: Directory,
     tokens: Annotated[
-        Path | None, typer.Option("--tokens", help="A JSON file: a list of token ids; else random ones.")
+        Path | None, typer.Option("--tokens", help="A JSON file as for `logits`; else random tokens.")
     ] = None,
     driver: DriverName = "portable",
     device: Device = "cpu",
@@ -101,7 +100,7 @@ def check(
                 f"{directory}: architecture {can.architecture!r} names nothing to compare it with; a reference reads"
                 " Hugging Face folders, and is named by the architecture's declaration"
             )
-        prompt = _read_tokens(tokens) if tokens else _random_tokens(can.vocab_size)
+        prompt = _prompt(tokens, can)
         parity = compare(model, reference, directory, prompt, CHECKED_GREEDY)
     agreement = (
         "equal" if parity.first_difference is None else f"differ from token {parity.first_difference} on"
@@ -172,8 +171,11 @@ def _loaded(registry: PluginRegistry, path: Path, driver: str, device: str, dtyp
         model.close()
 
 
-def _read_tokens(path: Path) -> list[int]:
-    return _only_tokens(path, _read_rows(path))
+def _prompt(path: Path | None, can: DriverCapabilities) -> Sequence[int | list[int]]:
+    if path is None:
+        return _random_rows(can.vocab_size, can.streams)
+    rows = _read_rows(path)
+    return rows if can.streams > 1 else _only_tokens(path, rows)
 
 
 def _read_rows(path: Path) -> list[int | list[int]]:
@@ -204,7 +206,9 @@ def _only_tokens(path: Path, rows: list[int | list[int]]) -> list[int]:
     return tokens
 
 
-def _random_tokens(vocab_size: int) -> list[int]:
-    """The same ones each time."""
+def _random_rows(vocab_size: int, streams: int) -> list[int | list[int]]:
+    """The same ones each time; where tokens have several columns, text and frames behind it."""
     chosen = random.Random(5)
-    return [chosen.randrange(vocab_size) for _ in range(CHECKED_TOKENS)]
+    num_frames = CHECKED_TOKENS // 2 if streams > 1 else 0
+    text: list[int | list[int]] = [chosen.randrange(vocab_size) for _ in range(CHECKED_TOKENS - num_frames)]
+    return text + [[chosen.randrange(vocab_size) for _ in range(streams)] for _ in range(num_frames)]

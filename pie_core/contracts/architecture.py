@@ -9,8 +9,10 @@ from typing import Any
 
 from pie_core.contracts.forward import Float32
 
-# Logits [tokens, vocab] of an independent implementation in float32, for the checkpoint at a path.
-ReferenceLogits = Callable[[Path, Sequence[int]], Float32]
+# Logits [tokens, vocab] of an independent implementation in float32, for the checkpoint at a path and token ids. Where
+# tokens have several columns, [tokens, streams, vocab], for ids of text and frames, each column given those before it:
+# of the frame that follows in the list, else the most probable ones.
+ReferenceLogits = Callable[[Path, Sequence[Any]], Float32]
 
 
 @dataclass(frozen=True, slots=True)

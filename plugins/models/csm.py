@@ -19,6 +19,7 @@ from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.csm_config import CsmConfig
 from pie_plugins.models.layers.dense import DenseConfig, read_dense
 from pie_plugins.models.layers.experts import add_gated_mlp
+from pie_plugins.models.layers.transformers_reference import frame_logits
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ DECLARATION = ArchitectureDeclaration(
     summary="CSM 1B: speech as frames of codes",
     model_types=("csm",),
     load=Csm,
+    reference=frame_logits,
 )
 
 

@@ -34,6 +34,44 @@ def deepseek_logits(path: Path, tokens: Sequence[int]) -> Float32:
     )
 
 
+def frame_logits(path: Path, rows: Sequence[int | Sequence[int]]) -> Float32:
+    """Of every column of a CSM checkpoint, at ids of text and frames of codes."""
+    import torch
+
+    model = _loaded(_transformers().CsmForConditionalGeneration, path)
+    with torch.inference_mode():
+        embedded = torch.cat([_embedded_row(model, row) for row in rows])[None]
+        hidden = model.backbone_model(inputs_embeds=embedded).last_hidden_state[0]
+        columns = [model.lm_head(hidden)]
+        chosen = torch.zeros(
+            len(rows), 1, dtype=torch.int64
+        )  # in front of the columns stands a place for `hidden`
+        for column in range(1, model.config.num_codebooks):
+            codes = _followed(rows, column - 1, columns[-1].argmax(-1))
+            chosen = torch.cat((chosen, codes[:, None]), 1)
+            deep = model.depth_decoder(input_ids=chosen, backbone_last_hidden_state=hidden)
+            columns.append(deep.logits[:, -1])
+        logits: Float32 = torch.stack(columns, 1).numpy()
+    return logits
+
+
+def _embedded_row(model: Any, row: int | Sequence[int]) -> Any:
+    import torch
+
+    if isinstance(row, int):
+        return model.embed_text_tokens(torch.tensor([row]))
+    return model.backbone_model.embed_tokens(torch.tensor([[list(row)]]))[0]
+
+
+def _followed(rows: Sequence[int | Sequence[int]], column: int, most_probable: Any) -> Any:
+    """At each row, this column of the frame that follows it; where none does, the most probable code."""
+    codes = most_probable.clone()
+    for place, row in enumerate(rows[1:]):
+        if not isinstance(row, int):
+            codes[place] = row[column]
+    return codes
+
+
 def _transformers() -> Any:
     try:
         import transformers

@@ -19,11 +19,13 @@ from pie_core.cli import app
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32
 from pie_core.engine.frames import read_frames
+from pie_core.engine.parity import compare
 from pie_core.errors import LoadError
 from pie_core.testing.any_architecture import asking, edit_config, rows_of, write_checkpoint
 from pie_core.testing.any_driver import DriverContract
 from pie_core.testing.batches import Request, Sample, Stepper
 from pie_plugins.models.csm import DECLARATION
+from pie_plugins.models.layers.transformers_reference import frame_logits
 from tests.plugins.models.reference import portable, tiny
 
 CODES, STREAMS, FRAMES = 64, 4, 8
@@ -216,6 +218,31 @@ def test_the_command_writes_every_column(checkpoint: Path, tmp_path: Path) -> No
     assert written["logits"].dtype == np.dtype("float32")
     assert written["tokens"].shape == (3, STREAMS)
     assert written["tokens"][0].tolist() == written["logits"][-1].argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("prompt", [None, [5, 6, 7], [[1, 2, 3, 4]], [5, [1, 2, 3, 4], 6, [4, 3, 2, 1]]])
+def test_the_command_compares_with_transformers(checkpoint: Path, tmp_path: Path, prompt: Any) -> None:
+    given = ["model", "check", str(checkpoint)]
+    if prompt is not None:
+        (tmp_path / "prompt.json").write_text(json.dumps(prompt))
+        given += ["--tokens", str(tmp_path / "prompt.json")]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    assert "greedy   12 tokens equal" in result.output
+
+
+def test_the_command_tells_of_a_column_that_differs(checkpoint: Path, tmp_path: Path) -> None:
+    def other(path: Path, rows: Sequence[Any]) -> Float32:
+        logits = frame_logits(path, rows)
+        logits[:, STREAMS - 1] += np.arange(CODES)
+        return logits
+
+    driver = portable(checkpoint)
+    parity = compare(driver, other, checkpoint, words(5), 3)
+    driver.close()
+    assert not parity.holds
+    assert parity.first_difference == 0
+    assert parity.deviation > 1
 
 
 def test_what_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
