@@ -12,9 +12,9 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from pie_core.engine.local_port import LocalPort
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import LoadError
 from pie_core.host_api.engine_client import EngineClient
-from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel
+from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel, served_model
 from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.manifest import AskedLimits, Grants, checked_input, require_granted
@@ -56,6 +56,19 @@ class ProgramClient(ClientLink, Protocol):
         ...
 
 
+Port = LocalPort | RemotePort
+Ports = Sequence[Port]  # of one model: one for each replica
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One engine of a model."""
+
+    is_ready: bool  # False from its loss until it has loaded the model again
+    pid: int | None  # of its process; None: it has none of its own, or none at the moment
+    restarts: int
+
+
 class Application:
     """Models loaded and the sandbox ready. `async with Application(config, …) as app: await app.run(…)`."""
 
@@ -66,7 +79,7 @@ class Application:
         self._progress = progress
         self._registry = registry or load_plugins()
         self._stack = AsyncExitStack()
-        self._ports: dict[ModelName, LocalPort | RemotePort] = {}
+        self._ports: dict[ModelName, Ports] = {}
         self._limits = _guest_limits(config.runtime)
         self.models: dict[ModelName, ServedModel] = {}
         self.load_seconds: dict[ModelName, float] = {}  # how long the models that are loaded took
@@ -162,15 +175,18 @@ class Application:
         """Programs find the model from now on, those that run already as well. Downloads it if need be."""
         started = time.monotonic()
         model = await in_daemon_thread(lambda: self._with_path(model))
-        served, port = await self._serve(model)
+        declaration = self._registry.driver(model.driver.type)
+        ports = await self._open_ports(declaration, model)
         try:
-            await self._serve_in_workers(model, port)
+            text = await in_daemon_thread(lambda: _load_text(model, declaration, ports[0].info.vocab_size))
+            await self._serve_in_workers(model, ports)
         except BaseException:
-            await port.close()
+            await _close_all(ports)
             raise
-        self.models[served.name] = served
-        self._ports[served.name] = port
-        self.load_seconds[served.name] = time.monotonic() - started
+        name = ModelName(model.name)
+        self.models[name] = served_model(name, [EngineClient(port) for port in ports], text)
+        self._ports[name] = ports
+        self.load_seconds[name] = time.monotonic() - started
 
     async def unload_model(self, name: ModelName) -> None:
         """Programs that use it get EngineLost."""
@@ -178,52 +194,44 @@ class Application:
         self.load_seconds.pop(name, None)
         if self._workers is not None:
             self._workers.remove_model(name)
-        port = self._ports.pop(name, None)
-        if port is not None:
-            await port.close()
+        await _close_all(self._ports.pop(name, ()))
 
     async def _unload_all(self) -> None:
         for name in list(self._ports):
             await self.unload_model(name)
 
+    def replicas(self, name: ModelName) -> tuple[Replica, ...]:
+        """How the engines of a loaded model do; none of one that is not loaded."""
+        return tuple(map(_state_of, self._ports.get(name, ())))
+
     def has_engine(self, name: ModelName) -> bool:
-        """Whether a loaded model can compute: an engine that was lost may be on its way back."""
-        return name in self._ports and self._ports[name].is_ready
+        """Whether a loaded model can compute: engines that were lost may be on their way back."""
+        return any(replica.is_ready for replica in self.replicas(name))
 
     def engine_pid(self, name: ModelName) -> int | None:
-        """Of the process that a model runs in; None: this one, or none at the moment."""
-        port = self._ports.get(name)
-        return port.pid if isinstance(port, RemotePort) else None
+        """Of the process of a loaded model's first engine; None: this one, or none at the moment."""
+        return next((replica.pid for replica in self.replicas(name)), None)
 
-    def engine_restarts(self, name: ModelName) -> int:
-        """How often a loaded model has lost its engine and got another."""
-        port = self._ports.get(name)
-        return port.restarts if isinstance(port, RemotePort) else 0
-
-    async def _serve(self, model: ModelConfig) -> tuple[ServedModel, LocalPort | RemotePort]:
-        declaration = self._registry.driver(model.driver.type)
-        port = await self._open_port(declaration, model)
-        try:
-            text = await in_daemon_thread(lambda: _load_text(model, declaration, port.info.vocab_size))
-        except BaseException:
-            await port.close()
-            raise
-        return ServedModel(ModelName(model.name), EngineClient(port), text), port
-
-    async def _open_port(self, declaration: DriverDeclaration, model: ModelConfig) -> LocalPort | RemotePort:
-        if self._config.runtime.engine_process or self._workers is not None:
+    async def _open_ports(self, declaration: DriverDeclaration, model: ModelConfig) -> Ports:
+        if self._config.runtime.engine_process or self._workers is not None or model.replicas > 1:
             # A wrong option is told here, with its place in the file.
             parse_options(declaration.options, model.driver.options)
-            listen_at = None if self._workers is None else self._workers.new_socket()
-            return await RemotePort.start(_load_message(model, listen_at), self._progress)
+            return await _started(self._load_messages(model), self._progress)
         driver = await in_daemon_thread(lambda: self._load_driver(declaration, model))
-        return LocalPort(Engine(driver, _engine_options(model), model.name))
+        return (LocalPort(Engine(driver, _engine_options(model), model.name)),)
 
-    async def _serve_in_workers(self, model: ModelConfig, port: LocalPort | RemotePort) -> None:
-        if self._workers is None or not isinstance(port, RemotePort) or port.listens_at is None:
+    def _load_messages(self, model: ModelConfig) -> list[LoadModel]:
+        """One for each replica."""
+        sockets = self._workers.new_socket if self._workers is not None else lambda: None
+        return [_load_message(model, devices, sockets()) for devices in model.devices_of_replicas]
+
+    async def _serve_in_workers(self, model: ModelConfig, ports: Ports) -> None:
+        if self._workers is None:
             return
+        engines = [port.listens_at for port in ports if isinstance(port, RemotePort)]
+        engines_at = tuple(path for path in engines if path is not None)
         checkpoint = _text_checkpoint(model, self._registry.driver(model.driver.type))
-        await self._workers.add_model(AddModel(ModelName(model.name), port.listens_at, str(checkpoint)))
+        await self._workers.add_model(AddModel(ModelName(model.name), engines_at, str(checkpoint)))
 
     def _with_path(self, model: ModelConfig) -> ModelConfig:
         alone = replace(self._config, models=(model,))
@@ -275,6 +283,29 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     """Ends a task and waits until it has cleaned up."""
     task.cancel()
     await asyncio.wait((task,))
+
+
+def _state_of(port: Port) -> Replica:
+    if isinstance(port, RemotePort):
+        return Replica(port.is_ready, port.pid, port.restarts)
+    return Replica(port.is_ready, None, 0)
+
+
+async def _started(asked: Sequence[LoadModel], progress: ProgressCallback) -> Ports:
+    """All engines at once. Raises what the first one fails with that does; none is left then."""
+    starting = [asyncio.ensure_future(RemotePort.start(each, progress)) for each in asked]
+    try:
+        return tuple(await asyncio.gather(*starting))
+    except BaseException:
+        for each in starting:
+            each.cancel()
+        ended = await asyncio.gather(*starting, return_exceptions=True)
+        await _close_all([port for port in ended if isinstance(port, RemotePort)])
+        raise
+
+
+async def _close_all(ports: Sequence[Port]) -> None:
+    await asyncio.gather(*(port.close() for port in ports))
 
 
 def _load_text(model: ModelConfig, declaration: DriverDeclaration, vocab_size: int) -> TextModel:
@@ -342,12 +373,12 @@ def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
     return replace(limits, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _load_message(model: ModelConfig, listen_at: str | None) -> LoadModel:
+def _load_message(model: ModelConfig, devices: Sequence[str], listen_at: str | None) -> LoadModel:
     return LoadModel(
         model=model.name,
         driver=model.driver.type,
         path=None if model.path is None else str(model.path),
-        device=",".join(model.driver.device),
+        device=",".join(devices),
         driver_options=dict(model.driver.options),
         engine_options=_engine_options(model),
         log_level=logging.getLogger().getEffectiveLevel(),
@@ -372,6 +403,7 @@ def _engine_options(model: ModelConfig) -> EngineOptions:
         "max_page_share_per_tenant": limits.page_share_per_tenant,
         "max_snapshots": limits.snapshots_per_tenant,
         "snapshot_folder": str(snapshots_dir(model.name)) if model.persist_snapshots else None,
+        "shares_snapshot_folder": model.replicas > 1,
         "snapshot_ttl_s": model.snapshot_ttl_s,
         "swap_bytes": model.swap_memory_mb * MIB,
         "swap_gb_per_s": model.swap_gb_per_s,

@@ -276,7 +276,10 @@ class DriverConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsConfig:
-    """What one program, and the programs of one tenant together, may have of a model; null is no limit."""
+    """What one program, and the programs of one tenant together, may have of a model; null is no limit.
+
+    Each replica of a model counts for itself.
+    """
 
     contexts_per_program: Annotated[int | None, Field(ge=1, description="Contexts at a time.")] = None
     contexts_per_tenant: Annotated[int | None, Field(ge=1, description="Contexts at a time.")] = None
@@ -357,6 +360,15 @@ class ModelConfig:
     driver: Annotated[DriverConfig, Field(description="What runs the model.")] = field(
         default_factory=DriverConfig
     )
+    replicas: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Engines that serve the model, each program by one; more than one are each in a process of "
+            "its own. Devices are dealt out among them in order, a single one is shared.",
+        ),
+    ] = 1
     scheduler: Annotated[SchedulerConfig, Field(description="How its batches are made.")] = field(
         default_factory=SchedulerConfig
     )
@@ -397,6 +409,21 @@ class ModelConfig:
             raise Misfit(
                 "expected `repo` beside it, because a revision is a version of a repository", "revision"
             )
+        devices = len(self.driver.device)
+        if devices > 1 and devices % self.replicas:
+            raise Misfit(
+                f"expected a number by which the {devices} devices of `driver.device` can be divided",
+                "replicas",
+            )
+
+    @property
+    def devices_of_replicas(self) -> tuple[tuple[str, ...], ...]:
+        """What each replica runs on."""
+        devices = self.driver.device
+        if len(devices) == 1:
+            return (devices,) * self.replicas
+        each = len(devices) // self.replicas
+        return tuple(devices[start : start + each] for start in range(0, len(devices), each))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

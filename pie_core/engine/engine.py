@@ -289,12 +289,12 @@ class Engine:
         self._intake.add(self._contexts.announce_fork(command), command)
 
     def _delete_snapshot(self, command: DeleteSnapshot) -> None:
-        self._snapshots.delete(command.tenant, command.name)
+        self._snapshots.delete(command.tenant, command.name, command.saved_before)
         self._emit(Ack(request=command.request))
 
     def _list_snapshots(self, command: ListSnapshots) -> None:
-        names = self._snapshots.names(command.tenant)
-        self._emit(SnapshotNames(request=command.request, names=names))
+        saved = self._snapshots.saved(command.tenant)
+        self._emit(SnapshotNames(command.request, list(saved), list(saved.values())))
 
     def _end_process(self, command: EndProcess) -> None:
         error = Cancelled(f"process {command.process} has ended")

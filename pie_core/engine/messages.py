@@ -204,6 +204,7 @@ class DeleteSnapshot(Message, frozen=True):
     request: RequestId
     tenant: Tenant
     name: str
+    saved_before: float | None = None  # seconds since 1970: a newer one stays
 
 
 class ListSnapshots(Message, frozen=True):
@@ -308,6 +309,7 @@ class SnapshotOpened(Message, frozen=True):
 class SnapshotNames(Message, frozen=True):
     request: RequestId
     names: list[str]
+    saved_at: list[float]  # seconds since 1970, one for each name
 
 
 class Tokens(Message, frozen=True):
@@ -460,6 +462,11 @@ class EnginePort(Protocol):
 
     @property
     def info(self) -> ModelInfo: ...
+
+    @property
+    def is_ready(self) -> bool:
+        """False while there is no engine behind it."""
+        ...
 
     def send(self, command: Command) -> None:
         """Never blocks and never raises for what the command asks."""

@@ -61,6 +61,9 @@ class EngineOptions:
     snapshot_folder: str | None = field(
         default=None, metadata={"help": "Where snapshots are kept over restarts; null keeps them in memory."}
     )
+    shares_snapshot_folder: bool = field(
+        default=False, metadata={"help": "Whether other engines save and delete in that folder as well."}
+    )
     snapshot_ttl_s: float | None = field(
         default=None, metadata={"help": "How long a snapshot is kept after it was saved; null is for ever."}
     )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from pie_core.ids import Tenant
 _log = logging.getLogger(__name__)
 
 FORMAT = "pie-snapshot-1"
+_TICK_NS = 100_000_000  # more than the steps in which file systems tell time
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,12 +67,24 @@ class Stored:
         context.stream, context.epoch, context.children = int(header.stream), header.epoch, header.children
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A file as it was when we last read or wrote it."""
+
+    stamp: tuple[int, int]  # inode and time of its last change
+    tenant: Tenant
+    name: str
+
+
 class SnapshotFiles:
-    """The files of one model, in a folder of their own."""
+    """The files of one model, in a folder of their own, which several engines of the model may use."""
 
     def __init__(self, folder: Path, weights: str) -> None:
         self._folder = folder
         self._weights = weights
+        self._seen: dict[Path, _Seen] = {}
+        self._left_out: dict[Path, tuple[int, int]] = {}
+        self._folder_unchanged_since = 0
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def write(self, context: Context, name: str, attachment: bytes, saved_at: float) -> None:
@@ -89,28 +103,66 @@ class SnapshotFiles:
         )
         content = save(arrays, {"pie": msgspec.json.encode(header).decode()})
         path = self._path(context.tenant, name)
-        unfinished = path.with_suffix(".new")
+        unfinished = path.with_suffix(f".{os.getpid()}.new")
         with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            self._seen[path] = _Seen(_stamp(os.fstat(file.fileno())), context.tenant, name)
         unfinished.replace(path)
 
     def delete(self, tenant: Tenant, name: str) -> None:
-        self._path(tenant, name).unlink(missing_ok=True)
+        path = self._path(tenant, name)
+        self._seen.pop(path, None)
+        path.unlink(missing_ok=True)
 
-    def read_all(self) -> Iterator[Stored]:
-        """Those that are whole and of these weights; the others are left alone, and told in the log."""
-        for path in sorted(self._folder.glob("*.safetensors")):
-            try:
-                stored = _read(path)
-            except (ValueError, KeyError, OSError, SafetensorError, msgspec.MsgspecError) as error:
-                _log.warning("the snapshot in %s is left out: %s", path, error)
-                continue
-            if stored.header.weights == self._weights:
-                yield stored
-            else:
-                _log.warning("the snapshot in %s is left out: it was made with other weights", path)
+    def changes(self) -> Iterator[tuple[Tenant, str, Stored | None]]:
+        """What others have saved since the last call, or deleted (None); at first all there is.
+
+        Files that are broken or of other weights are left alone, and told in the log.
+        """
+        if self._is_unchanged():
+            return
+        found = {path: stamp for path in self._folder.glob("*.safetensors") if (stamp := _stamp_of(path))}
+        for path in self._seen.keys() - found.keys():
+            gone = self._seen.pop(path)
+            yield gone.tenant, gone.name, None
+        for path, stamp in sorted(found.items()):
+            before = self._seen.get(path)
+            if (before is None or before.stamp != stamp) and self._left_out.get(path) != stamp:
+                yield from self._changed(path, stamp)
+
+    def _changed(self, path: Path, stamp: tuple[int, int]) -> Iterator[tuple[Tenant, str, Stored | None]]:
+        stored = self._read(path)
+        if stored is not None:
+            header = stored.header
+            self._seen[path] = _Seen(stamp, header.tenant, header.name)
+            yield header.tenant, header.name, stored
+            return
+        self._left_out[path] = stamp
+        before = self._seen.pop(path, None)
+        if before is not None:
+            yield before.tenant, before.name, None
+
+    def _read(self, path: Path) -> Stored | None:
+        try:
+            stored = _read(path)
+        except (ValueError, KeyError, OSError, SafetensorError, msgspec.MsgspecError) as error:
+            _log.warning("the snapshot in %s is left out: %s", path, error)
+            return None
+        if stored.header.weights != self._weights:
+            _log.warning("the snapshot in %s is left out: it was made with other weights", path)
+            return None
+        return stored
+
+    def _is_unchanged(self) -> bool:
+        """Whether the folder lists the same files as before, as far as its time of change tells."""
+        changed_at = self._folder.stat().st_mtime_ns
+        is_unchanged = changed_at == self._folder_unchanged_since
+        # A change within the same tick of the file system's clock would not show.
+        is_old = time.time_ns() - changed_at > _TICK_NS
+        self._folder_unchanged_since = changed_at if is_old else 0
+        return is_unchanged
 
     def _path(self, tenant: Tenant, name: str) -> Path:
         key = hashlib.sha256(json.dumps([tenant, name]).encode()).hexdigest()
@@ -129,6 +181,17 @@ def _arrays(context: Context, attachment: bytes) -> dict[str, NDArray[Any]]:
         "hidden_since": context.evictions.since(history.length),
         "attachment": np.frombuffer(attachment, np.uint8),
     }
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_mtime_ns
+
+
+def _stamp_of(path: Path) -> tuple[int, int] | None:
+    try:
+        return _stamp(path.stat())
+    except FileNotFoundError:  # deleted in the meantime
+        return None
 
 
 def _read(path: Path) -> Stored:

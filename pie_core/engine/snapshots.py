@@ -40,11 +40,11 @@ class Snapshots:
         self._holders = [np.zeros(pool.num_pages, np.int32) for pool in cache.pools]
         folder = options.snapshot_folder
         self._files = None if folder is None else SnapshotFiles(Path(folder), weights)
-        self._read_files()
+        self._read_changes()
 
     def save(self, context: Context, name: str, attachment: bytes) -> None:
         """Freezes a copy of the context under this name; one that had it is replaced."""
-        self._drop_expired()
+        self._bring_up_to_date()
         kept = self._by_tenant.setdefault(context.tenant, {})
         self._refuse_too_much(context, name, kept, attachment)
         frozen = self._empty(context.tenant)
@@ -61,13 +61,21 @@ class Snapshots:
         pages = ContextPages.empty(self._cache)
         return Context(id=ContextId(0), process=ProcessId(""), tenant=tenant, stream=0, pages=pages)
 
-    def _read_files(self) -> None:
-        for stored in self._files.read_all() if self._files is not None else ():
-            header = stored.header
-            context = self._empty(header.tenant)
-            stored.restore(context)
-            kept = self._by_tenant.setdefault(header.tenant, {})
-            kept[header.name] = Snapshot(context, stored.attachment, header.saved_at)
+    def _bring_up_to_date(self) -> None:
+        if self._options.shares_snapshot_folder:
+            self._read_changes()
+        self._drop_expired()
+
+    def _read_changes(self) -> None:
+        """Takes what is in the folder for what is saved: others of the model may have written and deleted there."""
+        for tenant, name, stored in self._files.changes() if self._files is not None else ():
+            kept = self._by_tenant.setdefault(tenant, {})
+            if name in kept:
+                self._release(kept.pop(name))
+            if stored is not None:
+                context = self._empty(tenant)
+                stored.restore(context)
+                kept[name] = Snapshot(context, stored.attachment, stored.header.saved_at)
 
     def _drop_expired(self) -> None:
         lifetime_s = self._options.snapshot_ttl_s
@@ -85,9 +93,11 @@ class Snapshots:
             self.delete(tenant, name)
         return snapshot.attachment
 
-    def delete(self, tenant: Tenant, name: str) -> None:
-        self._find(tenant, name)
-        self._remove(tenant, name)
+    def delete(self, tenant: Tenant, name: str, saved_before: float | None = None) -> None:
+        """With a moment, only if it is older."""
+        snapshot = self._find(tenant, name)
+        if saved_before is None or snapshot.saved_at < saved_before:
+            self._remove(tenant, name)
 
     def _remove(self, tenant: Tenant, name: str) -> None:
         self._release(self._by_tenant[tenant].pop(name))
@@ -104,15 +114,16 @@ class Snapshots:
                     return True
         return False
 
-    def names(self, tenant: Tenant) -> list[str]:
-        self._drop_expired()
-        return sorted(self._by_tenant.get(tenant, {}))
+    def saved(self, tenant: Tenant) -> dict[str, float]:
+        """Names, and when each was saved, in seconds since 1970."""
+        self._bring_up_to_date()
+        return {name: each.saved_at for name, each in sorted(self._by_tenant.get(tenant, {}).items())}
 
     def _find(self, tenant: Tenant, name: str) -> Snapshot:
-        self._drop_expired()
+        self._bring_up_to_date()
         snapshot = self._by_tenant.get(tenant, {}).get(name)
         if snapshot is None:
-            known = ", ".join(repr(each) for each in self.names(tenant)[:10]) or "none"
+            known = ", ".join(repr(each) for each in list(self.saved(tenant))[:10]) or "none"
             raise NotFound(f"no snapshot {name!r} of tenant {tenant!r}; there are: {known}")
         return snapshot
 

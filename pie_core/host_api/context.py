@@ -33,6 +33,7 @@ from pie_core.engine.positions import PositionRuns, Run
 from pie_core.errors import InvalidRequest, NotFound
 from pie_core.host_api.guest_state import ProgramState, ServedModel
 from pie_core.host_api.poll import Pollable
+from pie_core.host_api.replicas import Replicas, awaited, now, pending_of
 from pie_core.ids import ContextId, RequestId
 from pie_core.sandbox.hosting import Interface, Pending
 from pie_core.text.chat import Transcript
@@ -186,6 +187,7 @@ interface.resource("pending-flush", PendingFlush)
 
 @interface.function("context.create")
 def create(guest: ProgramState, model: ServedModel) -> HostContext:
+    model = model.of(guest.process)
     context = HostContext(guest, model, model.text.transcript(), PositionRuns())
     seed = secrets.randbits(64)
     model.engine.send(
@@ -202,12 +204,32 @@ def create(guest: ProgramState, model: ServedModel) -> HostContext:
 
 @interface.function("context.open", suspends=True)
 def open_(guest: ProgramState, model: ServedModel, name: str) -> Pending[HostContext]:
+    if model.replicas is not None:
+        return pending_of(_open_where_it_is(guest, model, model.replicas, name))
     return _open(guest, model, name, take=False)
 
 
 @interface.function("context.take", suspends=True)
 def take(guest: ProgramState, model: ServedModel, name: str) -> Pending[HostContext]:
+    if model.replicas is not None:
+        return pending_of(_take_where_it_is(guest, model, model.replicas, name))
     return _open(guest, model, name, take=True)
+
+
+async def _open_where_it_is(
+    guest: ProgramState, model: ServedModel, replicas: Replicas, name: str
+) -> HostContext:
+    engine = await replicas.find(guest.tenant, name)
+    return await awaited(_open(guest, model.at(engine), name, take=False))
+
+
+async def _take_where_it_is(
+    guest: ProgramState, model: ServedModel, replicas: Replicas, name: str
+) -> HostContext:
+    engine = await replicas.find(guest.tenant, name)
+    context = await awaited(_open(guest, model.at(engine), name, take=True))
+    await replicas.forget_older(engine, guest.tenant, name, now())
+    return context
 
 
 def _open(guest: ProgramState, model: ServedModel, name: str, *, take: bool) -> Pending[HostContext]:
@@ -234,6 +256,8 @@ def _open(guest: ProgramState, model: ServedModel, name: str, *, take: bool) -> 
 
 @interface.function("context.delete", suspends=True)
 def delete(guest: ProgramState, model: ServedModel, name: str) -> Pending[None]:
+    if model.replicas is not None:
+        return pending_of(model.replicas.delete(guest.tenant, name))
     return model.engine.request(
         lambda request: DeleteSnapshot(request=request, tenant=guest.tenant, name=name), lambda _: None
     )
@@ -248,7 +272,16 @@ def fork(guest: ProgramState, context: HostContext) -> HostContext:
 def save(guest: ProgramState, context: HostContext, name: str) -> Pending[None]:
     if not name:
         raise InvalidRequest("a snapshot needs a name that is not empty")
+    replicas = context.model.replicas
+    if replicas is not None:
+        return pending_of(_save_as_newest(guest, context, replicas, name))
     return _save(context, name).map(lambda _: None)
+
+
+async def _save_as_newest(guest: ProgramState, context: HostContext, replicas: Replicas, name: str) -> None:
+    begun_at = now()
+    await awaited(_save(context, name))
+    await replicas.forget_older(context.model.engine, guest.tenant, name, begun_at)
 
 
 @interface.function("context.snapshot", suspends=True)

@@ -39,6 +39,11 @@ class EngineClient:
         return self._port.info
 
     @property
+    def is_ready(self) -> bool:
+        """False from the loss of the engine until the next one is there."""
+        return self._port.is_ready
+
+    @property
     def open_requests(self) -> int:
         return len(self._handlers)
 

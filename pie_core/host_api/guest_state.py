@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping, Sized
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from pie_core.engine.messages import EndProcess
 from pie_core.errors import LimitExceeded, NotFound
 from pie_core.host_api.engine_client import EngineClient
+from pie_core.host_api.replicas import Replicas
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.sandbox.hosting import Pending
 from pie_core.text.text_model import TextModel
@@ -37,6 +38,32 @@ class ServedModel:
     name: ModelName
     engine: EngineClient
     text: TextModel
+    replicas: Replicas | None = None  # of a model with several engines, of which `engine` is one
+
+    @property
+    def engines(self) -> tuple[EngineClient, ...]:
+        return (self.engine,) if self.replicas is None else self.replicas.engines
+
+    def at(self, engine: EngineClient) -> ServedModel:
+        return self if engine is self.engine else replace(self, engine=engine)
+
+    def of(self, process: ProcessId) -> ServedModel:
+        """With the engine to which new contexts of a program go."""
+        return self if self.replicas is None else self.at(self.replicas.of(process))
+
+    def end(self, process: ProcessId) -> None:
+        """Frees what a program has in its engines."""
+        if self.replicas is None:
+            self.engine.send(EndProcess(process))
+        else:
+            self.replicas.end(process)
+
+
+def served_model(
+    name: ModelName, engines: Sequence[EngineClient], text: TextModel, turn: int = 0
+) -> ServedModel:
+    """Of one engine or several; see Replicas for `turn`."""
+    return ServedModel(name, engines[0], text, Replicas(engines, turn) if len(engines) > 1 else None)
 
 
 class Inbox(Generic[T]):
@@ -179,4 +206,4 @@ class ProgramState:
     def close(self) -> None:
         self.close_input()
         for model in self.models.values():
-            model.engine.send(EndProcess(self.process))
+            model.end(self.process)

@@ -38,7 +38,7 @@ class StreamPort:
         self._loop = asyncio.get_running_loop()
         self._sink: EventSink = _nobody
         self._transmit: Transmit
-        self._info: ModelInfo
+        self._info: ModelInfo | None = None
         self._open: set[RequestId] = set()
         self._outbox: list[Command] = []
         self._flush_is_due = False
@@ -49,12 +49,17 @@ class StreamPort:
 
     @property
     def info(self) -> ModelInfo:
+        assert self._info is not None, "nobody is served by an engine that has never been there"
         return self._info
 
     @property
     def is_ready(self) -> bool:
         """False from the loss of an engine until the next one has loaded the model."""
         return self._lost is None
+
+    @property
+    def has_been_ready(self) -> bool:
+        return self._info is not None
 
     def listen(self, sink: EventSink) -> None:
         self._sink = sink

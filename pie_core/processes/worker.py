@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 from pie_core.contracts.driver import Progress
 from pie_core.errors import Cancelled, PieError
 from pie_core.host_api.engine_client import EngineClient
-from pie_core.host_api.guest_state import Inbox, ProgramState, ServedModel
+from pie_core.host_api.guest_state import Inbox, ProgramState, ServedModel, served_model
 from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId
 from pie_core.processes.daemon_threads import in_daemon_thread
@@ -148,7 +148,7 @@ class WorkerProcess:
         self._runtime: Runtime
         self._runner: ProgramRunner | None = None
         self._models: dict[ModelName, ServedModel] = {}
-        self._ports: dict[ModelName, WorkerPort] = {}
+        self._ports: dict[ModelName, list[WorkerPort]] = {}
         self._running: dict[ProcessId, RunningProgram] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -193,10 +193,11 @@ class WorkerProcess:
         if running is not None:
             act(running)
 
-    def _in_background(self, work: Any) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _begin(self, start: StartWorker) -> None:
         logging.getLogger().setLevel(start.log_level)
@@ -224,18 +225,26 @@ class WorkerProcess:
 
     async def _add_model(self, added: AddModel) -> None:
         worker = self._start.worker
-        self._ports[added.model] = port = WorkerPort(added.model, worker, added.engine_at)
-        await port.connect()
-        text = await in_daemon_thread(lambda: load_text(Path(added.checkpoint), port.info.vocab_size))
-        if self._ports.get(added.model) is port:  # and not removed meanwhile
-            client = EngineClient(port, first_id(worker))
-            self._models[added.model] = ServedModel(added.model, client, text)
+        ports = [WorkerPort(added.model, worker, path) for path in added.engines_at]
+        self._ports[added.model] = ports
+        await self._connect(ports)
+        info = next(port.info for port in ports if port.has_been_ready)
+        for port in ports:
+            port.expect(info)
+        text = await in_daemon_thread(lambda: load_text(Path(added.checkpoint), info.vocab_size))
+        if self._ports.get(added.model) is ports:  # and not removed meanwhile
+            clients = [EngineClient(port, first_id(worker)) for port in ports]
+            self._models[added.model] = served_model(added.model, clients, text, worker)
         self._stream.send(ModelAdded(added.model))
+
+    async def _connect(self, ports: Sequence[WorkerPort]) -> None:
+        """Returns with the first connection; replicas that are lost at the moment come when they are back."""
+        connecting = [self._in_background(port.connect()) for port in ports]
+        await asyncio.wait(connecting, return_when=asyncio.FIRST_COMPLETED)
 
     async def _remove_model(self, model: ModelName) -> None:
         self._models.pop(model, None)
-        port = self._ports.pop(model, None)
-        if port is not None:
+        for port in self._ports.pop(model, ()):
             await port.close()
 
     # ---- programs

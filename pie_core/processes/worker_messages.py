@@ -34,7 +34,7 @@ class StartWorker(Message, frozen=True):
 
 class AddModel(Message, frozen=True):
     model: ModelName
-    engine_at: str
+    engines_at: tuple[str, ...]  # sockets, one for each replica
     checkpoint: str  # of its tokenizer and chat template
 
 

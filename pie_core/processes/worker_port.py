@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from pie_core.engine.messages import Command
+from pie_core.engine.messages import Command, ModelInfo
 from pie_core.errors import EngineLost
 from pie_core.processes.frames import FrameStream
 from pie_core.processes.messages import Commands, Events, FromEngine, Join, Loaded
@@ -32,6 +32,11 @@ class WorkerPort(StreamPort):
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._reconnecting: asyncio.Task[None] | None = None
         self._is_closed = False
+
+    def expect(self, info: ModelInfo) -> None:
+        """What another replica says of the model, as long as this one has not said it itself."""
+        if self._info is None:
+            self._info = info
 
     async def connect(self) -> None:
         """Returns once the engine has taken us in; it may be on its way back."""

@@ -105,12 +105,12 @@ class HttpSide:
         return _json({"status": "ok"})
 
     async def _ready(self, request: web.BaseRequest) -> web.Response:
-        """503 while models load, also anew after an engine was lost, and while the server stops."""
+        """503 while models load, also anew after a model's last engine was lost, and while the server stops."""
         models = self._service.models
         is_stopping = not self._service.processes.accepts
-        is_ready = models.is_ready and models.are_whole and not is_stopping
+        is_ready = models.is_ready and models.can_compute and not is_stopping
         status = "ready" if is_ready else "stopping" if is_stopping else "loading"
-        return _json({"status": status}, 200 if is_ready else 503)
+        return _json({"status": status, "models": models.conditions()}, 200 if is_ready else 503)
 
     async def _metrics(self, request: web.BaseRequest) -> web.Response:
         exposed = self._service.metrics.exposed(await self._service.inspector.status())

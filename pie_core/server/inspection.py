@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable
+from itertools import chain
 from typing import Literal
 
 from pie_core import __version__
-from pie_core.app import Application
+from pie_core.app import Application, Replica
 from pie_core.engine.messages import ProcessUse, Status
 from pie_core.ids import ModelName, ProcessId
 from pie_core.processes.usage import usage_of
@@ -64,15 +65,15 @@ class Inspector:
             models=[self._model(each, statuses) for each in self._models.listing()],
             workers=workers,
             plugins=self._plugins(),
-            programs=[] if asked_by is None else self._programs(asked_by, statuses.values()),
+            programs=[] if asked_by is None else self._programs(asked_by, chain(*statuses.values())),
         )
 
     def _state(self) -> Literal["loading", "ready", "stopping"]:
         if not self._processes.accepts:
             return "stopping"
-        return "ready" if self._models.is_ready and self._models.are_whole else "loading"
+        return "ready" if self._models.is_ready and self._models.can_compute else "loading"
 
-    def _model(self, listed: dict[str, str], statuses: dict[ModelName, Status]) -> ModelStatus:
+    def _model(self, listed: dict[str, str], statuses: dict[ModelName, list[Status | None]]) -> ModelStatus:
         name = ModelName(listed["name"])
         return ModelStatus(
             name=name,
@@ -81,21 +82,8 @@ class Inspector:
             driver=listed.get("driver"),
             architecture=listed.get("architecture"),
             load_s=self._app.load_seconds.get(name),
-            replicas=self._replicas(name, statuses.get(name)) if name in self._app.models else [],
+            replicas=list(map(_replica, self._app.replicas(name), statuses.get(name, ()))),
         )
-
-    def _replicas(self, name: ModelName, engine: Status | None) -> list[ReplicaStatus]:
-        pid = self._app.engine_pid(name)
-        usage = None if pid is None else usage_of(pid)
-        return [
-            ReplicaStatus(
-                restarts=self._app.engine_restarts(name),
-                pid=pid,
-                cpu_s=None if usage is None else usage.cpu_s,
-                resident_bytes=None if usage is None else usage.resident_bytes,
-                engine=None if engine is None else EngineStatus.of(engine),
-            )
-        ]
 
     async def _workers(self) -> list[WorkerStatus]:
         found = await self._app.guest_counts(PATIENCE_S)
@@ -118,9 +106,22 @@ class Inspector:
             for each in self._app.registry.plugins
         ]
 
-    def _programs(self, asked_by: Principal, statuses: Iterable[Status]) -> list[ProgramStatus]:
-        uses = _by_process(use for status in statuses for use in status.processes)
+    def _programs(self, asked_by: Principal, statuses: Iterable[Status | None]) -> list[ProgramStatus]:
+        answered = (status for status in statuses if status is not None)
+        uses = _by_process(use for status in answered for use in status.processes)
         return [_program(each, uses[each.id]) for each in self._processes.seen_by(asked_by)]
+
+
+def _replica(replica: Replica, engine: Status | None) -> ReplicaStatus:
+    usage = None if replica.pid is None else usage_of(replica.pid)
+    return ReplicaStatus(
+        state="ready" if replica.is_ready else "restarting",
+        restarts=replica.restarts,
+        pid=replica.pid,
+        cpu_s=None if usage is None else usage.cpu_s,
+        resident_bytes=None if usage is None else usage.resident_bytes,
+        engine=None if engine is None else EngineStatus.of(engine),
+    )
 
 
 def _by_process(uses: Iterable[ProcessUse]) -> defaultdict[ProcessId, Counter[str]]:

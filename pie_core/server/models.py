@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pie_core.app import Application
 from pie_core.config import Config, ModelConfig
-from pie_core.engine.messages import Event, ReadStatus, Status
+from pie_core.engine.messages import ReadStatus, Status
 from pie_core.errors import NotFound, PieError
-from pie_core.host_api.guest_state import ServedModel
+from pie_core.host_api.engine_client import EngineClient
+from pie_core.host_api.replicas import answer
 from pie_core.ids import ModelName
 from pie_core.naming import unknown
-from pie_core.server.status import ModelState
+from pie_core.server.status import ModelState, ReplicaCondition
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +39,8 @@ class Models:
         self.is_ready = False
 
     @property
-    def are_whole(self) -> bool:
-        """No loaded model has lost its engine."""
+    def can_compute(self) -> bool:
+        """Each loaded model has an engine; one of several replicas is enough."""
         return all(map(self._app.has_engine, self._app.models))
 
     async def load_all(self) -> None:
@@ -62,14 +64,25 @@ class Models:
     def listing(self) -> list[dict[str, Any]]:
         return [self._described(name) for name in self._configured]
 
-    async def statuses(self, patience_s: float = 60.0, processes: bool = False) -> dict[ModelName, Status]:
-        """Of the loaded ones whose engines answer in time; on request with what each process uses."""
+    async def statuses(
+        self, patience_s: float = 60.0, processes: bool = False
+    ) -> dict[ModelName, list[Status | None]]:
+        """Of each replica of the loaded ones, None if it does not answer in time; on request with what each process
+        uses."""
         loaded = dict(self._app.models)
-        asked = [asyncio.wait_for(engine_status(each, processes), patience_s) for each in loaded.values()]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        return {
-            name: status for name, status in zip(loaded, found, strict=True) if isinstance(status, Status)
-        }
+        asked = [
+            asyncio.gather(*(_status_in_time(engine, patience_s, processes) for engine in each.engines))
+            for each in loaded.values()
+        ]
+        return dict(zip(loaded, await asyncio.gather(*asked), strict=True))
+
+    def replicas(self, name: ModelName) -> list[ReplicaCondition]:
+        """How each engine of a loaded model does."""
+        return ["ready" if each.is_ready else "restarting" for each in self._app.replicas(name)]
+
+    def conditions(self) -> dict[ModelName, list[ReplicaCondition]]:
+        """Of all loaded models."""
+        return {name: self.replicas(name) for name in self._app.models}
 
     def _find(self, name: str) -> ModelConfig:
         model = self._configured.get(ModelName(name))
@@ -101,6 +114,7 @@ class Models:
                 "architecture": info.architecture,
                 "vocab_size": info.vocab_size,
                 "max_model_len": info.max_model_len,
+                "replicas": self.replicas(name),
             }
         if name in self._failures:
             described["error"] = str(self._failures[name])
@@ -112,43 +126,36 @@ class Models:
         return "loading" if name == self._loading else "failed" if name in self._failures else "unloaded"
 
 
-async def engine_status(model: ServedModel, processes: bool = False) -> Status:
-    """What an engine counts. Raises EngineLost."""
-    answered: asyncio.Future[Status] = asyncio.get_running_loop().create_future()
-
-    def take(event: Event) -> Status:
-        assert isinstance(event, Status)
-        return event
-
-    pending = model.engine.request(lambda request: ReadStatus(request=request, processes=processes), take)
-
-    def settle() -> None:
-        if answered.done():
-            return
-        if pending.error is not None:
-            answered.set_exception(pending.error)
-        else:
-            answered.set_result(pending.result())
-
-    pending.on_done(settle)
-    return await answered
+async def _status_in_time(engine: EngineClient, patience_s: float, processes: bool) -> Status | None:
+    asked = answer(engine, lambda request: ReadStatus(request=request, processes=processes))
+    try:
+        status = await asyncio.wait_for(asked, patience_s)
+    except (PieError, TimeoutError):
+        return None
+    assert isinstance(status, Status)
+    return status
 
 
-def model_status(statuses: Iterable[tuple[ModelName, Status]]) -> dict[str, int | float]:
-    """Flat, in the names that clients of Pie 0.4 ask for where it has one."""
-    found: dict[str, int | float] = {}
-    for name, status in statuses:
-        total = sum(status.total_pages)
-        values: dict[str, int | float] = {
-            "kv_pages_used": total - sum(status.free_pages),
-            "kv_pages_total": total,
-            "total_batches": status.steps,
-            "total_tokens_processed": status.tokens,
-            "contexts": status.contexts,
-            "requests_waiting": status.waiting,
-            "requests_running": status.running,
-            "busy_s": status.busy_s,
-            **{name: getattr(status, name) for name in _ADDED},
-        }
-        found |= {f"{name}.{key}": value for key, value in values.items()}
-    return found
+def model_status(statuses: Mapping[ModelName, Iterable[Status | None]]) -> dict[str, int | float]:
+    """Flat, replicas together, in the names that clients of Pie 0.4 ask for where it has one."""
+    found: Counter[str] = Counter()
+    for name, replicas in statuses.items():
+        for status in replicas:
+            if status is not None:
+                found.update({f"{name}.{key}": value for key, value in _flat(status).items()})
+    return dict(found)
+
+
+def _flat(status: Status) -> dict[str, int | float]:
+    total = sum(status.total_pages)
+    return {
+        "kv_pages_used": total - sum(status.free_pages),
+        "kv_pages_total": total,
+        "total_batches": status.steps,
+        "total_tokens_processed": status.tokens,
+        "contexts": status.contexts,
+        "requests_waiting": status.waiting,
+        "requests_running": status.running,
+        "busy_s": status.busy_s,
+        **{name: getattr(status, name) for name in _ADDED},
+    }

@@ -236,7 +236,7 @@ def ping(session: Session, request: m.Ping) -> str:
 @_answers(m.Query, slow=True)
 async def query(session: Session, request: m.Query) -> str:
     if request.subject == "model_status":
-        return json.dumps(model_status((await session.service.models.statuses()).items()))
+        return json.dumps(model_status(await session.service.models.statuses()))
     if request.subject == "process_status":
         return json.dumps(_described(session.find(request.record)))
     raise InvalidRequest(

@@ -9,6 +9,7 @@ import msgspec
 from pie_core.engine.histograms import Distribution
 from pie_core.engine.messages import Status
 
+ReplicaCondition = Literal["ready", "restarting"]
 ModelState = Literal["unloaded", "loading", "loaded", "restarting", "failed"]
 
 
@@ -99,6 +100,7 @@ def _groups(status: Status) -> list[GroupStatus]:
 class ReplicaStatus(_Part, frozen=True, kw_only=True):
     """One engine of a model; `engine` is null while there is none, or it does not answer within a second."""
 
+    state: ReplicaCondition
     restarts: int  # engines that were lost and replaced
     pid: int | None  # of its process, if it has one of its own
     cpu_s: float | None  # of that process

@@ -21,6 +21,10 @@ class CodecPort:
     def info(self) -> ModelInfo:
         return msgspec.msgpack.decode(_encode(self._port.info), type=ModelInfo)
 
+    @property
+    def is_ready(self) -> bool:
+        return self._port.is_ready
+
     def send(self, command: Command) -> None:
         self._port.send(_COMMAND.decode(_encode(command)))
 

@@ -184,3 +184,39 @@ def test_files_that_are_damaged_or_of_other_weights_are_left_out_and_told(
     second.write_bytes(b"no such format")
     assert in_folder(tmp_path).names() == []
     assert "its content is not what was written" in caplog.text
+
+
+def test_engines_that_share_a_folder_have_one_anothers_snapshots(tmp_path: Path) -> None:
+    first, second = (
+        Shelf(dummy(num_pages=32), snapshot_folder=str(tmp_path), shares_snapshot_folder=True)
+        for _ in range(2)
+    )
+    first.create(1)
+    first.forward(1, [1, 2, 3])
+    first.save(1, "a", Ack, b"first's")
+    assert second.names() == ["a"]
+    assert second.open(2, "a", SnapshotOpened).attachment == b"first's"
+    assert second.draw(2, [7]) == first.draw(1, [7])
+    second.save(2, "a", Ack, b"second's")
+    opened = first.open(3, "a", SnapshotOpened)
+    assert (opened.length, opened.attachment) == (4, b"second's")
+    first.open(4, "a", SnapshotOpened, take=True)
+    second.open(5, "a", Failed)
+    assert first.names() == second.names() == []
+    for engine in (first, second):
+        engine.send(EndProcess(ProcessId("p")))
+        engine.run()
+        assert engine.all_pages_are_free()
+
+
+def test_only_an_older_snapshot_is_deleted_if_a_moment_is_given() -> None:
+    engine = Shelf(dummy(num_pages=32))
+    engine.create(1)
+    engine.forward(1, [1])
+    engine.save(1, "a", Ack)
+    listed = engine.ask(SnapshotNames, ListSnapshots, tenant=Tenant("t"))
+    (saved_at,) = listed.saved_at
+    engine.ask(Ack, DeleteSnapshot, tenant=Tenant("t"), name="a", saved_before=saved_at)
+    assert engine.names() == ["a"]
+    engine.ask(Ack, DeleteSnapshot, tenant=Tenant("t"), name="a", saved_before=saved_at + 1)
+    assert engine.names() == []

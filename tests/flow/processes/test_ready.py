@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
@@ -20,7 +22,7 @@ from pie_core.server.server import Server, Surroundings
 pytestmark = pytest.mark.slow
 
 CONFIG = """
-models: [{name: dummy, driver: {type: dummy}}]
+models: [{name: dummy, replicas: REPLICAS, driver: {type: dummy}}]
 server: {port: 0}
 auth: {enabled: false}
 runtime: {engine_process: true}
@@ -36,15 +38,20 @@ async def readiness(http: aiohttp.ClientSession) -> tuple[int, str]:
         return answer.status, (await answer.json())["status"]
 
 
-def test_a_lost_engine_shows_in_ready_until_the_model_is_loaded_again(tmp_path: Path) -> None:
-    config = parse_config(CONFIG, "test.yaml", tmp_path)
-    surroundings = Surroundings(bind("127.0.0.1", 0), None, ProgramStore(tmp_path / "programs"))
+@asynccontextmanager
+async def started(folder: Path, replicas: int) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
+    config = parse_config(CONFIG.replace("REPLICAS", str(replicas)), "test.yaml", folder)
+    surroundings = Surroundings(bind("127.0.0.1", 0), None, ProgramStore(folder / "programs"))
+    async with (
+        Server(config, surroundings, ignore_progress) as server,
+        aiohttp.ClientSession(server.url) as http,
+    ):
+        yield server, http
 
+
+def test_a_lost_engine_shows_in_ready_until_the_model_is_loaded_again(tmp_path: Path) -> None:
     async def main() -> None:
-        async with (
-            Server(config, surroundings, ignore_progress) as server,
-            aiohttp.ClientSession(server.url) as http,
-        ):
+        async with started(tmp_path, replicas=1) as (server, http):
             assert await readiness(http) == (503, "loading")
             await server.service.models.load_all()
             assert await readiness(http) == (200, "ready")
@@ -59,5 +66,33 @@ def test_a_lost_engine_shows_in_ready_until_the_model_is_loaded_again(tmp_path: 
             while await readiness(http) != (200, "ready"):
                 pass  # asking goes by the loop, so everything else goes on
             assert server.app.engine_pid(ModelName("dummy")) != lost
+
+    asyncio.run(main())
+
+
+async def conditions(http: aiohttp.ClientSession) -> tuple[int, list[str]]:
+    async with http.get("/ready") as answer:
+        found: list[str] = (await answer.json())["models"]["dummy"]
+        return answer.status, found
+
+
+def test_a_model_with_one_replica_left_is_ready_and_each_of_them_is_told(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with started(tmp_path, replicas=2) as (server, http):
+            await server.service.models.load_all()
+            assert await conditions(http) == (200, ["ready", "ready"])
+            _, lost = server.app.replicas(ModelName("dummy"))
+            assert lost.pid is not None
+            os.kill(lost.pid, signal.SIGKILL)
+            while (told := await conditions(http)) == (200, ["ready", "ready"]):
+                pass  # asking goes by the loop, so everything else goes on
+            assert told == (200, ["ready", "restarting"])
+            (listed,) = server.service.models.listing()
+            assert listed["state"] == "loaded"
+            while await conditions(http) != (200, ["ready", "ready"]):
+                pass  # asking goes by the loop, so everything else goes on
+            status = await server.service.inspector.status()
+            replicas = status.models[0].replicas
+            assert [(each.state, each.restarts) for each in replicas] == [("ready", 0), ("ready", 1)]
 
     asyncio.run(main())

@@ -104,7 +104,8 @@ def test_the_server_is_healthy_at_once_and_ready_once_its_models_are_loaded(on_s
                     await client.launch("helloworld")
             await pie.server.load_models()
             async with http.get("/ready") as answer:
-                assert (answer.status, await answer.json()) == (200, {"status": "ready"})
+                models = {"first": ["ready"], "second": ["ready"]}
+                assert (answer.status, await answer.json()) == (200, {"status": "ready", "models": models})
             draining = asyncio.create_task(pie.server.service.processes.drain(0))
             await draining
             async with http.get("/ready") as answer:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from pie_core.client import Client, SyncClient
+from pie_core.sandbox.hosting import Pending
 from pie_core.server.credentials import add_api_key
 from pie_core.server.metrics import Metrics
 from pie_core.server.status import EngineStatus, ModelStatus, ProgramStatus, ServerStatus
@@ -191,7 +192,7 @@ def test_an_engine_that_does_not_answer_is_left_out_and_nobody_waits(
     async def scenario(pie: Pie) -> None:
         engine = pie.server.app.models[next(iter(pie.server.app.models))].engine
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "request", lambda build, take: _Unanswered())
+            patch.setattr(engine, "request", lambda build, take: Pending[None]())
             async with pie.client() as client, asyncio.timeout(5):
                 first, second = (await client.status()).models
                 assert first.replicas[0].engine is None
@@ -200,11 +201,6 @@ def test_an_engine_that_does_not_answer_is_left_out_and_nobody_waits(
                 assert (up["first", "0"], up["second", "0"]) == (0, 1)
 
     on_server(scenario)
-
-
-class _Unanswered:
-    def on_done(self, callback: Callable[[], None]) -> None:
-        """It never is."""
 
 
 def test_the_synchronous_client_asks_as_well(on_server: OnServer) -> None:
