@@ -23,6 +23,7 @@ from pie_core.cli import (
     plugins,
     run,
     serve,
+    top,
 )
 from pie_core.cli.examples import examples
 from pie_core.cli.logs import LogLevelOption, start_logging
@@ -65,6 +66,7 @@ def pie(
 
 run.add_to(app)
 serve.add_to(app)
+top.add_to(app)
 auth.add_to(app)
 new.add_to(app)
 inferlets.add_to(app)

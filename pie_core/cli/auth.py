@@ -56,7 +56,7 @@ def add(
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the key is good for: run, programs, models, metrics; may stand several times."
+            help="What the key is good for: run, programs, models, metrics, observe; may stand several times."
         ),
     ] = None,
     tenant: Annotated[

@@ -27,6 +27,27 @@ class Distribution(msgspec.Struct, frozen=True):
         """0 while there is no value."""
         return self.total / self.count if self.count else 0.0
 
+    def since(self, before: Distribution) -> Distribution:
+        """What was counted after `before` was."""
+        if before.bounds != self.bounds:
+            return self
+        counts = tuple(now - then for now, then in zip(self.counts, before.counts, strict=True))
+        return Distribution(self.bounds, counts, self.total - before.total)
+
+    def quantile(self, fraction: float) -> float | None:
+        """A value below which this fraction lies, as if each interval were evenly filled; None without values.
+
+        Beyond the last bound nothing is known but that bound.
+        """
+        wanted, lower, below = fraction * self.count, 0.0, 0
+        if not self.count:
+            return None
+        for bound, count in zip(self.bounds, self.counts, strict=False):
+            if count and below + count >= wanted:
+                return lower + (bound - lower) * (wanted - below) / count
+            lower, below = bound, below + count
+        return lower
+
 
 class Histogram:
     """Counts values into intervals whose upper ends are `bounds`."""

@@ -21,6 +21,19 @@ def test_a_histogram_counts_each_value_in_the_first_interval_that_holds_it() -> 
     assert histogram.distribution().mean == 2.5
 
 
+def test_quantiles_lie_within_their_interval() -> None:
+    histogram = Histogram((1.0, 2.0, 4.0))
+    assert histogram.distribution().quantile(0.5) is None
+    for value, times in ((0.5, 4), (3.0, 4)):
+        histogram.observe(value, times)
+    early = histogram.distribution()
+    assert [early.quantile(each) for each in (0.25, 0.5, 0.75, 1.0)] == [0.5, 1.0, 3.0, 4.0]
+    histogram.observe(100.0, 2)
+    assert histogram.distribution().since(early) == Distribution((1.0, 2.0, 4.0), (0, 0, 0, 2), 200.0)
+    assert histogram.distribution().quantile(1.0) == 4.0
+    assert early.since(Distribution()) == early
+
+
 def test_every_step_counts_once_by_its_size_and_its_device_time() -> None:
     engine = SteppedEngine(max_batch_requests=3, speculation_depth=0)
     for context in range(1, 6):
