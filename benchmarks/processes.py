@@ -26,6 +26,7 @@ from pie_core.contracts.driver import DriverRequest, Progress
 from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
 from pie_core.engine.messages import (
+    Answer,
     CreateContext,
     DropContext,
     Event,
@@ -105,7 +106,7 @@ class Rounds:
             context = self._open()
             self._client.stream(
                 lambda request, context=context: Generate(request, context, (1,), SamplerSpec(), (), 0),  # type: ignore[misc]
-                self._end_of_generation,
+                self,
             )
 
     async def all_ended(self) -> None:
@@ -125,7 +126,11 @@ class Rounds:
 
         self._client.request(lambda request: Forward(request, context, (1,), samples=_GREEDY), again)
 
-    def _end_of_generation(self, event: Event) -> None:
+    def drew(self, token: int, length: int) -> None:
+        """A generation goes on."""
+
+    def hear(self, event: Answer) -> None:
+        """What else there is of a generation."""
         if getattr(event, "finish", "failed") is not None:
             self._end(event)
 

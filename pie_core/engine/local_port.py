@@ -40,6 +40,7 @@ class LocalPort:
         self._loop = asyncio.get_running_loop()
         self._collector = Collector(engine, self._loop, self._collected)
         self._inbox: list[Command] = []
+        self._build_last: Callable[[], Command | None] | None = None
         self._outbox: list[Event] = []
         self._sink: EventSink = _nobody
         self._open: set[RequestId] = set()
@@ -63,6 +64,10 @@ class LocalPort:
 
     def send(self, command: Command) -> None:
         self._inbox.append(command)
+        self._schedule_turn()
+
+    def send_last(self, build: Callable[[], Command | None]) -> None:
+        self._build_last = build
         self._schedule_turn()
 
     def send_all(self, commands: Sequence[Command]) -> None:
@@ -113,6 +118,9 @@ class LocalPort:
 
     def _take_inbox(self) -> list[Command]:
         inbox, self._inbox = self._inbox, []
+        build, self._build_last = self._build_last, None
+        if build is not None and (last := build()) is not None:
+            inbox.append(last)
         self._open.update(opened_by(inbox))
         return inbox
 

@@ -472,6 +472,10 @@ class EnginePort(Protocol):
         """Never blocks and never raises for what the command asks."""
         ...
 
+    def send_last(self, build: Callable[[], Command | None]) -> None:
+        """Sends what `build` makes behind all else, when what was sent until then is taken; None: nothing."""
+        ...
+
     def listen(self, sink: EventSink) -> None:
         """`sink` gets all events of a step in one call, on the worker's event loop."""
         ...

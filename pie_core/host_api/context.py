@@ -17,12 +17,14 @@ from pie_core.engine.messages import (
     DropContext,
     Event,
     EvictRows,
+    Failed,
     ForkContext,
     Forward,
     ForwardDone,
     OpenSnapshot,
     PinRows,
     ReadTokens,
+    SamplerSpec,
     SaveSnapshot,
     SetPriority,
     SnapshotOpened,
@@ -30,7 +32,7 @@ from pie_core.engine.messages import (
     TruncateContext,
 )
 from pie_core.engine.positions import PositionRuns, Run
-from pie_core.errors import InvalidRequest, NotFound
+from pie_core.errors import InvalidRequest, NotFound, error_from_code
 from pie_core.host_api.guest_state import ProgramState, ServedModel
 from pie_core.host_api.poll import Pollable
 from pie_core.host_api.replicas import Replicas, awaited, now, pending_of
@@ -56,14 +58,17 @@ class HostContext:
 
     __slots__ = (
         "_confirmed",
+        "_fed",
         "_handed_out",
         "_open_passes",
         "_released",
+        "_repeats",
+        "_transcript",
+        "_turn",
         "guest",
         "id",
         "model",
         "rows",
-        "transcript",
     )
 
     def __init__(
@@ -72,12 +77,27 @@ class HostContext:
         self.guest = guest
         self.model = model
         self.id: ContextId = model.engine.new_context_id()
-        self.transcript = transcript
+        self._transcript = transcript
         self.rows = rows
+        self._turn = ContextTurn(self)
+        self._turn.done = True
+        self._repeats: SamplerSpec | None = None  # what a messages.Step would draw with, if one may follow
+        self._fed: list[int] = []  # by turns: for the transcript, when somebody asks for it
         self._confirmed = rows.length
         self._open_passes = 0
         self._handed_out: list[int] = []  # drained: in the transcript, and not yet written by a pass
         self._released = False
+
+    @property
+    def transcript(self) -> Transcript:
+        if self._fed:
+            fed, self._fed = self._fed, []
+            self._transcript.note_generated(fed)
+        return self._transcript
+
+    @transcript.setter
+    def transcript(self, transcript: Transcript) -> None:
+        self._transcript = transcript
 
     def check_usable(self) -> None:
         if self._released:
@@ -85,19 +105,52 @@ class HostContext:
 
     def submitted(self, count: int, positions: Sequence[int] | None = None) -> None:
         """A pass is on its way that writes `count` rows, at the next positions or at these."""
+        self._repeats = None
         self._open_passes += 1
         if positions is None:
             self.rows.extend(count)
         else:
             self.rows.extend_at(positions)
 
+    def may_repeat(self, sampler: SamplerSpec) -> None:
+        """The pass just submitted draws one token behind its last row; turns with the same sampler may follow it."""
+        if not self._handed_out:
+            self._repeats = sampler
+
+    def repeats(self, sampler: SamplerSpec) -> bool:
+        """Whether a token fed at the next position, and one drawn with this sampler, can be a turn."""
+        return self._repeats is sampler or (self._repeats is not None and self._repeats == sampler)
+
+    def step(self, token: int) -> Pending[int]:
+        """A turn that the program waits for: one at a time, so that they share their object."""
+        turn = self._turn if self._turn.done else ContextTurn(self)
+        turn.done, turn.error = False, None
+        return self.submit_turn(token, turn)
+
+    def submit_turn(self, token: int, turn: ContextTurn) -> ContextTurn:
+        """Feeds a token, and draws the one behind it."""
+        turn.token = token
+        self._open_passes += 1
+        self.rows.length += 1  # at the position that follows, as the pass before had it
+        turn.request = self.model.engine.step(self.id, token, turn)
+        return turn
+
     def settled(self, length: int) -> None:
         """A pass ended, and the context has this many rows."""
         self._confirmed = length
         self._end_pass()
 
+    def turned(self, token: int, length: int) -> None:
+        """A turn has fed its token, and the context has this many rows."""
+        self._fed.append(token)
+        self._confirmed = length
+        self._open_passes -= 1
+        if not self._open_passes and self.rows.length != length:
+            self._set_right()
+
     def failed(self) -> None:
         """A pass ended without a trace."""
+        self._repeats = None
         self._end_pass()
 
     def fork(self) -> HostContext:
@@ -120,7 +173,9 @@ class HostContext:
     def drain(self) -> list[int]:
         """Hands the buffer out for a pass of the program's own."""
         tokens = self.transcript.drain()
-        self._handed_out += tokens
+        if tokens:
+            self._handed_out += tokens
+            self._repeats = None
         return tokens
 
     def note_fed(self, tokens: list[int]) -> None:
@@ -138,6 +193,7 @@ class HostContext:
                 "empty input: the context holds no tokens to continue from; add a turn, tokens or a cue"
             )
         length = self.rows.length - 1
+        self._repeats = None
         self.rows.truncate(length)
         self._confirmed = min(self._confirmed, length)
         self.transcript.take_back()
@@ -145,6 +201,7 @@ class HostContext:
 
     def keep(self, length: int) -> None:
         """The engine dropped the rows past `length`."""
+        self._repeats = None
         self.rows.truncate(length)
         self._confirmed = min(self._confirmed, length)
 
@@ -165,10 +222,35 @@ class HostContext:
     def _end_pass(self) -> None:
         self._open_passes -= 1
         if self._open_passes == 0:
-            self.rows.truncate(self._confirmed)
-            self.rows.extend(
-                self._confirmed - self.rows.length
-            )  # what a generation wrote was not known before
+            self._set_right()
+
+    def _set_right(self) -> None:
+        self.rows.truncate(self._confirmed)
+        self.rows.extend(self._confirmed - self.rows.length)  # what a generation wrote was not known before
+
+
+class ContextTurn(Pending[int]):
+    """One turn of a program's loop."""
+
+    __slots__ = ("_context", "request", "token")
+
+    def __init__(self, context: HostContext) -> None:
+        super().__init__(self._cancel)
+        self._context = context
+        self.request = RequestId(0)
+        self.token = 0
+
+    def drew(self, token: int, length: int) -> None:
+        self._context.turned(self.token, length)
+        self.resolve(token)
+
+    def hear(self, event: Event) -> None:
+        assert isinstance(event, Failed), "a turn that went well is told by Stepped"
+        self._context.failed()
+        self.fail(error_from_code(event.code, event.message))
+
+    def _cancel(self) -> None:
+        self._context.model.engine.cancel(self.request)
 
 
 class PendingFlush:

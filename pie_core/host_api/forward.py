@@ -12,7 +12,7 @@ import msgspec
 from pie_core.contracts.forward import ProbeKind
 from pie_core.engine.messages import Event, Forward, ForwardDone, Probe, Sample, SamplerSpec
 from pie_core.errors import InvalidRequest
-from pie_core.host_api.context import HostContext
+from pie_core.host_api.context import ContextTurn, HostContext
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.host_api.poll import NS, Pollable
 from pie_core.ids import RequestId
@@ -84,6 +84,16 @@ class HostPass:
             self.positions.extend(range(start, start + len(tokens)) if positions is None else positions)
         self.tokens.extend(tokens)
 
+    @property
+    def repeatable(self) -> SamplerSpec | None:
+        """The sampler, if this does what a turn of a loop does: tokens that follow, and one drawn behind the last."""
+        plain = len(self.samples) == 1 and self.samples[0].row == len(self.tokens) - 1
+        extras = bool(self.masks or self.probes or self.num_drafts)
+        asked = (self.positions, self.logit_mask, self.timeout_s, self.priority)
+        if not plain or extras or any(each is not None for each in asked) or not self.allow_speculation:
+            return None
+        return self.samples[0].sampler
+
     def message(self, request: RequestId) -> Forward:
         return Forward(
             request=request,
@@ -106,8 +116,12 @@ class PendingPass:
 
     __slots__ = ("done",)
 
-    def __init__(self, done: Pending[ForwardDone]) -> None:
+    def __init__(self, done: Pending[ForwardDone] | Pending[int]) -> None:
+        """An int is the token that a turn drew."""
         self.done = done
+
+    def tokens(self) -> Pending[list[int]]:
+        return self.done.map(_tokens_of)
 
     def close(self) -> None:
         """The guest dropped the handle: a pass that is under way still writes its rows."""
@@ -115,7 +129,8 @@ class PendingPass:
     def probe_values(self, index: int) -> tuple[list[int], bytes]:
         if not self.done.done:
             raise InvalidRequest("the pass has not finished: call tokens() before its probes")
-        probes = self.done.result().probes
+        given = self.done.result()
+        probes = [] if isinstance(given, int) else given.probes
         if index >= len(probes):
             raise InvalidRequest(f"there is no probe {index}: the pass has {len(probes)}")
         return probes[index].token_ids, probes[index].values
@@ -126,6 +141,10 @@ def seconds(duration_ns: int) -> float:
     if duration_ns == 0:
         raise InvalidRequest("a time limit of 0 ns leaves no time at all; expected more")
     return duration_ns / NS
+
+
+def _tokens_of(given: ForwardDone | int) -> list[int]:
+    return [given] if isinstance(given, int) else given.tokens
 
 
 interface.resource("sampler", HostSampler)
@@ -280,6 +299,9 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
     forward.submitted = True
     context = forward.context
     context.check_usable()
+    sampler = forward.repeatable
+    if sampler is not None and len(forward.tokens) == 1 and context.repeats(sampler):
+        return PendingPass(context.submit_turn(forward.tokens[0], ContextTurn(context)))
     given = forward.tokens[: len(forward.tokens) - forward.num_drafts]
 
     def finish(event: Event) -> ForwardDone:
@@ -289,6 +311,8 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
         return event
 
     context.submitted(len(forward.tokens), forward.positions)
+    if sampler is not None:
+        context.may_repeat(sampler)
     return PendingPass(context.model.engine.request(forward.message, finish, context.failed))
 
 
@@ -305,7 +329,7 @@ def cancel(guest: ProgramState, pending: PendingPass) -> Pending[bool]:
 
 @interface.function("pending-pass.tokens", suspends=True)
 def tokens(guest: ProgramState, pending: PendingPass) -> Pending[list[int]]:
-    return pending.done.map(lambda done: done.tokens)
+    return pending.tokens()
 
 
 @interface.function("pending-pass.probe")
@@ -323,6 +347,8 @@ def probe_bytes(guest: ProgramState, pending: PendingPass, index: int) -> str:
 @interface.function("step", suspends=True)
 def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSampler) -> Pending[int]:
     context.check_usable()
+    if context.repeats(sampler.spec):
+        return context.step(token)
 
     def build(request: RequestId) -> Forward:
         return Forward(
@@ -336,4 +362,5 @@ def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSam
         return event.tokens[0]
 
     context.submitted(1)
+    context.may_repeat(sampler.spec)
     return context.model.engine.request(build, finish, context.failed)

@@ -7,7 +7,7 @@ Once settled, the tokens that the program took are part of its context.
 
 from __future__ import annotations
 
-from pie_core.engine.messages import BreakOff, Event, Failed, Generate, Generated
+from pie_core.engine.messages import Answer, BreakOff, Failed, Generate, Generated
 from pie_core.errors import InvalidRequest, PieError, error_from_code
 from pie_core.host_api.context import HostContext
 from pie_core.host_api.forward import HostSampler, seconds
@@ -66,7 +66,7 @@ class HostGeneration:
                 priority=self.priority,
             )
 
-        self._request = self.context.model.engine.stream(build, self._receive)
+        self._request = self.context.model.engine.stream(build, self)
 
     def arrival(self) -> Pending[None]:
         """Done while there is something to take: tokens, the end, or an error."""
@@ -120,7 +120,16 @@ class HostGeneration:
         if self._request is None:
             raise InvalidRequest("this generation was not started: call start first")
 
-    def _receive(self, event: Event) -> None:
+    def drew(self, token: int, length: int) -> None:
+        """The engine: one token more."""
+        if not self._settled:  # after a break-off, tokens that were under way do not count
+            self._tokens.append(token)
+        self._rows = length
+        if not self._arrival.done:
+            self._arrival.resolve(None)
+
+    def hear(self, event: Answer) -> None:
+        """The engine: tokens, the end, or what it failed with."""
         if isinstance(event, Failed):
             self._error = error_from_code(event.code, event.message)
             self.context.failed()
@@ -130,7 +139,7 @@ class HostGeneration:
             self._arrival.resolve(None)
 
     def _progress(self, event: Generated) -> None:
-        if not self._settled:  # after a break-off, tokens that were under way do not count
+        if not self._settled:
             self._tokens.extend(event.tokens)
         self._rows = event.length
         if event.finish is not None:

@@ -41,6 +41,7 @@ class StreamPort:
         self._info: ModelInfo | None = None
         self._open: set[RequestId] = set()
         self._outbox: list[Command] = []
+        self._build_last: Callable[[], Command | None] | None = None
         self._flush_is_due = False
         self._lost: EngineLost | None = EngineLost(f"model {model!r}: its engine is still being loaded")
         self._newest = 0  # number of a context or request
@@ -66,6 +67,13 @@ class StreamPort:
 
     def send(self, command: Command) -> None:
         self._outbox.append(command)
+        self._schedule_flush()
+
+    def send_last(self, build: Callable[[], Command | None]) -> None:
+        self._build_last = build
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
@@ -107,6 +115,9 @@ class StreamPort:
 
     def _take_outbox(self) -> list[Command]:
         outbox, self._outbox = self._outbox, []
+        build, self._build_last = self._build_last, None
+        if build is not None and (last := build()) is not None:
+            outbox.append(last)
         opened = opened_by(outbox)
         self._open.update(opened)
         created = [each.context for each in outbox if isinstance(each, CreateContext | ForkContext)]

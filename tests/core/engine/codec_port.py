@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -27,6 +27,13 @@ class CodecPort:
 
     def send(self, command: Command) -> None:
         self._port.send(_COMMAND.decode(_encode(command)))
+
+    def send_last(self, build: Callable[[], Command | None]) -> None:
+        def encoded() -> Command | None:
+            command = build()
+            return None if command is None else _COMMAND.decode(_encode(command))
+
+        self._port.send_last(encoded)
 
     def listen(self, sink: EventSink) -> None:
         def decode(events: Sequence[Event]) -> None:

@@ -188,7 +188,8 @@ def test_arguments_of_numbers_only_are_read_in_one_go() -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_arguments_of_any_kind_are_read_however_many_there_are(count: int) -> None:
     text, number = Primitive("string"), Primitive("u32")
-    kinds = [text, number, ListOf(number), text, number][:count]
+    every: list[Type] = [text, number, ListOf(number), text, number]
+    kinds = every[:count]
     values = ["first", 2, [3], "fourth", 5][:count]
     memory = ctypes.create_string_buffer(VALUE_BYTES * count)
     address = ctypes.addressof(memory)
