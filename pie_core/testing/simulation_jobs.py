@@ -8,7 +8,6 @@ A process that dies while it runs a history takes that history along, as a failu
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -88,10 +87,7 @@ class Job:
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            self._process = subprocess.Popen(
-                _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
-            )
+            self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         return self._process
 
     def _lost(self, seed: int) -> Outcome:
