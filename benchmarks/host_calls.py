@@ -52,6 +52,7 @@ class State:
     """The least that a guest needs."""
 
     name = "benchmark"
+    tenant = "benchmark"
 
     def write_stdout(self, data: bytes) -> None: ...
 

@@ -343,11 +343,14 @@ def _start_message(config: RuntimeConfig) -> StartWorker:
 
 
 def _guest_limits(config: RuntimeConfig) -> Limits:
+    tenant = config.calls_per_s_per_tenant
     return Limits(
         memory_bytes=config.memory_mb * MIB,
         cpu_seconds_per_resume=config.cpu_s,
         wall_seconds=config.wall_s,
         output_bytes=config.output_bytes,
+        calls_per_second=config.calls_per_s_per_program,
+        tenant_calls_per_second=None if tenant is None else tenant / max(config.num_workers, 1),
     )
 
 

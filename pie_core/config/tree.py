@@ -237,6 +237,20 @@ class RuntimeConfig:
             description="What a program may print, and again what it may send, in bytes; it ends beyond.",
         ),
     ] = 16 << 20
+    calls_per_s_per_program: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="Host calls that a program may make in a second, on average; null is no limit.",
+        ),
+    ] = None
+    calls_per_s_per_tenant: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            description="... and the programs of a tenant together; with workers, each of them gives its part.",
+        ),
+    ] = None
     program_cache: Annotated[
         Path | None,
         Field(description="The folder of compiled programs; null is `cache/programs` in PIE_HOME."),

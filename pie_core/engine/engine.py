@@ -371,7 +371,10 @@ class Engine:
     def _generate(self, context: Context, command: Generate) -> None:
         left = self._quotas.tokens_left(context.process)
         if left == 0:
-            raise LimitExceeded(f"process {context.process!r} has fed and drawn all tokens that it may")
+            raise LimitExceeded(
+                f"process {context.process!r} has fed and drawn all tokens that it may"
+                f" ({self.options.max_tokens_per_process}, limits.tokens_per_program of the model)"
+            )
         if left is not None:
             command = structs.replace(command, max_tokens=min(command.max_tokens or left, left))
         self._passes.generate(context, command)

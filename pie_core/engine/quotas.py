@@ -12,6 +12,16 @@ from pie_core.errors import LimitExceeded
 from pie_core.ids import ProcessId, RequestId, Tenant
 from pie_core.kv_pages.context_pages import Cache
 
+_LIMITED = {
+    "contexts_per_program": "contexts",
+    "contexts_per_tenant": "contexts",
+    "requests_per_program": "open requests",
+    "requests_per_tenant": "open requests",
+    "tokens_per_program": "tokens in all",
+    "page_share_per_program": "pages",
+    "page_share_per_tenant": "pages",
+}
+
 
 class Quotas:
     """Counts what is there, and refuses one more by type before anything has changed."""
@@ -26,12 +36,14 @@ class Quotas:
 
     def add_context(self, process: ProcessId, tenant: Tenant) -> None:
         """Raises LimitExceeded; the context counts until `remove_context`."""
-        options = self._options
+        counts, options = self._contexts, self._options
         _refuse_beyond(
-            "contexts", process, self._contexts[_of(process)] + 1, options.max_contexts_per_process
+            "contexts_per_program", process, counts[_of(process)] + 1, options.max_contexts_per_process
         )
-        _refuse_beyond("contexts", tenant, self._contexts[_at(tenant)] + 1, options.max_contexts_per_tenant)
-        self._contexts.update((_of(process), _at(tenant)))
+        _refuse_beyond(
+            "contexts_per_tenant", tenant, counts[_at(tenant)] + 1, options.max_contexts_per_tenant
+        )
+        counts.update((_of(process), _at(tenant)))
 
     def remove_context(self, context: Context) -> None:
         self._contexts.subtract((_of(context.process), _at(context.tenant)))
@@ -41,19 +53,19 @@ class Quotas:
     ) -> None:
         """Raises LimitExceeded; the request counts as open until `end_request`."""
         options, process, tenant = self._options, context.process, context.tenant
-        open_requests = self._requests
+        counts = self._requests
         _refuse_beyond(
-            "open requests", process, open_requests[_of(process)] + 1, options.max_requests_per_process
+            "requests_per_program", process, counts[_of(process)] + 1, options.max_requests_per_process
         )
         _refuse_beyond(
-            "open requests", tenant, open_requests[_at(tenant)] + 1, options.max_requests_per_tenant
+            "requests_per_tenant", tenant, counts[_at(tenant)] + 1, options.max_requests_per_tenant
         )
         count = 1 if isinstance(command, Step) else len(command.tokens)
         tokens = self._tokens[process] + count
-        _refuse_beyond("tokens in all", process, tokens, options.max_tokens_per_process)
+        _refuse_beyond("tokens_per_program", process, tokens, options.max_tokens_per_process)
         self._refuse_too_many_pages(context, count, contexts)
         self._open[command.request] = context
-        open_requests.update((_of(process), _at(tenant)))
+        counts.update((_of(process), _at(tenant)))
         self._tokens[process] = tokens
 
     def end_request(self, request: RequestId) -> None:
@@ -100,9 +112,9 @@ class Quotas:
             held = [(each, each.pages.num_pages[group]) for each in contexts]
             mine = sum(pages for each, pages in held if each.process == context.process)
             ours = sum(pages for each, pages in held if each.tenant == context.tenant)
-            what = f"pages of cache group {pool.name!r}"
-            _refuse_beyond(what, context.process, mine + added, int(shares[0] * pool.num_pages))
-            _refuse_beyond(what, context.tenant, ours + added, int(shares[1] * pool.num_pages))
+            most = [int(share * pool.num_pages) for share in shares]
+            _refuse_beyond("page_share_per_program", context.process, mine + added, most[0], pool.name)
+            _refuse_beyond("page_share_per_tenant", context.tenant, ours + added, most[1], pool.name)
 
 
 def _of(process: ProcessId) -> str:
@@ -113,6 +125,10 @@ def _at(tenant: Tenant) -> str:
     return f"tenant {tenant}"
 
 
-def _refuse_beyond(what: str, owner: str, count: int, limit: int | None) -> None:
+def _refuse_beyond(option: str, owner: str, count: int, limit: int | None, group: str = "") -> None:
+    """`option` is what the limit is called in the configuration of a model."""
     if limit is not None and count > limit:
-        raise LimitExceeded(f"{owner!r} would have {count} {what}; the limit is {limit}")
+        what = _LIMITED[option] + (f" of cache group {group!r}" if group else "")
+        raise LimitExceeded(
+            f"{owner!r} would have {count} {what}; the limit is {limit} (limits.{option} of the model)"
+        )

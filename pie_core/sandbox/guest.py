@@ -69,6 +69,7 @@ class Guest:
         "_instantiated",
         "_pending",
         "_program",
+        "_rate",
         "_results",
         "_runtime",
         "_spinning",
@@ -76,6 +77,7 @@ class Guest:
         "_ticks",
         "_wake",
         "_wall",
+        "calls_left",
         "context",
         "context_argument",
         "continuation",
@@ -97,6 +99,8 @@ class Guest:
         self.output = OutputBudget(limits.output_bytes)
         self.stdin = stdin if stdin is not None else ByteSource.empty()
         self.ended = False
+        self.calls_left = 0  # of the host, before the rate is looked at
+        self._rate = runtime.call_rate(limits, state)
         self._runtime = runtime
         self._program = program
         self._fiber = runtime.new_fiber(program, limits)
@@ -260,6 +264,17 @@ class Guest:
         self._results = results
         pending.on_done(self._wake)
 
+    def grant_calls(self) -> None:
+        """Its portion of calls is used up: the next one, or LimitExceeded; a call that is refused does not count."""
+        owed = -self.calls_left
+        self.calls_left += 1
+        self.calls_left = self._rate.more(owed)
+
+    @property
+    def calls_made(self) -> int:
+        """How often it has called the host, but for calls in excess that were forgiven."""
+        return self._rate.granted - self.calls_left
+
     def fail(self, error: BaseException) -> None:
         """A host function that has no way to report an error failed: the guest ends with it."""
         if self._stop is None and self._exit_status is None:
@@ -341,7 +356,7 @@ class Guest:
         self._fiber.close()
         self.handles.sweep()
         self._close_state()
-        self._runtime.guests.discard(self)
+        self._runtime.forget(self)
         done, self._done = self._done, None
         if done is not None:
             _settle(done, None, error)

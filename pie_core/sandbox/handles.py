@@ -26,9 +26,7 @@ class Handles:
     def add(self, item: Any) -> int:
         """The number by which the guest will name `item`."""
         if len(self._objects) >= self._limit:
-            raise LimitExceeded(
-                f"the program holds {self._limit} handles, its limit: drop some, or raise max_handles"
-            )
+            raise LimitExceeded(f"the program holds {self._limit} handles, its limit: drop some")
         number = self._next
         self._next = number % 0xFFFFFFFF + 1
         while self._next in self._objects:

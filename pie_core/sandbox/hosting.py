@@ -31,6 +31,10 @@ class GuestState(Protocol):
     def name(self) -> str:
         """Names the guest in logs and errors."""
 
+    @property
+    def tenant(self) -> str:
+        """With whose guests it shares limits."""
+
     def write_stdout(self, data: bytes) -> Pending[None] | None:
         """Takes what the guest printed; a Pending holds the guest back until it is resolved."""
 

@@ -19,12 +19,14 @@ class Limits:
     wall_seconds: float | None = None
     output_bytes: int = 16 * MIB  # stdout and stderr together
     max_handles: int = 100_000
+    calls_per_second: float | None = None  # of the host, see `call_rate`
+    tenant_calls_per_second: float | None = None  # ... by all guests of a tenant here
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "cpu_seconds_per_resume", "output_bytes", "max_handles"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"limits.{name} is {getattr(self, name)}: expected a number above 0")
-        if self.wall_seconds is not None and self.wall_seconds <= 0:
-            raise ValueError(
-                f"limits.wall_seconds is {self.wall_seconds}: expected a number above 0, or none"
-            )
+        for name in ("wall_seconds", "calls_per_second", "tenant_calls_per_second"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"limits.{name} is {value}: expected a number above 0, or none")

@@ -173,7 +173,7 @@ class HostLinker:
         read = self.converters.arguments([kind for _, kind in function.params], host.arrays)
         write, write_error = self._result_writers(function)
         refuse = _refuser(self._current, function, host)
-        current, call = self._current, host.call
+        current, call, can_fail = self._current, host.call, _has_error(function)
 
         def run(
             data: Any, context: Any, kind: Any, arguments: int, count: int, results: int, result_count: int
@@ -181,6 +181,9 @@ class HostLinker:
             guest: Any = current.guest
             try:
                 try:
+                    guest.calls_left -= 1
+                    if guest.calls_left < 0 and can_fail:
+                        guest.grant_calls()
                     subject = guest if for_sandbox else guest.state
                     write(results, call(subject, *read(arguments, guest)), guest)
                 except BaseException as error:  # see the top
@@ -196,7 +199,7 @@ class HostLinker:
         write, write_error = self._result_writers(function)
         refuse = _refuser(self._current, function, host)
         complete = _completer(write, write_error, refuse)
-        current, call = self._current, host.call
+        current, call, can_fail = self._current, host.call, _has_error(function)
 
         def run(
             data: Any,
@@ -214,6 +217,9 @@ class HostLinker:
                 MEMORY[continuation : continuation + 24] = guest.continuation  # or else wasmtime aborts
                 guest.flag.value = 0
                 try:
+                    guest.calls_left -= 1
+                    if guest.calls_left < 0 and can_fail:
+                        guest.grant_calls()
                     subject = guest if for_sandbox else guest.state
                     answer = call(subject, *read(arguments, guest))
                     if isinstance(answer, Pending):
@@ -255,11 +261,16 @@ def _completer(write: Writer, write_error: Writer, refuse: Refuse) -> Complete:
     return complete
 
 
+def _has_error(function: Function) -> bool:
+    """Whether its callers can be told one of our errors."""
+    side = function.result.err if isinstance(function.result, ResultOf) else None
+    return isinstance(side, Record) and [name for name, _ in side.fields] == ["code", "message"]
+
+
 def _refuser(current: CurrentGuest, function: Function, host: HostFunction) -> Refuse:
     """Turns an exception into the payload of the function's error side, or raises it as the guest's end."""
-    side = function.result.err if isinstance(function.result, ResultOf) else None
     has_side = isinstance(function.result, ResultOf)
-    is_error = isinstance(side, Record) and [name for name, _ in side.fields] == ["code", "message"]
+    is_error = _has_error(function)
     shown = f"{host.call.__module__}.{getattr(host.call, '__name__', host.name)}"
 
     def refuse(guest: Any, error: BaseException) -> Any:

@@ -7,13 +7,15 @@ import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from pie_core.sandbox.aot_cache import AotCache
+from pie_core.sandbox.call_rate import Bucket, CallRate
 from pie_core.sandbox.compilation import CompileLimits, Compiler
 from pie_core.sandbox.converters import Converters
 from pie_core.sandbox.fibers import EngineOptions, Fiber, epoch_incrementer, new_engine
 from pie_core.sandbox.guest import CurrentGuest, Guest
-from pie_core.sandbox.hosting import Interface
+from pie_core.sandbox.hosting import GuestState, Interface
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.linker import HostLinker
 from pie_core.sandbox.pump import Pump, Ticker
@@ -40,6 +42,8 @@ class Runtime:
         self.engine = new_engine(self.options)
         self.current = CurrentGuest()
         self.guests: set[Guest] = set()
+        self._calls_of_ended = 0
+        self._tenants: WeakValueDictionary[str, Bucket] = WeakValueDictionary()
         self._closed = False
         self.linker = HostLinker(interfaces, self.current)
         self.compiler = Compiler(
@@ -60,6 +64,23 @@ class Runtime:
     def resumes(self) -> int:
         """How often guests were resumed, since the start."""
         return self.pump.resumes
+
+    @property
+    def host_calls(self) -> int:
+        """Calls of host functions by all guests, since the start."""
+        return self._calls_of_ended + sum(guest.calls_made for guest in self.guests)
+
+    def forget(self, guest: Guest) -> None:
+        """It has ended."""
+        self.guests.discard(guest)
+        self._calls_of_ended += guest.calls_made
+
+    def call_rate(self, limits: Limits, state: GuestState) -> CallRate:
+        """What counts the calls of a new guest; those of a tenant share a bucket."""
+        program = None if limits.calls_per_second is None else Bucket(limits.calls_per_second)
+        shared = limits.tenant_calls_per_second
+        tenant = None if shared is None else self._tenants.setdefault(state.tenant, Bucket(shared))
+        return CallRate(program, tenant)
 
     def new_fiber(self, program: Program, limits: Limits) -> Fiber:
         if self._closed:

@@ -17,6 +17,7 @@ class State:
     """What one guest prints."""
 
     name = "a test's guest"
+    tenant = "a test's tenant"
 
     def __init__(self) -> None:
         self.chunks: list[str] = []

@@ -12,7 +12,10 @@ def test_a_context_too_many_is_told_to_whoever_uses_it() -> None:
     for context, process in ((1, "p"), (2, "p"), (3, "p"), (4, "q"), (5, "q"), (6, "r")):
         engine.create(context, process, tenant="u" if process == "r" else "t")
     failed = engine.refused(3)
-    assert (failed.code, failed.message) == ("limit-exceeded", "'p' would have 3 contexts; the limit is 2")
+    assert (failed.code, failed.message) == (
+        "limit-exceeded",
+        "'p' would have 3 contexts; the limit is 2 (limits.contexts_per_program of the model)",
+    )
     assert "'t' would have 4 contexts; the limit is 3" in engine.refused(5).message
     for context in (1, 2, 4, 6):
         assert engine.forward(context, [1]).length == 1

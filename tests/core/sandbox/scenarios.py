@@ -25,6 +25,7 @@ class State:
 
     def __init__(self, name: str = "guest") -> None:
         self.name = name
+        self.tenant = "tenant"
         self.stdout = bytearray()
         self.stderr = bytearray()
         self.closed = 0
