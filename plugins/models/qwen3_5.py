@@ -125,9 +125,9 @@ class Qwen35:
             ours, hf = f"layers.{layer}", f"{config.prefix}.layers.{layer}"
             (_add_delta if kind == LINEAR else _add_attention)(table, config, ours, hf)
             _add_feed_forward(table, config, ours, f"{hf}.mlp")
-            table.take(f"{ours}.input_norm", hf_source(f"{hf}.input_layernorm.weight", hidden))
-            table.take(f"{ours}.mlp_norm", hf_source(f"{hf}.post_attention_layernorm.weight", hidden))
-        table.take("norm", hf_source(f"{config.prefix}.norm.weight", hidden))
+            _add_norm(table, f"{ours}.input_norm", f"{hf}.input_layernorm", hidden)
+            _add_norm(table, f"{ours}.mlp_norm", f"{hf}.post_attention_layernorm", hidden)
+        _add_norm(table, "norm", f"{config.prefix}.norm", hidden)
         if config.tie_word_embeddings:
             table.leave("lm_head.weight")
         else:
@@ -168,8 +168,12 @@ def _add_attention(table: WeightTable, config: Qwen35Config, ours: str, layer: s
     sources = [hf_source(f"{hf}.{name}_proj.weight", count, hidden) for name, count in rows.items()]
     table.fuse(f"{ours}.projection.weight", sources)
     table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, q_rows))
-    table.take(f"{ours}.q_norm", hf_source(f"{hf}.q_norm.weight", dim))
-    table.take(f"{ours}.k_norm", hf_source(f"{hf}.k_norm.weight", dim))
+    _add_norm(table, f"{ours}.q_norm", f"{hf}.q_norm", dim)
+    _add_norm(table, f"{ours}.k_norm", f"{hf}.k_norm", dim)
+
+
+def _add_norm(table: WeightTable, ours: str, hf: str, size: int) -> None:
+    table.take(ours, hf_source(f"{hf}.weight", size, keep_float32=True))
 
 
 def _add_feed_forward(table: WeightTable, config: Qwen35Config, ours: str, hf: str) -> None:

@@ -41,12 +41,15 @@ class TorchKernels:
         return table.index_select(0, tokens)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if weight.dtype != x.dtype:
+            wide = functional.rms_norm(x.to(torch.float32), weight.shape[-1:], None, eps)
+            return wide.mul_(weight).to(x.dtype)
         if weight.dim() == 1:
             return functional.rms_norm(x, weight.shape, weight, eps)
         return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return functional.rms_norm(x.add_(delta), weight.shape, weight, eps)
+        return self.rms_norm(x.add_(delta), weight, eps)
 
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)

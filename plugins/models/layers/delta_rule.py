@@ -24,16 +24,16 @@ NORM_EPS = 1e-6  # of queries and keys, in the reference's kernels
 @dataclass(frozen=True, slots=True)
 class DeltaRule:
     """A `Recurrence`: q and k [R, n, K, dk] are normed here; v [R, n, H, dv], log decay [R, n, H, 1 or dk], beta
-    [R, n, H]; the state [R, H, dk, dv] is float32. Each query and key head serves H / K neighbours."""
+    [R, n, H]; the output and the state [R, H, dk, dv] are float32. Each query and key head serves H / K neighbours."""
 
     def __call__(self, inputs: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         q, k, v, log_decay, beta = (each.to(torch.float32).transpose(1, 2) for each in inputs)
-        dtype, repeats = inputs[2].dtype, v.shape[1] // k.shape[1]
+        repeats = v.shape[1] // k.shape[1]
         q = _unit(q).mul_(q.shape[-1] ** -0.5).repeat_interleave(repeats, 1)
         k = _unit(k).repeat_interleave(repeats, 1)
         step = _one_row if q.shape[2] == 1 else _chunked
         out, after = step(q, k, v, log_decay, beta[..., None], state)
-        return out.transpose(1, 2).to(dtype), after
+        return out.transpose(1, 2), after
 
 
 def _unit(x: Tensor) -> Tensor:

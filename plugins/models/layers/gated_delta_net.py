@@ -47,5 +47,5 @@ class GatedDeltaNet:
         ]
         read = step.recur(self.cache, MATRIX, RULE, inputs)  # (tokens, heads, value_dim)
         normed = step.rms_norm(read, self.norm, self.norm_eps)
-        gated = normed.mul_(functional.silu(gate).view_as(normed))
-        return self.output(gated.flatten(1), step)
+        gated = normed.flatten(1) * functional.silu(gate.to(torch.float32))
+        return self.output(gated.to(x.dtype), step)

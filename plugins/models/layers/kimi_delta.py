@@ -42,5 +42,5 @@ class KimiDelta:
         log_decay = self.rate * functional.softplus(decay + self.rate_bias)
         read = step.recur(self.cache, MATRIX, RULE, [q, k, v, log_decay, beta.sigmoid()])
         normed = step.rms_norm(read, self.norm, self.norm_eps)
-        gated = normed.mul_(self.gate(low_gate, step).sigmoid().view_as(normed))
-        return self.output(gated.flatten(1), step)
+        gated = normed.flatten(1) * self.gate(low_gate, step).to(torch.float32).sigmoid()
+        return self.output(gated.to(x.dtype), step)

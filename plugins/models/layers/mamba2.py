@@ -87,5 +87,5 @@ class Mamba2:
         ]
         read = step.recur(self.cache, MATRIX, RULE, inputs)  # (tokens, heads, head_dim)
         gated = (read + rows * self.skip).flatten(1) * functional.silu(gate)
-        normed = step.rms_norm(gated.to(x.dtype).view(-1, *self.norm.shape), self.norm, self.norm_eps)
-        return self.output(normed.flatten(1), step)
+        normed = step.rms_norm(gated.view(-1, *self.norm.shape), self.norm, self.norm_eps)
+        return self.output(normed.flatten(1).to(x.dtype), step)

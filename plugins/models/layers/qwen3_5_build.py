@@ -47,7 +47,7 @@ def _norm(config: Qwen35Config, parameters: Parameters, name: str) -> RMSNorm:
 
 
 def _plus_one(parameters: Parameters, name: str) -> Tensor:
-    """The checkpoint keeps norms as what they add to one."""
+    """The checkpoint keeps norms as what they add to one, which bfloat16 would round away from 1.0."""
     return parameters.tensor(name) + 1
 
 

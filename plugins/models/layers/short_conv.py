@@ -12,10 +12,10 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ShortConvolution:
-    """silu(conv(x)): a `Recurrence` whose state is the last K - 1 rows."""
+    """silu(conv(x)): a `Recurrence` whose state is the last K - 1 rows. Sums in float32, rounds once."""
 
-    taps: Tensor  # [K, channels], the oldest row's first
-    bias: Tensor | None = None  # [channels]
+    taps: Tensor  # [K, channels], float32, the oldest row's first
+    bias: Tensor | None = None  # [channels], float32
 
     def __call__(self, inputs: Sequence[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         (x,) = inputs
@@ -26,9 +26,10 @@ class ShortConvolution:
             out.addcmul_(rows[:, place : place + count], self.taps[place])
         if self.bias is not None:
             out.add_(self.bias)
-        return functional.silu(out), rows[:, count:]
+        return functional.silu(out).to(x.dtype), rows[:, count:]
 
 
 def convolution(weight: Tensor, bias: Tensor | None = None) -> ShortConvolution:
     """From a checkpoint's [channels, 1, K]."""
-    return ShortConvolution(weight[:, 0].t().contiguous(), bias)
+    taps = weight[:, 0].t().to(torch.float32).contiguous()
+    return ShortConvolution(taps, None if bias is None else bias.to(torch.float32))
