@@ -443,6 +443,8 @@ def by_owner(events: Iterable[Event], owner: Callable[[RequestId], int]) -> dict
 
 
 def _parts(event: Stepped | Progress, owner: Callable[[RequestId], int]) -> dict[int, Event]:
+    if owner(min(event.requests)) == (only := owner(max(event.requests))):  # owners have ranges of requests
+        return {only: event}
     rows: dict[int, list[tuple[RequestId, int, int, int]]] = {}
     for row in zip(event.requests, event.tokens, event.lengths, event.positions, strict=True):
         rows.setdefault(owner(row[0]), []).append(row)

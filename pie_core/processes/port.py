@@ -19,6 +19,7 @@ from pie_core.engine.messages import (
     Failed,
     ForkContext,
     ModelInfo,
+    Steps,
     ended_by,
     opened_by,
 )
@@ -108,7 +109,7 @@ class StreamPort:
             return
         commands, refused = self._take_outbox(), list[Event]()
         if self._past:
-            commands = [each for each in commands if not self._refuses(each, refused)]
+            commands = [kept for each in commands if (kept := self._of_now(each, refused)) is not None]
         if commands:
             self._transmit(commands)
         self._deliver(refused)
@@ -131,11 +132,26 @@ class StreamPort:
 
     # ---- what went with an engine before
 
-    def _refuses(self, command: Command, refused: list[Event]) -> bool:
+    def _of_now(self, command: Command, refused: list[Event]) -> Command | None:
+        """The command, or what is left of it without what went with an engine; None: nothing."""
+        if type(command) is Steps:
+            return self._steps_of_now(command, refused)
         error = self._loss_of_past(command)
-        if error is not None:
-            refused += [_failed(request, error) for request in opened_by((command,))]
-        return error is not None
+        if error is None:
+            return command
+        refused += [_failed(request, error) for request in opened_by((command,))]
+        return None
+
+    def _steps_of_now(self, steps: Steps, refused: list[Event]) -> Steps | None:
+        if not any(map(self._is_past, steps.contexts)):
+            return steps
+        kept = []
+        for request, context, token in zip(steps.requests, steps.contexts, steps.tokens, strict=True):
+            if self._is_past(context):
+                refused.append(_failed(request, self._gone(f"context {context}")))
+            else:
+                kept.append((request, context, token))
+        return Steps(*map(list, zip(*kept, strict=True))) if kept else None
 
     def _loss_of_past(self, command: Command) -> EngineLost | None:
         context: ContextId | None = getattr(command, "context", None)

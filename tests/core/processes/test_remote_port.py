@@ -30,6 +30,7 @@ from pie_core.engine.messages import (
     Sample,
     SamplerSpec,
     Status,
+    Steps,
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import ConfigError, EngineLost, LoadError, PluginError
@@ -240,6 +241,31 @@ def test_what_went_with_an_engine_is_lost_and_not_unknown(on_engine: OnEngine) -
         create(port, 15)
         forward(port, 16, 15, 5)
         assert isinstance(await listener.final(16), ForwardDone)
+
+    on_engine(scenario)
+
+
+def test_steps_of_many_contexts_lose_those_that_went_with_an_engine_only(on_engine: OnEngine) -> None:
+    async def scenario(port: RemotePort, listener: Listener) -> None:
+        create(port, 1)
+        forward(port, 2, 1, 5)
+        await listener.final(2)
+        assert port.pid is not None
+        os.kill(port.pid, signal.SIGKILL)
+        await until(lambda: not port.is_ready)
+        await is_back(port)
+        create(port, 3)
+        forward(port, 4, 3, 5)
+        await listener.final(4)
+        requests, contexts = [RequestId(10), RequestId(11)], [ContextId(1), ContextId(3)]
+        port.send(Steps(requests, contexts, [6, 6]))
+        assert "context 1 was lost" in await failure(listener, 10)
+        stepped = SteppedEngine()
+        stepped.create(3)
+        stepped.draw(3, [5])
+        done = await listener.final(11)
+        assert isinstance(done, ForwardDone)
+        assert done.tokens == [stepped.draw(3, [6])]
 
     on_engine(scenario)
 
