@@ -54,7 +54,8 @@ async def with_tools(ctx, functions, question):
         if not calls:
             return ctx.model.tokenizer().decode(written)
         for call in calls:
-            ctx.tool_result(call.name, functions[call.name](**json.loads(call.arguments)), call.id)
+            function, arguments = functions[call.name], json.loads(call.arguments)
+            ctx.tool_result(call.name, function(**arguments), call.id)
 
 
 def clock():
