@@ -7,7 +7,8 @@
                    └───────────── finish_step ◄── call_soon_threadsafe ◄──────────────────────┘
 
 A turn runs after those who were called back by the sink have had their say, so a step holds the next passes of all of
-them; a step that ended none of their passes, but generations at most, is followed at once.
+them: in the loop's next turn, or within the sink when they say that they have had it (`hurry`). A step that ended none
+of their passes, but generations at most, is followed at once.
 
 Whatever breaks the engine itself ends every open request with EngineLost, and those sent later too.
 """
@@ -44,7 +45,8 @@ class LocalPort:
         self._outbox: list[Event] = []
         self._sink: EventSink = _nobody
         self._open: set[RequestId] = set()
-        self._turn_is_due = False
+        self._due_turn: asyncio.Handle | None = None
+        self._turns = 0
         self._alarm: asyncio.TimerHandle | None = None
         self._tickets: deque[Ticket] = deque()  # at the driver, oldest first
         self._step_deadline: asyncio.TimerHandle | None = None
@@ -70,6 +72,11 @@ class LocalPort:
         self._build_last = build
         self._schedule_turn()
 
+    def hurry(self) -> None:
+        if self._due_turn is not None:
+            self._due_turn.cancel()
+            self._turn()
+
     def send_all(self, commands: Sequence[Command]) -> None:
         """In this order."""
         self._inbox += commands
@@ -85,13 +92,13 @@ class LocalPort:
         await self._collector.stop()
 
     def _schedule_turn(self) -> None:
-        if not self._turn_is_due:
-            self._turn_is_due = True
-            self._loop.call_soon(self._turn)
+        if self._due_turn is None:
+            self._due_turn = self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
         """Takes what was sent, starts what can be started, tells what happened."""
-        self._turn_is_due = False
+        self._due_turn = None
+        self._turns += 1
         if self._lost is None:
             try:
                 self._run_engine()
@@ -143,8 +150,10 @@ class LocalPort:
             self._lose(_lost_by(self.info.name, error))
         else:
             self._outbox += self._engine.take_events()
+        turns = self._turns
         self._flush()
-        self._schedule_turn()
+        if self._turns == turns:  # and no program that was told of it has asked for more
+            self._schedule_turn()
 
     def _flush(self) -> None:
         events, self._outbox = self._outbox, []

@@ -478,6 +478,10 @@ class EnginePort(Protocol):
         """Sends what `build` makes behind all else, when what was sent until then is taken; None: nothing."""
         ...
 
+    def hurry(self) -> None:
+        """Takes what was sent now, not in the event loop's next turn: whoever had something to send has done so."""
+        ...
+
     def listen(self, sink: EventSink) -> None:
         """`sink` gets all events of a step in one call, on the worker's event loop."""
         ...

@@ -50,6 +50,16 @@ class Stream(Listener, Protocol):
         """One token more, as often as `hear` brings a Generated that is not the last."""
 
 
+class Programs(Protocol):
+    """Where programs run; `sandbox.pump.Pump` is one."""
+
+    def run(self) -> None:
+        """Resumes now whoever has been woken."""
+
+    def afterwards(self, call: Callable[[], None]) -> bool:
+        """While programs are being resumed: calls once when all of them have had their say; else never (False)."""
+
+
 class _Request(Generic[T]):
     """Makes one answer the value of a Pending."""
 
@@ -76,18 +86,17 @@ class _Request(Generic[T]):
 class EngineClient:
     """One per engine and worker; used on the event loop's thread."""
 
-    def __init__(
-        self, port: EnginePort, first: int = 1, run_programs: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, port: EnginePort, first: int = 1, programs: Programs | None = None) -> None:
         """Ids are counted from `first`: several clients of one engine have ranges of their own.
 
-        `run_programs` is called when answers were handed over, to resume at once whoever they have woken.
+        `programs` that wait for this engine are resumed with its answers, not in the event loop's next turn.
         """
         self._port = port
         self._numbers = cast("Iterator[RequestId]", itertools.count(first))
         self._waiting: dict[RequestId, _Request[Any] | Turn | Stream] = {}
         self._steps: Steps | None = None  # gathered since the port last took what was sent
-        self._run_programs = run_programs
+        self._programs = programs
+        self._is_hurrying = programs is None  # what was sent goes out when programs have had their say
         port.listen(self._receive)
 
     @property
@@ -112,6 +121,8 @@ class EngineClient:
             self._port.send(self._steps)
             self._steps = None
         self._port.send(command)
+        if not self._is_hurrying:
+            self._go_out_afterwards()
 
     def request(
         self,
@@ -144,6 +155,8 @@ class EngineClient:
         if steps is None:
             self._steps = steps = Steps([], [], [])
             self._port.send_last(self._take_steps)
+            if not self._is_hurrying:
+                self._go_out_afterwards()
         steps.requests.append(request)
         steps.contexts.append(context)
         steps.tokens.append(token)
@@ -170,4 +183,13 @@ class EngineClient:
                 waiting[event.request].hear(event)
             else:
                 waiting.pop(event.request).hear(event)
-        self._run_programs()
+        if self._programs is not None:
+            self._programs.run()
+
+    def _go_out_afterwards(self) -> None:
+        assert self._programs is not None
+        self._is_hurrying = self._programs.afterwards(self._hurry)
+
+    def _hurry(self) -> None:
+        self._is_hurrying = False
+        self._port.hurry()

@@ -43,7 +43,7 @@ class StreamPort:
         self._open: set[RequestId] = set()
         self._outbox: list[Command] = []
         self._build_last: Callable[[], Command | None] | None = None
-        self._flush_is_due = False
+        self._due_flush: asyncio.Handle | None = None
         self._lost: EngineLost | None = EngineLost(f"model {model!r}: its engine is still being loaded")
         self._newest = 0  # number of a context or request
         self._past = 0  # the newest that went with an engine
@@ -75,9 +75,13 @@ class StreamPort:
         self._schedule_flush()
 
     def _schedule_flush(self) -> None:
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self._loop.call_soon(self._flush)
+        if self._due_flush is None:
+            self._due_flush = self._loop.call_soon(self._flush)
+
+    def hurry(self) -> None:
+        if self._due_flush is not None:
+            self._due_flush.cancel()
+            self._flush()
 
     # ---- what is behind it
 
@@ -103,7 +107,7 @@ class StreamPort:
 
     def _flush(self) -> None:
         """All that was sent in one turn of the event loop."""
-        self._flush_is_due = False
+        self._due_flush = None
         if self._lost is not None:
             self.lose(self._lost)
             return

@@ -233,7 +233,7 @@ class WorkerProcess:
             port.expect(info)
         text = await in_daemon_thread(lambda: load_text(Path(added.checkpoint), info.vocab_size))
         if self._ports.get(added.model) is ports:  # and not removed meanwhile
-            clients = [EngineClient(port, first_id(worker)) for port in ports]
+            clients = [EngineClient(port, first_id(worker), self._runtime.pump) for port in ports]
             self._models[added.model] = served_model(added.model, clients, text, worker)
         self._stream.send(ModelAdded(added.model))
 

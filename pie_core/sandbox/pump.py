@@ -1,7 +1,8 @@
 """The pump resumes every runnable guest on the event loop's thread, in slices that leave the loop its turns.
 
-A host result makes a guest runnable; one callback of the loop then resumes all that are. A guest that runs on without
-suspending is interrupted by the epoch ticker, gives way, and continues one slice at a time behind the others.
+A host result makes a guest runnable; one callback of the loop then resumes all that are, or the one that brought the
+results does. A guest that runs on without suspending is interrupted by the epoch ticker, gives way, and continues one
+slice at a time behind the others.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class Pump:
     def __init__(self, ticker: Ticker, slice_s: float = SLICE_S) -> None:
         self._ready: deque[Runnable] = deque()
         self._spinning: deque[Runnable] = deque()
-        self._scheduled = False
+        self._afterwards: list[Callable[[], None]] = []
+        self._is_scheduled = False
+        self._is_running = False
         self._ticker = ticker
         self._slice_s = slice_s
 
@@ -44,31 +47,58 @@ class Pump:
         return self._ticker.resumes
 
     def wake(self, guest: Runnable) -> None:
-        """Resumes the guest in the loop's next turn."""
+        """Resumes the guest in the loop's next turn, or in the next `run`."""
         self._ready.append(guest)
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._drain)
+        if not self._is_scheduled and not self._is_running:
+            self._schedule()
 
-    def _drain(self) -> None:
+    def run(self) -> None:
+        """Resumes now whoever is ready, and does what is to be done afterwards."""
+        if self._ready and not self._is_running:
+            self._drain(spinning=False)
+
+    def afterwards(self, call: Callable[[], None]) -> bool:
+        """While guests are being resumed: calls once when all who are ready have had their say; else never (False)."""
+        if self._is_running:
+            self._afterwards.append(call)
+        return self._is_running
+
+    def _schedule(self) -> None:
+        self._is_scheduled = True
+        asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        self._is_scheduled = False
+        self._drain(spinning=True)
+
+    def _drain(self, *, spinning: bool) -> None:
+        self._is_running = True
         self._ticker.start_ticking()
         try:
-            self._run_ready()
-            if self._spinning:
+            self._run_ready(time.perf_counter() + self._slice_s)
+            if spinning and self._spinning:
                 self._run(self._spinning.popleft())
+                self._end_round()
         finally:
+            self._is_running = False
             self._ticker.may_rest()
-            self._scheduled = bool(self._ready or self._spinning)
-            if self._scheduled:
-                asyncio.get_running_loop().call_soon(self._drain)
+            if (self._ready or self._spinning) and not self._is_scheduled:
+                self._schedule()
 
-    def _run_ready(self) -> None:
+    def _run_ready(self, end: float) -> None:
+        """Round after round: what is done afterwards may make guests ready again."""
         ready, now = self._ready, time.perf_counter
-        end = now() + self._slice_s
         while ready:
             self._run(ready.popleft())
             if now() > end:
                 break
+            if not ready:
+                self._end_round()
+        self._end_round()
+
+    def _end_round(self) -> None:
+        while self._afterwards:
+            self._afterwards.pop()()
 
     def _run(self, guest: Runnable) -> None:
         self._ticker.resumes += 1

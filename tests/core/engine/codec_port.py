@@ -35,6 +35,9 @@ class CodecPort:
 
         self._port.send_last(encoded)
 
+    def hurry(self) -> None:
+        self._port.hurry()
+
     def listen(self, sink: EventSink) -> None:
         def decode(events: Sequence[Event]) -> None:
             sink(_EVENTS.decode(_encode(list(events))))

@@ -120,6 +120,24 @@ def test_passes_and_generations_answer_as_the_stepped_engine_does() -> None:
     asyncio.run(run())
 
 
+def test_a_port_that_is_hurried_does_not_wait_for_the_loop() -> None:
+    async def run() -> None:
+        async with opened(dummy()) as (port, listener, engine):
+            port.hurry()
+            assert engine._loop.steps == 0, "nothing was sent"
+            create(port, 1)
+            forward(port, 1, 1, 1, 2, 3)
+            port.send(ReadStatus(RequestId(2)))
+            assert not listener.batches
+            port.hurry()
+            (status,) = listener.events[2]
+            assert isinstance(status, Status)
+            assert status.running + status.waiting == 1
+            assert isinstance(await listener.final(1), ForwardDone)
+
+    asyncio.run(run())
+
+
 def test_events_of_a_step_arrive_in_one_call() -> None:
     async def run() -> None:
         async with opened(dummy()) as (port, listener, _):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from hypothesis import given, settings
@@ -103,6 +104,79 @@ def test_those_that_spin_take_turns_behind_those_that_were_woken() -> None:
     names = asyncio.run(scenario())
     assert names[:5] == ["first", "second", "first", "woken", "second"]
     assert sorted(names) == ["first"] * 3 + ["second"] * 3 + ["woken"]
+
+
+def pumped(scenario: Callable[[Pump], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        ticker = Ticker(lambda: None)
+        try:
+            await scenario(Pump(ticker))
+        finally:
+            ticker.stop()
+
+    asyncio.run(main())
+
+
+class Asker:
+    """A guest that calls `asks` whenever it is resumed."""
+
+    def __init__(self, asks: Callable[[], object]) -> None:
+        self.asks = asks
+
+    def resume(self) -> bool:
+        self.asks()
+        return False
+
+
+def test_those_who_are_ready_run_at_once_where_that_is_asked_for() -> None:
+    async def scenario(pump: Pump) -> None:
+        order: list[Turn] = []
+        spinning, woken = Turn(3, order), Turn(1, order)
+        pump.wake(spinning)
+        pump.run()
+        pump.wake(woken)
+        pump.run()
+        assert order == [spinning, woken], "one that spins waits for its turn of the loop"
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert order == [spinning, woken, spinning, spinning]
+
+    pumped(scenario)
+
+
+def test_what_guests_ask_for_goes_out_once_all_have_had_their_say_and_the_answer_resumes_them() -> None:
+    async def scenario(pump: Pump) -> None:
+        said: list[str] = []
+
+        def answer() -> None:
+            said.append("answered")
+            pump.wake(Asker(lambda: said.append("resumed")))
+            pump.run()  # from within: no guest is resumed on top of another
+
+        first = Asker(lambda: said.append(f"first {pump.afterwards(answer)}"))
+        pump.wake(first)
+        pump.wake(Asker(lambda: said.append("second")))
+        pump.run()
+        assert said == ["first True", "second", "answered", "resumed"]
+        assert not pump.afterwards(answer), "nobody is being resumed"
+
+    pumped(scenario)
+
+
+def test_guests_that_are_answered_at_once_again_and_again_leave_the_loop_its_turns() -> None:
+    async def scenario(pump: Pump) -> None:
+        turns = 0
+
+        def ask() -> None:
+            pump.afterwards(lambda: pump.wake(Asker(ask)))
+
+        pump.wake(Asker(ask))
+        while turns < 3:
+            await asyncio.sleep(0)
+            turns += 1
+        assert pump.resumes > 3
+
+    pumped(scenario)
 
 
 def test_the_ticker_rests_when_no_guest_runs_and_wakes_when_one_does() -> None:
