@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +13,14 @@ from pie_core.contracts.driver import Driver
 from pie_core.engine.messages import (
     DropContext,
     EndProcess,
+    ForwardDone,
     OpenSnapshot,
+    SamplerSpec,
     SaveSnapshot,
     SnapshotOpened,
     TruncateContext,
 )
+from pie_core.engine.messages import Sample as EngineSample
 from pie_core.ids import ContextId, ProcessId, Tenant
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import Request, Sample, Stepper
@@ -105,6 +109,47 @@ def test_contexts_that_are_swapped_out_go_on_as_a_plain_run_does(folder: Path) -
     assert status.replayed_tokens == 0
     assert status.swapping.pages_in == status.swapping.pages_out > 0
     assert status.swapping.bytes == 0
+
+
+SAMPLED = SamplerSpec(temperature=1.0, seed=4)
+
+
+def story(folder: Path, total_pages: int = 64, **options: Any) -> list[list[int]]:
+    """Generations and loops of equal beginnings, a fork, a way back; everything that was drawn."""
+    driver = portable(folder, kv_page_size=4, total_pages=total_pages, state_slots=24)
+    engine = SteppedEngine(driver, checkpoint_tokens=8, **options)
+    drawn = []
+    for context, sampler in enumerate((SamplerSpec(), SamplerSpec(), SAMPLED), start=1):
+        engine.create(context, seed=context)
+        drawn.append(engine.generate(context, PROMPT, 6, sampler))
+    drawn.append(stepped(engine, 1, 5, SamplerSpec()))
+    engine.fork(1, 4)
+    drawn += [stepped(engine, context, 4, SAMPLED) for context in (4, 1)]
+    engine.send(TruncateContext(ContextId(2), 21))
+    drawn += [stepped(engine, context, 4, SamplerSpec()) for context in (2, 3)]
+    drawn += [engine.history(context) for context in (1, 2, 3, 4)]
+    status = engine.status()
+    assert (status.run_ahead_hits > 0) == (options.get("speculation_depth") != 0)
+    assert (status.suspensions > 0) == (total_pages < 64)
+    driver.close()
+    return drawn
+
+
+def stepped(engine: SteppedEngine, context: int, count: int, sampler: SamplerSpec) -> list[int]:
+    """One pass for each token, as a program asks for them: the engine runs ahead of it."""
+    drawn: list[int] = []
+    for _ in range(count):
+        request = engine.submit(context, drawn[-1:] or [9], samples=(EngineSample(0, sampler),))
+        engine.run_until_answered(request)
+        drawn += engine.final(request, ForwardDone).tokens
+    return drawn
+
+
+def test_what_runs_ahead_is_shared_or_computed_again_changes_no_token(folder: Path) -> None:
+    plain = story(folder, speculation_depth=0, max_in_flight=1, prefix_cache=False)
+    assert story(folder, speculation_depth=1) == plain
+    assert story(folder, speculation_depth=4) == plain
+    assert story(folder, total_pages=20, max_batch_tokens=7) == plain
 
 
 def test_a_batch_of_contexts_generates_what_each_does_alone(folder: Path) -> None:
