@@ -33,6 +33,8 @@ class Step:
     submitting_cpu_s: float  # CPU time of the submitting thread until then
     collected_at: float
     busy_s: float
+    submitted_at: float
+    submit_cpu_s: float  # CPU time of submitting alone; the dummy does all its work there
 
 
 class WatchedDriver:
@@ -40,22 +42,25 @@ class WatchedDriver:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._open: dict[Ticket, tuple[int, int, float]] = {}
+        self._open: dict[Ticket, tuple[int, int, float, float, float]] = {}
         self.steps: list[Step] = []
         self.submit_cpu_s = 0.0  # what `submit` took so far; the dummy does all its work there
 
     def submit(self, batch: ForwardBatch) -> Ticket:
-        begin = time.thread_time()
+        submitted_at, begin = time.perf_counter(), time.thread_time()
         ticket = self._driver.submit(batch)
         end = time.thread_time()
         self.submit_cpu_s += end - begin
-        self._open[ticket] = (batch.num_requests, int(batch.indptr[-1]), end)
+        self._open[ticket] = (batch.num_requests, int(batch.indptr[-1]), end, submitted_at, end - begin)
         return ticket
 
     def collect(self, ticket: Ticket) -> ForwardResult:
         result = self._driver.collect(ticket)
-        requests, rows, submitting_cpu_s = self._open.pop(ticket)
-        self.steps.append(Step(requests, rows, submitting_cpu_s, time.perf_counter(), result.busy_s))
+        requests, rows, submitting_cpu_s, submitted_at, submit_cpu_s = self._open.pop(ticket)
+        collected_at = time.perf_counter()
+        self.steps.append(
+            Step(requests, rows, submitting_cpu_s, collected_at, result.busy_s, submitted_at, submit_cpu_s)
+        )
         return result
 
     def take_steps(self) -> list[Step]:
