@@ -53,8 +53,8 @@ async def measure(quick: bool) -> Results:
         rows.append(await _row(factor, rows[0].tokens_per_s if rows else None))
         row = rows[-1]
         say(
-            f"{row.oversubscription:3}x: {row.completed:.0%} complete, {row.tokens_per_s:7.0f} tok/s = {row.goodput:.2f} "
-            f"of what memory for all gives ({row.possible:.2f} possible); {row.suspensions} suspended, "
+            f"{row.oversubscription:3}x: {row.completed:.0%} complete, {row.tokens_per_s:7.0f} tok/s = "
+            f"{row.goodput:.2f} of what memory for all gives ({row.possible:.2f} possible); {row.suspensions} suspended, "
             f"{row.swapped} of them swapped, {row.replayed_tokens} rows computed again"
         )
     return {"rows": [asdict(row) for row in rows]}
