@@ -4,6 +4,8 @@
 
 Scalar calls, suspending steps of many guests, strings of three sizes, launches, and memory per suspended guest.
 Times are the best of several rounds; the ratios compare with wasmtime-py's public call path, timed in the same run.
+A turn is a step of a program's own loop through the real host API, by an engine that answers at once and whose own time
+is taken off: what a worker pays for a guest and token, in CPU time.
 """
 
 from __future__ import annotations
@@ -15,20 +17,37 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import wasmtime
 from wasmtime.component import Component, Linker
 
+from benchmarks.pie_in_process import QuietClient
+from pie_core.engine.messages import (
+    Command,
+    Event,
+    EventSink,
+    Forward,
+    ForwardDone,
+    ModelInfo,
+    Stepped,
+    Steps,
+)
 from pie_core.host_api import poll
+from pie_core.host_api.engine_client import EngineClient
+from pie_core.host_api.guest_state import ProgramState, ServedModel, served_model
+from pie_core.host_api.interfaces import INTERFACES
+from pie_core.ids import ContextId, ModelName, ProcessId, Tenant
 from pie_core.sandbox.guest import Guest
 from pie_core.sandbox.hosting import Interface, Pending
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.program import Program
 from pie_core.sandbox.runtime import Runtime
 from pie_core.sandbox.signatures import our_interfaces
+from pie_core.text.text_model import load_text
+from pie_plugins.drivers.dummy import CHECKPOINT
 from tests.core.sandbox.wat_guests import RETURN_NONE, run, wat_guest
 
 PYTHON_GUEST = Path(__file__).parent.parent / "pie_core" / "guests" / "python.wasm"
@@ -175,8 +194,67 @@ def sleeping_guest() -> bytes:
     )
 
 
+def _state(process: str, models: Mapping[ModelName, ServedModel]) -> ProgramState:
+    return ProgramState(ProcessId(process), "user", Tenant("t"), models, QuietClient())
+
+
 def empty_guest() -> bytes:
     return wat_guest(run("", RETURN_NONE))
+
+
+class InstantEngine:
+    """An EnginePort that draws tokens when the loop comes round; `cpu_s` is what it needs for that itself."""
+
+    info = ModelInfo("instant", "none", "none", 512, 1 << 20, 16, frozenset())
+    is_ready = True
+
+    def __init__(self) -> None:
+        self.cpu_s = 0.0
+        self._sent: list[Command] = []
+        self._build: Callable[[], Command | None] = lambda: None
+        self._lengths: dict[ContextId, int] = {}
+        self._sink: EventSink
+
+    def listen(self, sink: EventSink) -> None:
+        self._sink = sink
+
+    def send(self, command: Command) -> None:
+        if not self._sent:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._sent.append(command)
+
+    def send_last(self, build: Callable[[], Command | None]) -> None:
+        self._build = build
+        asyncio.get_running_loop().call_soon(self._answer)
+
+    def hurry(self) -> None:
+        """Answers take their time, as those of a driver do."""
+
+    async def close(self) -> None: ...
+
+    def _answer(self) -> None:
+        begin = time.thread_time()
+        sent, self._sent = self._sent, []
+        last = self._build()
+        events = [event for each in sent if (event := self._answered(each)) is not None]
+        if isinstance(last, Steps):
+            events.append(self._stepped(last))
+        self.cpu_s += time.thread_time() - begin
+        self._sink(events)
+
+    def _answered(self, command: Command) -> Event | None:
+        if isinstance(command, Steps):
+            return self._stepped(command)
+        if isinstance(command, Forward):
+            length = self._lengths.get(command.context, 0) + len(command.tokens)
+            self._lengths[command.context] = length
+            return ForwardDone(command.request, [1], [], length, length)
+        return None
+
+    def _stepped(self, steps: Steps) -> Stepped:
+        lengths = [self._lengths[context] + 1 for context in steps.contexts]
+        self._lengths.update(zip(steps.contexts, lengths, strict=True))
+        return Stepped(steps.requests, steps.tokens, lengths, lengths)
 
 
 class Bench:
@@ -216,6 +294,36 @@ class Bench:
             )
         public = self.rows["scalar call, public wasmtime-py path, us"]
         self.rows["ratio scalar call / public path"] = self.rows["scalar call, us"] / public
+
+    async def turns(self) -> None:
+        for guests in (1, 32, 256, 1000):
+            count = max(30, 30_000 // guests)
+            self.rows[f"turn of a loop, {guests} guests, us of CPU"] = await self._turn(guests, count)
+
+    async def _turn(self, guests: int, count: int) -> float:
+        """Microseconds for each of `count` turns of each guest, without what a guest needs for its first."""
+        runtime, times = Runtime(INTERFACES, self.cache), []
+        for calls in (count, 1):
+            program = await Program.load(runtime, step_guest(calls))
+            times.append(min([await self._loops(runtime, program, guests) for _ in range(ROUNDS)]))
+        runtime.close()
+        return (times[0] - times[1]) / ((count - 1) * guests) * 1e6
+
+    async def _loops(self, runtime: Runtime, program: Program, guests: int) -> float:
+        engine = InstantEngine()
+        text = load_text(CHECKPOINT, engine.info.vocab_size)
+        models = {
+            ModelName("m"): served_model(ModelName("m"), [EngineClient(engine, programs=runtime.pump)], text)
+        }
+        states = [_state(f"p{place}", models) for place in range(guests)]
+        started = [program.start(state, LONG) for state in states]
+        gc.collect()
+        begin = time.thread_time()
+        await asyncio.gather(*(guest.call("run", "") for guest in started))
+        took = time.thread_time() - begin - engine.cpu_s
+        for guest in started:
+            guest.close()
+        return took
 
     async def strings(self) -> None:
         for label, size in (("1 kB", 1_000), ("100 kB", 100_000), ("1 MB", 1_000_000)):
@@ -297,6 +405,7 @@ def resident() -> int:
 async def measure(python_guest: bytes | None, cache: Path) -> dict[str, float]:
     bench = Bench(cache)
     await bench.calls()
+    await bench.turns()
     await bench.strings()
     await bench.launches("WAT guest", empty_guest(), nothing)
     await bench.memory("WAT guest", sleeping_guest(), nothing)

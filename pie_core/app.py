@@ -184,7 +184,9 @@ class Application:
             await _close_all(ports)
             raise
         name = ModelName(model.name)
-        self.models[name] = served_model(name, [EngineClient(port, programs=self.runtime.pump) for port in ports], text)
+        self.models[name] = served_model(
+            name, [EngineClient(port, programs=self.runtime.pump) for port in ports], text
+        )
         self._ports[name] = ports
         self.load_seconds[name] = time.monotonic() - started
 

@@ -121,14 +121,10 @@ class HostContext:
         """Whether a token fed at the next position, and one drawn with this sampler, can be a turn."""
         return self._repeats is sampler or (self._repeats is not None and self._repeats == sampler)
 
-    def step(self, token: int) -> Pending[int]:
-        """A turn that the program waits for: one at a time, so that they share their object."""
-        turn = self._turn if self._turn.done else ContextTurn(self)
+    def turn(self, token: int, *, is_awaited: bool) -> ContextTurn:
+        """Feeds a token, and draws the one behind it. Turns that the program waits for, one by one, share an object."""
+        turn = self._turn if is_awaited and self._turn.done else ContextTurn(self)
         turn.done, turn.error = False, None
-        return self.submit_turn(token, turn)
-
-    def submit_turn(self, token: int, turn: ContextTurn) -> ContextTurn:
-        """Feeds a token, and draws the one behind it."""
         turn.token = token
         self._open_passes += 1
         self.rows.length += 1  # at the position that follows, as the pass before had it
@@ -217,6 +213,7 @@ class HostContext:
     def close(self) -> None:
         if not self._released:
             self._released = True
+            self._repeats = None
             self.model.engine.send(DropContext(context=self.id))
 
     def _end_pass(self) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from pie_core.contracts.forward import ProbeKind
 from pie_core.engine.messages import Event, Forward, ForwardDone, Probe, Sample, SamplerSpec
 from pie_core.errors import InvalidRequest
-from pie_core.host_api.context import ContextTurn, HostContext
+from pie_core.host_api.context import HostContext
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.host_api.poll import NS, Pollable
 from pie_core.ids import RequestId
@@ -301,7 +301,7 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
     context.check_usable()
     sampler = forward.repeatable
     if sampler is not None and len(forward.tokens) == 1 and context.repeats(sampler):
-        return PendingPass(context.submit_turn(forward.tokens[0], ContextTurn(context)))
+        return PendingPass(context.turn(forward.tokens[0], is_awaited=False))
     given = forward.tokens[: len(forward.tokens) - forward.num_drafts]
 
     def finish(event: Event) -> ForwardDone:
@@ -346,9 +346,9 @@ def probe_bytes(guest: ProgramState, pending: PendingPass, index: int) -> str:
 
 @interface.function("step", suspends=True)
 def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSampler) -> Pending[int]:
-    context.check_usable()
     if context.repeats(sampler.spec):
-        return context.step(token)
+        return context.turn(token, is_awaited=True)
+    context.check_usable()
 
     def build(request: RequestId) -> Forward:
         return Forward(

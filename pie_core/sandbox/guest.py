@@ -74,6 +74,7 @@ class Guest:
         "_runtime",
         "_spinning",
         "_stop",
+        "_ticker",
         "_ticks",
         "_wake",
         "_wall",
@@ -113,7 +114,8 @@ class Guest:
         self._instantiated = False
         self._spinning = False
         self._cpu_s = 0.0
-        self._ticks = runtime.ticker.ticks
+        self._ticker = runtime.ticker
+        self._ticks = self._ticker.ticks
         self._pending: Pending[Any] | None = None
         self._complete: Complete | None = None
         self._results = 0
@@ -185,48 +187,45 @@ class Guest:
         """The pump's turn; see pump.Runnable. Every token comes this way, so it calls nothing that it need not."""
         pending = self._pending
         if pending is not None:
-            if not pending.done or not self._deliver(pending):
+            if not pending.done:
                 return False
+            self._pending = None
+            try:
+                self._complete(self._results, pending, self)  # type: ignore[misc]  # it came with the pending
+            except BaseException as error:  # told to the guest already where it has a way to learn it
+                return self._stopped(self._stop or traps.host_failure(error))
+            self.flag.value = 1
         elif not self._fiber.in_call:
             return False
-        done = self._poll()
+        if self._ticks != self._ticker.ticks:
+            self._refresh_deadline()
+        current = self._current
+        current.guest = self
+        done = self._timed_poll() if self._spinning else poll_future(self._fiber.future)
+        current.guest = None
+        if self._pending is not None and self._stop is None:
+            self._spinning = False
+            return False
+        return self._came_back(done)
+
+    def _came_back(self, done: bool) -> bool:
+        """It does not wait for anything: it was stopped, its call has ended, or its slice is over."""
         if self._stop is not None:
             return self._stopped(self._stop)
         if done:
             self._call_ended()
             return False
-        if self._pending is None:
-            return self._may_go_on()
-        self._spinning = False
-        return False
+        return self._may_go_on()
 
-    def _poll(self) -> bool:
-        ticks = self._runtime.ticker.ticks
-        if self._ticks != ticks:
-            self._ticks = ticks
-            self._fiber.refresh_deadline()
-        current = self._current
-        current.guest = self
-        done: bool = poll_future(self._fiber.future) if not self._spinning else self._timed_poll()
-        current.guest = None
-        return done
+    def _refresh_deadline(self) -> None:
+        self._ticks = self._ticker.ticks
+        self._fiber.refresh_deadline()
 
     def _timed_poll(self) -> bool:
         start = time.thread_time()
         done = self._fiber.poll()
         self._cpu_s += time.thread_time() - start
         return done
-
-    def _deliver(self, pending: Pending[Any]) -> bool:
-        """Writes the result that the guest waits for; false if that ended it."""
-        self._pending = None
-        assert self._complete is not None
-        try:
-            self._complete(self._results, pending, self)
-        except BaseException as error:  # told to the guest already where it has a way to learn it
-            return self._stopped(self._stop or traps.host_failure(error))
-        self.flag.value = 1
-        return True
 
     def _may_go_on(self) -> bool:
         """Interrupted by the epoch: goes on unless its CPU time is used up."""

@@ -77,15 +77,21 @@ class Pending(Generic[T]):
         """Hands the value over and runs the callbacks; nothing happens if nobody waits any more."""
         if self.abandoned:
             return
+        if self.done:
+            raise RuntimeError("a Pending was resolved or failed twice")
         self.value = value
-        self._finish()
+        self.done = True
+        callbacks, self._callbacks = self._callbacks, None
+        if callbacks is not None:
+            for callback in callbacks:
+                callback()
 
     def fail(self, error: BaseException) -> None:
         """Like resolve, with the error that the waiter gets instead of a value."""
         if self.abandoned:
             return
         self.error = error
-        self._finish()
+        self.resolve(None)  # type: ignore[arg-type]  # nobody sees the value behind an error
 
     def result(self) -> T:
         """The value, or the error raised."""
@@ -141,15 +147,6 @@ class Pending(Generic[T]):
         outcome: Pending[bool] = Pending()
         self.on_done(lambda: outcome.resolve(self.error is not None))
         return outcome
-
-    def _finish(self) -> None:
-        if self.done:
-            raise RuntimeError("a Pending was resolved or failed twice")
-        self.done = True
-        callbacks, self._callbacks = self._callbacks, None
-        if callbacks is not None:
-            for callback in callbacks:
-                callback()
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,7 +254,7 @@ def _write_nothing(address: int, value: Any, owner: Any) -> None:
 def _completer(write: Writer, write_error: Writer, refuse: Refuse) -> Complete:
     def complete(results: int, pending: Pending[Any], guest: Any) -> None:
         try:
-            write(results, pending.result(), guest)
+            write(results, pending.value if pending.error is None else pending.result(), guest)
         except BaseException as error:  # see the top
             write_error(results, refuse(guest, error), guest)
 
