@@ -24,7 +24,6 @@ from pie_core.engine.messages import (
     DeleteSnapshot,
     DropContext,
     EndProcess,
-    Event,
     EvictRows,
     Failed,
     ForkContext,
@@ -39,6 +38,8 @@ from pie_core.engine.messages import (
     SaveSnapshot,
     SnapshotOpened,
     Status,
+    Step,
+    Steps,
     TruncateContext,
     one_by_one,
 )
@@ -61,7 +62,7 @@ EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
 COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
     *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
-    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged"),
+    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged", "steps_together"),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
 
@@ -176,8 +177,16 @@ class History:
         """Raises Wrong."""
         for _ in range(self.settings.programs):
             self._launch()
-        happenings = (self._act, self._start, self._finish, self._interfere, self._burst, self._cancel_all)
-        for happening in self.random.choices(happenings, (12, 8, 8, 1, 0.3, 0.1), k=50 * self._events):
+        happenings = {
+            self._act: 12.0,
+            self._start: 8.0,
+            self._finish: 8.0,
+            self._step_together: 2.0,
+            self._interfere: 1.0,
+            self._burst: 0.3,
+            self._cancel_all: 0.1,
+        }
+        for happening in self.random.choices([*happenings], [*happenings.values()], k=50 * self._events):
             happening()
             if self.counts["events"] >= self._events:
                 break
@@ -353,7 +362,7 @@ class History:
         consumed = self.random.randint(0, len(program.received))
         program.generates = False  # once is enough
 
-        def broken(event: Event) -> None:
+        def broken(event: Answer) -> None:
             if isinstance(event, Failed) and event.code not in EXPECTED_FAILURES:
                 raise Wrong(f"breaking off failed: {event}")
 
@@ -361,10 +370,41 @@ class History:
 
     def _loop(self, program: Program) -> None:
         """One turn of a loop of the program's own: usually the token drawn last, with the same sampler."""
-        if program.last is not None and self.random.random() < 0.8:
-            tokens, sampler = [program.last[0]], program.last[1]
+        if program.last is None or self.random.random() < 0.2:
+            self._pass(program, self._next_tokens(program), self.random.choice(SAMPLERS))
+        elif self.random.random() < 0.3:
+            self._pass(program, [program.last[0]], program.last[1])
         else:
-            tokens, sampler = self._next_tokens(program), self.random.choice(SAMPLERS)
+            self._step([program])
+
+    def _pass(self, program: Program, tokens: list[int], sampler: SamplerSpec) -> None:
+        request = self._turn(program, tokens, sampler)
+        samples = (Sample(len(tokens) - 1, sampler),)
+        self._send(Forward(request, ContextId(program.context), tuple(tokens), samples=samples))
+
+    def _step_together(self) -> None:
+        """Some whose loops can go on ask for it in one message."""
+        able = [each for each in self._programs if each.waits_for is None and each.last is not None]
+        able = [each for each in able if len(each.shadow.tokens) <= MAX_ROWS - 16]
+        if able:
+            self._step(self.random.sample(able, self.random.randint(1, len(able))))
+
+    def _step(self, programs: Sequence[Program]) -> None:
+        requests, contexts, tokens = [], [], []
+        for program in programs:
+            assert program.last is not None
+            token, sampler = program.last
+            requests.append(self._turn(program, [token], sampler))
+            contexts.append(ContextId(program.context))
+            tokens.append(token)
+        self.counts["steps_together"] += len(programs) > 1
+        if len(programs) == 1 and self.random.random() < 0.5:
+            self._send(Step(requests[0], contexts[0], tokens[0]))
+        else:
+            self._send(Steps(requests, contexts, tokens))
+
+    def _turn(self, program: Program, tokens: list[int], sampler: SamplerSpec) -> RequestId:
+        """The program waits for a pass."""
 
         def hear(event: ForwardDone | Failed) -> None:
             if isinstance(event, Failed):
@@ -380,8 +420,7 @@ class History:
 
         request = self._request(hear)
         program.waits_for, program.generates = request, False
-        samples = (Sample(len(tokens) - 1, sampler),)
-        self._send(Forward(request, ContextId(program.context), tuple(tokens), samples=samples))
+        return request
 
     def _next_tokens(self, program: Program) -> list[int]:
         if not program.shadow.tokens:
@@ -431,7 +470,7 @@ class History:
         name = f"s{self.random.randrange(3)}"
         saved = program.shadow.child()
 
-        def hear(event: Event) -> None:
+        def hear(event: Answer) -> None:
             program.waits_for = None
             if isinstance(event, Failed):
                 if event.code not in {"limit-exceeded", "cancelled"}:
@@ -454,7 +493,7 @@ class History:
         self._numbers += 1
         program.context, program.shadow, program.last = self._numbers, self._snapshots[name].child(), None
 
-        def hear(event: Event) -> None:
+        def hear(event: Answer) -> None:
             program.waits_for = None
             if not isinstance(event, SnapshotOpened):
                 raise Wrong(f"opening failed: {event}")
