@@ -54,8 +54,8 @@ async def measure(quick: bool) -> Results:
         row = rows[-1]
         say(
             f"{row.oversubscription:3}x: {row.completed:.0%} complete, {row.tokens_per_s:7.0f} tok/s = "
-            f"{row.goodput:.2f} of what memory for all gives ({row.possible:.2f} possible); {row.suspensions} suspended, "
-            f"{row.swapped} of them swapped, {row.replayed_tokens} rows computed again"
+            f"{row.goodput:.2f} of what memory for all gives ({row.possible:.2f} possible); "
+            f"{row.suspensions} suspended, {row.swapped} of them swapped, {row.replayed_tokens} rows computed again"
         )
     return {"rows": [asdict(row) for row in rows]}
 
