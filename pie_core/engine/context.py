@@ -55,6 +55,7 @@ class Context:
     last_generation: GenerationEnd | None = None
     prefix: list[bytes] = field(default_factory=list)  # keys of its first blocks, see scheduler.prefixes
     last_used: int = 0  # a count of passes that ended
+    seat: int = -1  # its place in the cohort, see scheduler.cohort; -1 = none
     sampler: SamplerSpec | None = None  # of its last pass, which a Step repeats
     priority: int = 0  # of its passes, unless they say otherwise
 
@@ -66,9 +67,14 @@ class Context:
     def position(self) -> int:
         return self.history.position
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether steps may compute rows behind its history, or have."""
+        return self.ahead > 0 or self.seat >= 0
+
     def rewind(self, length: int) -> None:
         """Back to its first `length` rows, as if the later ones had never been; no guess is left."""
-        assert self.ahead == 0, "guesses are dropped first"
+        assert not self.runs_ahead, "guesses are dropped first"
         before = self.history.length
         self.history.truncate(length)
         self.evictions.truncate(length)
@@ -88,13 +94,13 @@ class Context:
 
     def suspend(self) -> None:
         """Gives its pages up; its rows are computed again when it goes on."""
-        assert self.ahead == 0, "guesses are dropped first"
+        assert not self.runs_ahead, "guesses are dropped first"
         self.pages.release()
         self.written = self.submitted = 0
 
     def take_over(self, other: Context) -> None:
         """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""
-        assert other.ahead == 0, "guesses are dropped first"
+        assert not other.runs_ahead, "guesses are dropped first"
         self.pages.release()
         self.pages = other.pages.fork(other.written)
         self.history, self.evictions = other.history.copy(), other.evictions.copy()

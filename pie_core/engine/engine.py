@@ -10,13 +10,16 @@ acknowledged.
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from msgspec import structs
 
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ForwardResult
+from pie_core.engine.cohort_passes import CohortPasses
 from pie_core.engine.context import Context
 from pie_core.engine.contexts import Contexts, no_context
 from pie_core.engine.deadlines import Deadlines
@@ -43,8 +46,10 @@ from pie_core.engine.messages import (
     ModelInfo,
     OpenSnapshot,
     PinRows,
+    Progress,
     ReadStatus,
     ReadTokens,
+    Sample,
     SaveSnapshot,
     SetPriority,
     SnapshotNames,
@@ -59,11 +64,20 @@ from pie_core.engine.passes import Passes
 from pie_core.engine.quotas import Quotas
 from pie_core.engine.snapshots import Snapshots
 from pie_core.engine.suspensions import Suspensions
-from pie_core.errors import Cancelled, DeadlineExceeded, LimitExceeded, NotFound, OutOfPages, PieError
+from pie_core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    InvalidRequest,
+    LimitExceeded,
+    NotFound,
+    OutOfPages,
+    PieError,
+)
 from pie_core.ids import ContextId, RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.prefix_cache import PrefixCache
 from pie_core.scheduler.admission import Admission
+from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.intake import Intake, Perform, request_of
 from pie_core.scheduler.loop import Loop
 from pie_core.scheduler.prefixes import Prefixes
@@ -95,22 +109,39 @@ class Engine:
         self._admission = admission = Admission(driver.capabilities, options)
         self._ahead = RunAhead(driver.capabilities, options)
         self._latencies = Latencies(clock)
-        self._passes = Passes(
-            admission,
-            self._ahead,
-            self._emit,
-            self._pass_ended,
-            self._latencies,
-            self._quotas.count_generated,
-        )
         can = driver.capabilities
         identity = (can.architecture, can.weights_revision, can.kv_dtype)
         self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
         self._prefixes = Prefixes(self._prefix_cache)
-        self._passes.loop = self._loop = Loop(
-            driver, options, self._cache, self._suspensions, self._prefixes, self._ahead, self._passes.settle
+        arrivals, endings, tokens = itertools.count(), itertools.count(1), self._quotas.tokens
+        self._cohort = Cohort(can, options, self._cache, self._prefixes, tokens.number, arrivals)
+        self._passes = Passes(
+            admission,
+            self._ahead,
+            self._cohort,
+            self._emit,
+            self._pass_ended,
+            self._latencies,
+            self._quotas.count_generated,
+            arrivals,
+            endings,
         )
         self._intake = Intake(self._in_turn(), self._emit, self._discarded)
+        self._cohort_passes = CohortPasses(
+            self._cohort, self._passes, self._emit, tokens.add_each, self._intake.wake, endings
+        )
+        self._cohort.resume = self._passes.resume
+        self._passes.loop = self._loop = Loop(
+            driver,
+            options,
+            self._cache,
+            self._suspensions,
+            self._prefixes,
+            self._ahead,
+            self._cohort,
+            self._passes.settle,
+            self._cohort_passes,
+        )
         self._at_once = self._on_arrival()
         self._schedule_s = self._deliver_s = 0.0
         self._deadlines = Deadlines()
@@ -147,11 +178,12 @@ class Engine:
     def finish_step(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """What `driver.collect` of a started ticket gave or raised."""
         begun_at = time.perf_counter()
-        chunks = self._loop.in_flight[ticket]
+        chunks = self._loop.in_flight[ticket].chunks
+        self._cohort_passes.answered = 0
         self._loop.finish(ticket, outcome)
         self._suspensions.observe(self._loop.tokens, self._loop.busy_s)
         self._intake.advance()
-        self.awaits_programs = any(
+        self.awaits_programs = self._cohort_passes.answered > 0 or any(
             each.running.request is not None
             and each.running.generation is None
             and each.running not in self._loop.waiting
@@ -159,7 +191,10 @@ class Engine:
         )
         self._deliver_s += time.perf_counter() - begun_at
 
-    def _emit(self, event: Answer) -> None:
+    def _emit(self, event: Event) -> None:
+        if isinstance(event, Stepped | Progress):
+            self._events.append(event)
+            return
         self._events.append(self._in_kind(event))
         if not isinstance(event, Generated) or event.finish is not None:
             self._quotas.end_request(event.request)
@@ -182,10 +217,17 @@ class Engine:
     def context(self, id_: ContextId) -> Context | None:
         return self._contexts.get(id_)
 
+    def runs_ahead(self, id_: ContextId) -> bool:
+        """Whether something is computed for the context that nobody has asked for yet."""
+        context = self._contexts.get(id_)
+        return context is not None and (context.ahead > 0 or self._cohort.runs_ahead(context))
+
     @property
     def wakes_in_s(self) -> float | None:
         """After how long `start_step` is to be called though nothing has happened; None: never."""
-        moment = self._deadlines.next
+        moment, oldest, limit_s = self._deadlines.next, None, self.options.request_timeout_s
+        if limit_s is not None and (oldest := self._cohort_passes.oldest()) is not None:
+            moment = min(oldest + limit_s, oldest + limit_s if moment is None else moment)
         return None if moment is None else max(moment - self._clock(), 0.0)
 
     # ---- which command does what
@@ -209,22 +251,22 @@ class Engine:
             ForkContext: self._without_guesses(self._fork),
             TruncateContext: self._without_guesses(self._truncate),
             EvictRows: self._without_guesses(self._evict),
-            PinRows: self._pin,
-            SetPriority: self._set_priority,
+            PinRows: self._without_guesses(self._pin),
+            SetPriority: self._without_guesses(self._set_priority),
             DropContext: self._without_guesses(self._drop),
-            Forward: self._passes.forward,
-            Step: self._passes.step,
+            Forward: self._forward,
+            Step: self._step,
             Generate: self._generate,
             BreakOff: self._without_guesses(self._passes.break_off_ended),
             SaveSnapshot: self._without_guesses(self._contexts.save),
-            ReadTokens: self._contexts.read_tokens,
+            ReadTokens: self._read_tokens,
         }
 
     def _without_guesses(self, perform: Perform) -> Perform:
         """Nothing but a pass may see what runs ahead."""
 
         def dropped(context: Context, command: Command) -> None:
-            self._ahead.drop(context)
+            self._passes.drop_ahead(context)
             perform(context, command)
 
         return dropped
@@ -246,6 +288,8 @@ class Engine:
         if context is None:
             raise no_context(command.context)
         if isinstance(command, Forward | Generate | Step):
+            if self._quotas.counts_requests:
+                self._cohort.flush(context)
             self._quotas.add_request(command, context, self._contexts)
             self._set_deadline(command)
         if isinstance(command, Step):
@@ -259,11 +303,15 @@ class Engine:
             self._deadlines.set(command.request, self._clock() + timeout_s)
 
     def _end_overdue(self) -> None:
-        for request in self._deadlines.expired(self._clock()):
+        for request in self._overdue():
             self._timeouts += 1
             self._end_request(
                 request, DeadlineExceeded("the request took longer than it may, waiting included")
             )
+
+    def _overdue(self) -> list[RequestId]:
+        expired, limit_s = self._deadlines.expired(self._clock()), self.options.request_timeout_s
+        return expired if limit_s is None else expired + self._cohort_passes.overdue(self._clock(), limit_s)
 
     def _refuse(self, command: Command, error: PieError) -> None:
         """A command was refused on arrival; one that cannot fail by itself spoils the next request on its context."""
@@ -274,16 +322,32 @@ class Engine:
         if request is not None:
             self._emit(Failed(request=request, code=error.code, message=str(error)))
         elif context is not None:
+            self._cohort.leave(context)
             context.fault = error
 
     # ---- on arrival
 
     def _steps(self, command: Steps) -> None:
-        for step in map(Step, command.requests, command.contexts, command.tokens):
+        """Most are the next rows of contexts in the cohort; the others are passes like any other."""
+        self._intake.advance()  # what was sent before them comes before them
+        for place in self._others(command):
+            step = Step(command.requests[place], command.contexts[place], command.tokens[place])
             try:
                 self._queue(step)
             except PieError as error:
                 self._refuse(step, error)
+
+    def _others(self, command: Steps) -> Sequence[int]:
+        """The places of those steps that the cohort does not serve."""
+        found = [self._contexts.get(each) for each in command.contexts]
+        contexts = [each for each in found if each is not None]
+        if len(set(command.contexts)) < len(contexts) or len(contexts) < len(found):
+            return range(len(found))
+        seats = np.array([each.seat for each in contexts], np.int64)
+        if self._quotas.refuses_some(self._cohort.columns.process[seats[seats >= 0]]):
+            return range(len(found))
+        requests, tokens = np.array(command.requests, np.int64), np.array(command.tokens, np.int64)
+        return self._cohort_passes.steps(seats, tokens, requests, self._clock())
 
     def _announce_fork(self, command: ForkContext) -> None:
         self._intake.add(self._contexts.announce_fork(command), command)
@@ -300,7 +364,7 @@ class Engine:
         error = Cancelled(f"process {command.process} has ended")
         for context in [each for each in self._contexts if each.process == command.process]:
             self._intake.fail_all(context, error)
-            self._ahead.drop(context)
+            self._passes.drop_ahead(context)
             self._contexts.forget(context)
             running = self._passes.of(context)
             if running is not None:
@@ -334,6 +398,7 @@ class Engine:
             contexts=len(self._contexts),
             waiting=len(self._loop.waiting) + len(self._intake.queued),
             running=sum(map(len, self._loop.in_flight.values())),
+            cohort_rows=self._cohort.rows,
             free_pages=[
                 pool.num_free + idle
                 for pool, idle in zip(self._cache.pools, self._prefix_cache.idle_pages(), strict=True)
@@ -345,9 +410,9 @@ class Engine:
             passes=self._loop.passes,
             schedule_s=self._schedule_s,
             deliver_s=self._deliver_s,
-            run_ahead_hits=self._ahead.hits,
-            run_ahead_misses=self._ahead.misses,
-            run_ahead_drops=self._ahead.drops,
+            run_ahead_hits=self._ahead.hits + self._cohort.hits,
+            run_ahead_misses=self._ahead.misses + self._cohort.misses,
+            run_ahead_drops=self._ahead.drops + self._cohort.drops,
             cached_pages=self._prefix_cache.idle_pages(),
             prefix_hit_tokens=self._prefixes.hit_tokens,
             suspensions=self._suspensions.swaps + self._suspensions.replays,
@@ -378,6 +443,22 @@ class Engine:
         if left is not None:
             command = structs.replace(command, max_tokens=min(command.max_tokens or left, left))
         self._passes.generate(context, command)
+
+    def _forward(self, context: Context, command: Forward) -> None:
+        if not self._cohort_passes.claim(context, command, self._clock()):
+            self._passes.forward(context, command)
+
+    def _step(self, context: Context, command: Step) -> None:
+        if context.sampler is None:
+            raise InvalidRequest(
+                "nothing to repeat: the context's last pass was not one sampler on its last row"
+            )
+        samples = (Sample(0, context.sampler),)
+        self._forward(context, Forward(command.request, command.context, (command.token,), samples=samples))
+
+    def _read_tokens(self, context: Context, command: ReadTokens) -> None:
+        self._cohort.flush(context)
+        self._contexts.read_tokens(context, command)
 
     def _fork(self, source: Context, command: ForkContext) -> None:
         child = self._contexts.fork(source, command)
@@ -432,7 +513,8 @@ class Engine:
     def _relieve(self) -> bool:
         """Frees what is worth least, or fails the youngest pass if nothing can be freed; False: nothing waits."""
         return (
-            self._ahead.drop_idle()
+            self._cohort.leave_idle()
+            or self._ahead.drop_idle()
             or self._drop_checkpoints()
             or self._suspend_idle()
             or self._snapshots.suspend_one(self._suspensions.suspend)
@@ -457,7 +539,7 @@ class Engine:
         return bool(younger)
 
     def _suspend(self, context: Context) -> None:
-        self._ahead.drop(context)
+        self._passes.drop_ahead(context)
         self._suspensions.suspend(context)
 
     def _fail_youngest(self) -> bool:

@@ -58,6 +58,15 @@ class History:
         self.length = stop
         self.position = max(self.position, max(positions) + 1)
 
+    def extend_next(self, tokens: Int32) -> None:
+        """Rows at the next positions."""
+        start, stop = self.length, self.length + len(tokens)
+        self._make_room(stop)
+        self._tokens[start:stop] = tokens
+        self._positions[start:stop] = np.arange(self.position, self.position + len(tokens))
+        self.length = stop
+        self.position += len(tokens)
+
     def truncate(self, length: int) -> None:
         if length == self.length:
             return

@@ -373,6 +373,7 @@ class Status(Message, frozen=True):
     between_tokens_seconds: Distribution = Distribution()
     processes: list[ProcessUse] = []  # if they were asked for
     swapping: SwapUse = SwapUse()
+    cohort_rows: int = 0  # rows of steps that were laid out as arrays, see scheduler.cohort
 
 
 Event = (

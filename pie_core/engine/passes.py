@@ -6,15 +6,15 @@ was ended, its context stays busy and keeps its pages. Passes that nobody has as
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from pie_core.engine.context import Context, GenerationEnd
 from pie_core.engine.latencies import Latencies
-from pie_core.engine.messages import Ack, Answer, BreakOff, Failed, Forward, Generate, Sample, Step
+from pie_core.engine.messages import Ack, Answer, BreakOff, Failed, Forward, Generate
 from pie_core.errors import InvalidRequest, NotFound, PieError
 from pie_core.ids import RequestId
 from pie_core.scheduler.admission import Admission
+from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.delivery import continue_generation, forward_done, generated, write_guess
 from pie_core.scheduler.intake import following
 from pie_core.scheduler.loop import Chunks, Loop
@@ -34,13 +34,17 @@ class Passes:
         self,
         admission: Admission,
         ahead: RunAhead,
+        cohort: Cohort,
         emit: Callable[[Answer], None],
         ended: Ended,
         latencies: Latencies,
         drew: Drew,
+        arrivals: Iterator[int],
+        endings: Iterator[int],
     ) -> None:
         self._admission = admission
         self._ahead = ahead
+        self._cohort = cohort
         self._emit = emit
         self._ended = ended
         self._latencies = latencies
@@ -48,8 +52,7 @@ class Passes:
         self._running: dict[RequestId, Pass] = {}
         self._generations: dict[RequestId, Context] = {}  # running ones, and the last of each context
         self._breaks: dict[RequestId, BreakOff] = {}  # by generation: accepted and not yet carried out
-        self._arrivals = itertools.count()
-        self._endings = itertools.count(1)
+        self._arrivals, self._endings = arrivals, endings
         self.loop: Loop  # set by the engine: the loop reports back to `settle`
 
     def forward(self, context: Context, command: Forward) -> None:
@@ -58,17 +61,9 @@ class Passes:
         guess = self._ahead.claim(asked)
         self._begin(command.request, asked if guess is None else guess)
 
-    def step(self, context: Context, command: Step) -> None:
-        if context.sampler is None:
-            raise InvalidRequest(
-                "nothing to repeat: the context's last pass was not one sampler on its last row"
-            )
-        samples = (Sample(0, context.sampler),)
-        self.forward(context, Forward(command.request, command.context, (command.token,), samples=samples))
-
     def generate(self, context: Context, command: Generate) -> None:
+        self.drop_ahead(context)
         running = self._admission.generate(command, context, next(self._arrivals))
-        self._ahead.drop(context)
         self.forget_generation(context)
         self._generations[command.request] = context
         assert running.generation is not None
@@ -78,7 +73,20 @@ class Passes:
             self._break_now(running)
 
     def get(self, request: RequestId) -> Pass | None:
+        """The running pass; one that the cohort computes has left it."""
+        if request not in self._running and (place := self._cohort.place_of(request)) >= 0:
+            self._cohort.leave(self._cohort.context_at(place))
         return self._running.get(request)
+
+    def resume(self, running: Pass) -> None:
+        """A pass that the cohort computed goes on here."""
+        self._running[_request_of(running)] = running
+        self.loop.add(running)
+
+    def drop_ahead(self, context: Context) -> None:
+        """Forgets what nobody has asked for yet."""
+        self._cohort.leave(context)
+        self._ahead.drop(context)
 
     def of(self, context: Context) -> Pass | None:
         return next((each for each in self._running.values() if each.context is context), None)
@@ -93,13 +101,16 @@ class Passes:
         del self._running[request]
         self._emit(Failed(request=request, code=error.code, message=str(error)))
         self.answer_break(request, error)
-        self._ahead.drop(running.context)
+        self.drop_ahead(running.context)
         self.loop.remove(running)
         if running.in_flight:
             running.ended = error
         else:
             self._leave(running)
         self._ended(running.context, error)
+
+    def end_request(self, request: RequestId, error: PieError) -> None:
+        self.end(self._running[request], error)
 
     def settle(self, chunks: Chunks, causes: Mapping[int, PieError]) -> None:
         """A step is over; `causes` says why some of its chunks failed."""
@@ -163,7 +174,7 @@ class Passes:
         """The context keeps the prompt and what was consumed; rows not written yet are left to the next pass."""
         command, generation = self._breaks.pop(_request_of(running)), running.generation
         assert generation is not None
-        self._ahead.drop(running.context)
+        self.drop_ahead(running.context)
         generation.generated = command.consumed
         running.context.rewind(generation.start + command.consumed)
         self._emit(generated(running, 0, "cancelled"))
@@ -208,11 +219,19 @@ class Passes:
         self._tell(running, generation.generated - before, finish)
         if finish is not None:
             self._finish(running)
+        elif self._cohort.begin(running):
+            del self._running[_request_of(running)]
         elif (following := self._ahead.follow(running)) is not None:
             self._running[_request_of(following)] = following
         else:
             running.draw_next()
             self.loop.add(running)
+
+    def end_generation(self, request: RequestId, *, is_stopped: bool) -> None:
+        """One that the cohort computed has what it wanted."""
+        running = self._running[request]
+        self._emit(generated(running, 0 if is_stopped else 1, "stop" if is_stopped else "length"))
+        self._finish(running)
 
     def _tell(self, running: Pass, fresh: int, finish: str | None) -> None:
         assert running.generation is not None
@@ -226,8 +245,10 @@ class Passes:
         del self._running[request]
         self.loop.remove(running)
         self.forget_generation(context)
-        if running.generation is not None:
-            self._ahead.drop(context)
+        if running.generation is None:
+            self._cohort.begin(running)
+        else:
+            self.drop_ahead(context)
             self._latencies.ended(running.generation)
             start, count = running.generation.start, running.generation.generated
             context.last_generation = GenerationEnd(request, start, count)

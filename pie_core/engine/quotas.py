@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from pie_core.contracts.forward import Int32
 from pie_core.engine.context import Context
 from pie_core.engine.messages import Forward, Generate, ProcessUse, Step
 from pie_core.engine.options import EngineOptions
+from pie_core.engine.tally import Tally
 from pie_core.errors import LimitExceeded
 from pie_core.ids import ProcessId, RequestId, Tenant
 from pie_core.kv_pages.context_pages import Cache
@@ -31,7 +33,7 @@ class Quotas:
         self._cache = cache
         self._contexts: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
-        self._tokens: Counter[ProcessId] = Counter()
+        self.tokens = Tally()  # by process
         self._open: dict[RequestId, Context] = {}
 
     def add_context(self, process: ProcessId, tenant: Tenant) -> None:
@@ -61,12 +63,12 @@ class Quotas:
             "requests_per_tenant", tenant, counts[_at(tenant)] + 1, options.max_requests_per_tenant
         )
         count = 1 if isinstance(command, Step) else len(command.tokens)
-        tokens = self._tokens[process] + count
+        tokens = self.tokens[process] + count
         _refuse_beyond("tokens_per_program", process, tokens, options.max_tokens_per_process)
         self._refuse_too_many_pages(context, count, contexts)
         self._open[command.request] = context
         counts.update((_of(process), _at(tenant)))
-        self._tokens[process] = tokens
+        self.tokens.add(process, count)
 
     def end_request(self, request: RequestId) -> None:
         context = self._open.pop(request, None)
@@ -76,14 +78,14 @@ class Quotas:
     def count_generated(self, request: RequestId, count: int) -> None:
         context = self._open.get(request)
         if context is not None:
-            self._tokens[context.process] += count
+            self.tokens.add(context.process, count)
 
     def tokens_left(self, process: ProcessId) -> int | None:
         limit = self._options.max_tokens_per_process
-        return None if limit is None else max(limit - self._tokens[process], 0)
+        return None if limit is None else max(limit - self.tokens[process], 0)
 
     def forget_process(self, process: ProcessId) -> None:
-        self._tokens.pop(process, None)
+        self.tokens.forget(process)
 
     def uses(self, contexts: Iterable[Context]) -> list[ProcessUse]:
         """Of each process that has contexts."""
@@ -96,10 +98,25 @@ class Quotas:
                 contexts=self._contexts[_of(process)],
                 pages=count,
                 open_requests=self._requests[_of(process)],
-                tokens=self._tokens[process],
+                tokens=self.tokens[process],
             )
             for process, count in pages.items()
         ]
+
+    @property
+    def counts_requests(self) -> bool:
+        """Whether more than tokens is limited, and each request has to be looked at."""
+        options = self._options
+        shares = (options.max_page_share_per_process, options.max_page_share_per_tenant)
+        limits = (options.max_requests_per_process, options.max_requests_per_tenant)
+        return min(shares) < 1 or limits != (None, None)
+
+    def refuses_some(self, numbers: Int32) -> bool:
+        """Whether one more token for each of these processes, by number, has to be looked at one by one."""
+        limit = self._options.max_tokens_per_process
+        if self.counts_requests:
+            return True
+        return limit is not None and len(self.tokens.exceeding(numbers, limit)) > 0
 
     def _refuse_too_many_pages(self, context: Context, count: int, contexts: Iterable[Context]) -> None:
         shares = (self._options.max_page_share_per_process, self._options.max_page_share_per_tenant)

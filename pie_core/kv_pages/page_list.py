@@ -123,6 +123,16 @@ class PageList:
             self._append(self.pool.allocate(stop - start), start, stop)
         return copy
 
+    def add(self, page: int) -> None:
+        """A page for the rows behind the last one."""
+        if self._size == len(self._pages):
+            self._pages, self._logical = (
+                _enlarged(values, self._size + 1) for values in (self._pages, self._logical)
+            )
+        self._pages[self._size], self._logical[self._size] = page, self._end
+        self._size += 1
+        self._end += 1
+
     def undo(self, copy: PageCopy) -> None:
         """The copy failed: the context reads the old page again, which somebody else has kept in use."""
         self.pool.share([copy.source])

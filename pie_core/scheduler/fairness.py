@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pie_core.contracts.forward import Int64
 from pie_core.scheduler.request import Pass
 
 T = TypeVar("T")
@@ -35,3 +39,29 @@ def _alternating(queues: Sequence[Sequence[T]]) -> Iterator[T]:
         for queue in queues:
             if place < len(queue):
                 yield queue[place]
+
+
+Numbers = NDArray[np.integer[Any]]
+
+
+def turn_order(priority: Numbers, tenant: Numbers, process: Numbers, since: Numbers) -> Int64:
+    """The same order for things that are columns; in each queue, whoever has waited since earlier comes first."""
+    queued = np.lexsort((since, -priority.astype(np.int64)))
+    level = np.unique(priority[queued], return_inverse=True)[1].astype(np.int64) << 32
+    round_, of_process = _places_within(level + process[queued])
+    tenants = level + tenant[queued]
+    mixed = np.lexsort((of_process, round_, tenants))
+    turn, of_tenant = np.empty_like(mixed), _places_within(tenants)[1]
+    turn[mixed] = _places_within(tenants[mixed])[0]
+    return queued[np.lexsort((of_tenant, turn, -level))].astype(np.int64)
+
+
+def _places_within(groups: Int64) -> tuple[Int64, Int64]:
+    """For each, how many of its group stand before it, and where the first of its group stands."""
+    by_group = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[by_group], prepend=groups.min(initial=0) - 1))
+    group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(groups)))
+    place, first = np.empty_like(by_group), np.empty_like(by_group)
+    place[by_group] = np.arange(len(groups)) - starts[group]
+    first[by_group] = by_group[starts][group]
+    return place, first

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
 
 from pie_core.contracts.driver import Driver
-from pie_core.contracts.forward import ForwardResult
+from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int64
 from pie_core.engine.histograms import SECONDS, SIZES, Histogram
 from pie_core.engine.options import EngineOptions
 from pie_core.engine.suspensions import Suspensions
@@ -19,16 +23,49 @@ from pie_core.ids import Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.page_list import PageCopy
 from pie_core.scheduler.batching import build_batch, take_chunk
+from pie_core.scheduler.cohort import Cohort, Drawn, RowStep
 from pie_core.scheduler.delivery import record_step
 from pie_core.scheduler.policy import Policy
 from pie_core.scheduler.prefixes import Prefixes
 from pie_core.scheduler.request import Chunk, Pass
+from pie_core.scheduler.row_batch import build_rows, joined
 from pie_core.scheduler.run_ahead import RunAhead
 
 Chunks = Sequence[Chunk]
 
+
 # What a step came to: its chunks, and why some of them (by their place) failed.
 Settle = Callable[[Chunks, Mapping[int, PieError]], None]
+
+
+class RowKeeper(Protocol):
+    """Who is told what a step came to for the cohort's rows; causes are by their place in the step."""
+
+    def fail_rows(self, step: RowStep, causes: Mapping[int, PieError]) -> None: ...
+
+    def hear(self, drawn: Drawn) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a step is going to compute: chunks of passes, and behind them the next row of places in the cohort."""
+
+    chunks: Chunks
+    places: Int64
+
+    def __len__(self) -> int:
+        return len(self.chunks) + len(self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step at the driver computes."""
+
+    chunks: Chunks
+    rows: RowStep
+
+    def __len__(self) -> int:
+        return len(self.chunks) + len(self.rows)
 
 
 class Loop:
@@ -42,10 +79,12 @@ class Loop:
         suspensions: Suspensions,
         prefixes: Prefixes,
         ahead: RunAhead,
+        cohort: Cohort,
         settle: Settle,
+        row_keeper: RowKeeper,
     ) -> None:
         self.waiting: dict[Pass, None] = {}  # in the order in which they began to wait
-        self.in_flight: dict[Ticket, Chunks] = {}
+        self.in_flight: dict[Ticket, Step] = {}
         self._last_size = self._continued = 0  # passes of the latest step, and those that wait for another
         self.stalled = False  # nothing runs, and what waits lacks pages
         self.steps = self.passes = 0
@@ -59,8 +98,9 @@ class Loop:
         self._suspensions = suspensions
         self._prefixes = prefixes
         self._ahead = ahead
+        self._cohort = cohort
         self._options = options
-        self._settle = settle
+        self._settle, self._row_keeper = settle, row_keeper
         self._policy = Policy(
             max_tokens=min(options.max_batch_tokens, self._can.max_batch_tokens),
             max_requests=min(options.max_batch_requests, self._can.max_batch_requests),
@@ -69,6 +109,7 @@ class Loop:
 
     def add(self, running: Pass) -> None:
         """The pass needs a step, or another one."""
+        running.since = self._cohort.next_turn()
         self.waiting[running] = None
 
     def remove(self, running: Pass) -> None:
@@ -77,69 +118,103 @@ class Loop:
     def start(self) -> Ticket | None:
         """Submits the next step, if there is something to do and room at the driver."""
         while len(self.in_flight) < self._max_in_flight:
-            chunks = self._choose()
-            if not chunks:
+            chosen = self._choose()
+            if not len(chosen):
                 return None
             try:
-                self._copy_pages(chunks)
-                ticket = self._driver.submit(build_batch(chunks, self._can))
+                self._copy_pages(chosen.chunks)
+                ticket = self._driver.submit(self._lay_out(chosen))
             except Exception as error:  # whatever the driver raises ends this step's passes, not the engine
-                self._undo(chunks)
-                self._lose(chunks, error)
+                self._undo(chosen.chunks)
+                self._lose(chosen.chunks, self._cohort.not_begun(chosen.places), error)
                 continue
-            self._submitted(ticket, chunks)
+            self._submitted(ticket, chosen)
             return ticket
         return None
 
     def finish(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """Takes what collecting the ticket gave or raised."""
-        chunks = self.in_flight.pop(ticket)
+        step = self.in_flight.pop(ticket)
         self._cache.end_step()
         self._prefixes.finished()
         if isinstance(outcome, Exception):
-            self._abort(chunks)
-            self._lose(chunks, outcome)
+            self._abort(step.chunks)
+            self._lose(step.chunks, step.rows, outcome)
             return
-        self._count(chunks, outcome)
+        self._count(step, outcome)
+        if step.chunks:
+            self._finish_chunks(step.chunks, outcome)
+        if len(step.rows):
+            self._finish_rows(step, outcome)
+
+    def _finish_chunks(self, chunks: Chunks, outcome: ForwardResult) -> None:
         record_step(chunks, outcome, self._options.checkpoint_tokens, self._options.max_checkpoints)
         self._share_prefixes(chunks, outcome)
-        self.failed_passes += len(outcome.failed)
-        causes = {place: ForwardError(cause) for place, cause in outcome.failed.items()}
+        failed = outcome.failed.items()
+        causes = {place: ForwardError(cause) for place, cause in failed if place < len(chunks)}
         self._abort([chunks[place] for place in causes])
         self._settle(chunks, causes)
 
-    def _choose(self) -> Chunks:
-        ripe = self._ahead.ripe()
-        if self.in_flight and 2 * (len(ripe) + self._continued) < self._last_size:
-            return ()  # what runs and what waits would take turns in half-empty steps from now on
+    def _finish_rows(self, step: Step, outcome: ForwardResult) -> None:
+        first, failed = len(step.chunks), outcome.failed.items()
+        causes = {place - first: ForwardError(cause) for place, cause in failed if place >= first}
+        if causes:
+            self._row_keeper.fail_rows(step.rows, causes)
+        tokens = outcome.tokens[len(outcome.tokens) - len(step.rows) :]
+        self._row_keeper.hear(self._cohort.record(step.rows, tokens))
+
+    def _choose(self) -> Chosen:
+        ripe, rows = self._ahead.ripe(), self._cohort.ripe()
+        continuing = len(ripe) + rows.following + self._continued
+        if self.in_flight and 2 * continuing < self._last_size:
+            return _NOTHING  # what runs and what waits would take turns in half-empty steps from now on
+        waiting = self._prefixes.ready(self._suspensions.ready(self.waiting)) if self.waiting else []
         following = [self._ahead.guess(each) for each in ripe if each.generation is not None]
         guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
-        waiting = self._prefixes.ready(self._suspensions.ready(self.waiting))
-        chunks = self._policy.choose([*waiting, *following], take_chunk, overtake=False, guesses=guesses)
-        if not chunks and not self.in_flight:
-            chunks = self._policy.choose(waiting, take_chunk, overtake=True)
-        self.stalled = bool(self.waiting) and not chunks and not self.in_flight
+        candidates = [*waiting, *following]
+        first, later = self._policy.beside(candidates, rows.asked, self._cohort.order)
+        places, scarce = self._cohort.take(first)
+        policy = self._policy.without(len(places))
+        all_rows = len(places) == len(rows.asked)
+        chunks = policy.choose(candidates, take_chunk, overtake=False, guesses=guesses if all_rows else ())
+        if not all_rows:
+            more = policy.left_for(np.concatenate([scarce, later]), chunks)
+            places = np.concatenate([places, self._cohort.take_scarce(more)])
+        elif len(rows.guesses) and len(chunks) >= len(candidates):
+            more, _ = self._cohort.take(policy.left_for(rows.guesses, chunks))
+            places = np.concatenate([places, more])
+        if not chunks and not len(places) and not self.in_flight:
+            chunks = policy.choose(waiting, take_chunk, overtake=True)
+        self.stalled = bool(self.waiting) and not chunks and not len(places) and not self.in_flight
         for chunk in chunks:
             self.waiting.pop(chunk.running, None)
             chunk.running.in_flight += 1
-        return chunks
+        return Chosen(chunks, places)
 
-    def _submitted(self, ticket: Ticket, chunks: Chunks) -> None:
+    def _lay_out(self, chosen: Chosen) -> ForwardBatch:
+        if not len(chosen.places):
+            return build_batch(chosen.chunks, self._can)
+        rows = build_rows(self._cohort, chosen.places, self._can)
+        return joined(build_batch(chosen.chunks, self._can), rows) if chosen.chunks else rows
+
+    def _submitted(self, ticket: Ticket, chosen: Chosen) -> None:
         """What has more rows goes on waiting, at the end of the queue; what has none can be run ahead of."""
         self._cache.begin_step()
-        self._prefixes.submitted(chunks)
-        self.in_flight[ticket] = chunks
-        self._last_size, self._continued = len(chunks), 0
+        self._prefixes.submitted(chosen.chunks)
+        self._last_size, self._continued = len(chosen), 0
         samplers = 0
-        for chunk in chunks:
+        for chunk in chosen.chunks:
             running = chunk.running
             samplers += chunk.samples.stop - chunk.samples.start
-            if chunk.is_last:
-                running.ticket, running.sampler = ticket, samplers - 1
-                self._ahead.submitted(running)
-            else:
+            if not chunk.is_last:
                 self._continued += 1
-                self.waiting[running] = None
+                self.add(running)
+            else:
+                running.ticket, running.sampler = ticket, samplers - 1
+                if not self._cohort.join(running):
+                    self._ahead.submitted(running)
+        rows = self._cohort.begun(chosen.places, ticket, samplers)
+        self.in_flight[ticket] = Step(chosen.chunks, rows)
 
     def _share_prefixes(self, chunks: Chunks, result: ForwardResult) -> None:
         for place, chunk in enumerate(chunks):
@@ -173,16 +248,21 @@ class Loop:
             if chunk.running.request is not None and not chunk.running.dropped:
                 chunk.running.context.pages.abort()
 
-    def _lose(self, chunks: Chunks, error: Exception) -> None:
-        self.failed_passes += len(chunks)
+    def _lose(self, chunks: Chunks, rows: RowStep, error: Exception) -> None:
+        self.failed_passes += len(chunks) + len(rows)
         cause = error if isinstance(error, ForwardError) else ForwardError(f"{type(error).__name__}: {error}")
         self._settle(chunks, dict.fromkeys(range(len(chunks)), cause))
+        self._row_keeper.fail_rows(rows, dict.fromkeys(range(len(rows)), cause))
 
-    def _count(self, chunks: Chunks, result: ForwardResult) -> None:
+    def _count(self, step: Step, result: ForwardResult) -> None:
         self.steps += 1
-        self.passes += len(chunks)
-        self.tokens += sum(chunk.stop - chunk.start for chunk in chunks)
+        self.passes += len(step)
+        self.failed_passes += len(result.failed)
+        self.tokens += sum(chunk.stop - chunk.start for chunk in step.chunks) + len(step.rows)
         self.busy_s += result.busy_s
         self.sampled_tokens += len(result.tokens)
-        self.batch_sizes.observe(len(chunks))
+        self.batch_sizes.observe(len(step))
         self.step_seconds.observe(result.busy_s)
+
+
+_NOTHING = Chosen((), np.empty(0, np.int64))

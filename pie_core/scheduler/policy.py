@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from pie_core.contracts.forward import Int64
 from pie_core.scheduler.fairness import in_turns
 from pie_core.scheduler.request import Chunk, Pass
 
 # Takes up to so many rows of a pass into the step; None where it has to wait for pages.
 Take = Callable[[Pass, int], Chunk | None]
+# Passes and rows of the cohort in their turns: numbers of the passes, and behind them those of the rows.
+Order = Callable[[Sequence[Pass], Int64], Int64]
 Candidate = tuple[Pass, int]  # a pass and how many rows it has left
 
 
@@ -33,6 +38,8 @@ class Policy:
         Guesses get what is left over, and only if nothing had to wait.
         """
         waiting = list(waiting)
+        if not self.max_requests:
+            return []
         if self._compete(waiting):
             waiting = in_turns(waiting)
         chosen = self._choose(waiting, take, overtake)
@@ -41,6 +48,39 @@ class Policy:
             candidates = [(each, each.remaining) for each in guesses]
             chosen += _fill(candidates, take, tokens, self.max_requests - len(chosen), overtake=True)
         return chosen
+
+    def beside(self, waiting: Sequence[Pass], places: Int64, order: Order) -> tuple[Int64, Int64]:
+        """Which of the cohort's rows go into a step with these passes, and, in turn, those that do if room is left."""
+        if not len(places) or (not waiting and len(places) <= min(self.max_requests, self.max_tokens)):
+            return places, _NO_PLACES
+        short = [each for each in waiting if each.remaining <= each.indivisible]
+        requests, tokens = self.max_requests, self.max_tokens
+        if len(short) < len(waiting):
+            if self._keeps_nothing:
+                short, requests = list(waiting), 1
+            else:
+                requests, tokens = requests - 1, tokens - tokens // 4
+        count = len(short) + len(places)
+        if count <= requests and sum(each.remaining for each in short) + len(places) <= tokens:
+            return places, _NO_PLACES
+        mixed = order(short, places)
+        places = places[mixed[mixed >= len(short)] - len(short)]
+        count = int(np.count_nonzero(mixed[: min(requests, tokens)] >= len(short)))
+        return places[:count], places[count:]
+
+    def without(self, rows: int) -> Policy:
+        """What is left beside so many rows of the cohort."""
+        return Policy(self.max_tokens - rows, self.max_requests - rows) if rows else self
+
+    def left_for(self, places: Int64, chunks: Sequence[Chunk]) -> Int64:
+        """As many as have room behind the chunks."""
+        tokens = self.max_tokens - sum(each.stop - each.start for each in chunks)
+        return places[: max(min(tokens, self.max_requests - len(chunks)), 0)]
+
+    @property
+    def _keeps_nothing(self) -> bool:
+        """A step is too small to keep a part of it for prompts."""
+        return self.max_requests == 1 or self.max_tokens < 4
 
     def _compete(self, waiting: Sequence[Pass]) -> bool:
         """Not all fit into the step, or some are to have pages before others."""
@@ -53,7 +93,7 @@ class Policy:
         short = [each for each in candidates if each[1] <= each[0].indivisible]
         if len(short) == len(candidates):
             return list(_fill(short, take, self.max_tokens, self.max_requests, overtake=True))
-        if self.max_requests == 1 or self.max_tokens < 4:  # nothing to keep for either: strictly in turn
+        if self._keeps_nothing:  # strictly in turn
             return list(_fill(candidates, take, self.max_tokens, 1, overtake=True))
         long = [each for each in candidates if each[1] > each[0].indivisible]
         tokens = self.max_tokens - self.max_tokens // 4
@@ -61,6 +101,9 @@ class Policy:
         tokens = self.max_tokens - sum(each.stop - each.start for each in chosen)
         chosen += _fill(long, take, tokens, self.max_requests - len(chosen), overtake=overtake)
         return chosen
+
+
+_NO_PLACES: Int64 = np.empty(0, np.int64)
 
 
 def _fill(

@@ -85,6 +85,7 @@ class Pass:
     position: int = 0
     computed: bool = False
     dropped: bool = False
+    since: int = 0  # the turn at which it began to wait, see Cohort.next_turn
     looked_up: bool = False  # its rows were looked for in the prefix cache
     # A predictable pass: where its token is drawn, and the token once it is known.
     ticket: Ticket = _NO_TICKET

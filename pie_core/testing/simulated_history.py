@@ -446,8 +446,7 @@ class History:
         self._loop(twin)
 
     def _is_staged(self, program: Program) -> bool:
-        context = self._engine.context(ContextId(program.context))
-        return context is not None and context.ahead > 0
+        return self._engine.runs_ahead(ContextId(program.context))
 
     def _truncate(self, program: Program) -> None:
         self._check(program)
