@@ -12,18 +12,18 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from pie_core.config import Config, ModelConfig, RuntimeConfig, parse_options
+from pie_core.config import Config, ModelConfig, RuntimeConfig, TelemetryConfig, parse_options
 from pie_core.contracts.driver import Driver, DriverDeclaration, DriverRequest, Progress, ProgressCallback
-from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
 from pie_core.engine.options import EngineOptions
+from pie_core.engine.traced_engine import engine_of
 from pie_core.errors import LoadError
 from pie_core.host_api.engine_client import EngineClient
 from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel, served_model
@@ -43,6 +43,8 @@ from pie_core.programs import ProgramSource, find_program
 from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import MIB, Limits
 from pie_core.sandbox.runtime import Runtime
+from pie_core.telemetry.exporting import start_tracing
+from pie_core.telemetry.tracing import TraceSettings, Tracing, spanning
 from pie_core.text.text_model import TextModel, load_text
 
 
@@ -73,11 +75,17 @@ class Application:
     """Models loaded and the sandbox ready. `async with Application(config, …) as app: await app.run(…)`."""
 
     def __init__(
-        self, config: Config, progress: ProgressCallback, registry: PluginRegistry | None = None
+        self,
+        config: Config,
+        progress: ProgressCallback,
+        registry: PluginRegistry | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
+        """`tracing` gets this process's spans instead of what the configuration names."""
         self._config = config
         self._progress = progress
         self._registry = registry or load_plugins()
+        self._tracing = tracing or _tracing(config)
         self._stack = AsyncExitStack()
         self._ports: dict[ModelName, Ports] = {}
         self._limits = _guest_limits(config.runtime)
@@ -97,14 +105,16 @@ class Application:
 
     def start(self) -> None:
         """Makes the sandbox ready; models come by `load_model`, and `close` ends it all."""
+        if self._tracing is not None:
+            self._stack.push_async_callback(self._tracing.close)
         self.runtime = _new_runtime(self._config.runtime)
         self._stack.callback(self.runtime.close)
         self._stack.push_async_callback(self._unload_all)
-        self._runner = ProgramRunner(self.runtime, self._progress)
+        self._runner = ProgramRunner(self.runtime, self._progress, self._tracing)
         self._stack.push_async_callback(self._runner.close)
         if self._config.runtime.num_workers:
             self._workers = Workers(
-                self._config.runtime.num_workers, _start_message(self._config.runtime), self._progress
+                self._config.runtime.num_workers, _start_message(self._config), self._progress
             )
             self._stack.push_async_callback(self._workers.close)
 
@@ -117,21 +127,43 @@ class Application:
         await self.close()
 
     def new_process(
-        self, username: str, client: ClientLink, tenant: Tenant | None = None, priority: int = 0
+        self,
+        username: str,
+        client: ClientLink,
+        tenant: Tenant | None = None,
+        priority: int = 0,
+        traceparent: str | None = None,
     ) -> ProgramState:
         """The state of a program that is about to run; without a tenant, the configuration's or the user's own."""
         tenant = tenant or Tenant(self._config.auth.tenant or username)
         process = ProcessId(secrets.token_hex(8))
         return ProgramState(
-            process, username, tenant, self.models, client, self._limits.output_bytes, priority=priority
+            process,
+            username,
+            tenant,
+            self.models,
+            client,
+            self._limits.output_bytes,
+            priority=priority,
+            traceparent=traceparent,
         )
 
     async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
         """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""
         inputs, limits = self.launch_terms(source, arguments)
         runner = self._workers or self._runner
-        returned = await runner.run(source, json.dumps(inputs), limits, state)
+        with self._traced(source, state):
+            returned = await runner.run(source, json.dumps(inputs), limits, state)
         return None if returned is None else json.loads(returned)
+
+    @contextmanager
+    def _traced(self, source: ProgramSource, state: ProgramState) -> Iterator[None]:
+        """Whatever the program does belongs to its span, in whatever process it is done."""
+        known = {"pie.process": state.process, "pie.program": source.name, "pie.user": state.username}
+        with spanning(self._tracing, f"program {source.name}", state.traceparent, known, "server") as span:
+            if span is not None:
+                state.traceparent = span.traceparent
+            yield
 
     def launch_terms(
         self, source: ProgramSource, arguments: Mapping[str, Any]
@@ -220,12 +252,14 @@ class Application:
             parse_options(declaration.options, model.driver.options)
             return await _started(self._load_messages(model), self._progress)
         driver = await in_daemon_thread(lambda: self._load_driver(declaration, model))
-        return (LocalPort(Engine(driver, _engine_options(model), model.name)),)
+        engine = engine_of(driver, _engine_options(model), model.name, self._tracing)
+        return (LocalPort(engine),)
 
     def _load_messages(self, model: ModelConfig) -> list[LoadModel]:
         """One for each replica."""
         sockets = self._workers.new_socket if self._workers is not None else lambda: None
-        return [_load_message(model, devices, sockets()) for devices in model.devices_of_replicas]
+        telemetry = self._config.telemetry
+        return [_load_message(model, devices, sockets(), telemetry) for devices in model.devices_of_replicas]
 
     async def _serve_in_workers(self, model: ModelConfig, ports: Ports) -> None:
         if self._workers is None:
@@ -321,6 +355,19 @@ def _text_checkpoint(model: ModelConfig, declaration: DriverDeclaration) -> Path
     return source
 
 
+def _tracing(config: Config) -> Tracing | None:
+    settings = _trace_settings(config.telemetry)
+    return None if settings is None else start_tracing(settings, "server")
+
+
+def _trace_settings(config: TelemetryConfig) -> TraceSettings | None:
+    traces = config.traces
+    if traces.exporter == "none":
+        return None
+    file = None if traces.file is None else str(traces.file)
+    return TraceSettings(traces.exporter, traces.endpoint, file, traces.sample_ratio)
+
+
 def _new_runtime(config: RuntimeConfig) -> Runtime:
     cache = config.program_cache or programs_cache_dir()
     return Runtime(INTERFACES, cache, compile_limits=_compile_limits(config))
@@ -334,13 +381,16 @@ def _compile_limits(config: RuntimeConfig) -> CompileLimits:
     )
 
 
-def _start_message(config: RuntimeConfig) -> StartWorker:
+def _start_message(config: Config) -> StartWorker:
+    runtime = config.runtime
     return StartWorker(
         worker=0,
-        cache_folder=str(config.program_cache or programs_cache_dir()),
-        compile_limits=_compile_limits(config),
-        output_bytes=config.output_bytes,
+        cache_folder=str(runtime.program_cache or programs_cache_dir()),
+        compile_limits=_compile_limits(runtime),
+        output_bytes=runtime.output_bytes,
         log_level=logging.getLogger().getEffectiveLevel(),
+        log_format=config.telemetry.log_format,
+        traces=_trace_settings(config.telemetry),
     )
 
 
@@ -378,7 +428,9 @@ def _narrowed(limits: Limits, asked: AskedLimits) -> Limits:
     return replace(limits, **{name: value for name, value in chosen.items() if value is not None})
 
 
-def _load_message(model: ModelConfig, devices: Sequence[str], listen_at: str | None) -> LoadModel:
+def _load_message(
+    model: ModelConfig, devices: Sequence[str], listen_at: str | None, telemetry: TelemetryConfig
+) -> LoadModel:
     return LoadModel(
         model=model.name,
         driver=model.driver.type,
@@ -388,6 +440,8 @@ def _load_message(model: ModelConfig, devices: Sequence[str], listen_at: str | N
         engine_options=_engine_options(model),
         log_level=logging.getLogger().getEffectiveLevel(),
         listen_at=listen_at,
+        log_format=telemetry.log_format,
+        traces=_trace_settings(telemetry),
     )
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from pie_core.config import Config, ModelConfig, parse_options
 from pie_core.errors import ConfigError, PluginError
+from pie_core.telemetry.exporting import missing
+
+_EXPORTERS = {"otlp": ("opentelemetry.exporter.otlp.proto.http",)}
 
 if TYPE_CHECKING:
     from pie_core.contracts.driver import DriverDeclaration
@@ -17,8 +20,22 @@ if TYPE_CHECKING:
 def require_usable(config: Config, registry: PluginRegistry) -> None:
     """Raises ConfigError that lists every problem of the drivers and their options."""
     problems = [problem for model in config.models for problem in _problems(model, registry)]
+    problems += _problems_of_traces(config)
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _problems_of_traces(config: Config) -> list[str]:
+    exporter = config.telemetry.traces.exporter
+    needed = () if exporter == "none" else ("opentelemetry.sdk", *_EXPORTERS.get(exporter, ()))
+    return [missing(exporter, module) for module in needed if not _is_installed(module)][:1]
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # a package around it
+        return False
 
 
 def missing_modules(declaration: DriverDeclaration) -> list[str]:

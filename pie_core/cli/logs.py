@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Annotated
 
 import typer
 
 from pie_core.config.tree import LogLevel
+from pie_core.telemetry.log_lines import LogFormat, start_log_lines
 
 LogLevelOption = Annotated[
     LogLevel | None,
     typer.Option(help="The least important log lines to show on stderr; goes before `telemetry.log_level`."),
 ]
 
-_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
-
-def start_logging(level: LogLevel) -> None:
-    """Shows log lines from `level` on; a second call only changes the level."""
-    logging.basicConfig(format=_FORMAT, datefmt="%H:%M:%S")
-    logging.getLogger().setLevel(level.upper())
+def start_logging(level: LogLevel, form: LogFormat = "text") -> None:
+    """Shows log lines from `level` on; a second call changes level and form."""
+    start_log_lines(level.upper(), form)

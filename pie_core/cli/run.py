@@ -76,7 +76,7 @@ def run(
     source = _found(program)
     inputs = _checked(source, program_input(given, arguments or (), _parameter_types(source)))
     settings = load_config(config)
-    start_logging(log_level or context.obj or settings.telemetry.log_level)
+    start_logging(log_level or context.obj or settings.telemetry.log_level, settings.telemetry.log_format)
     terminal = Terminal(Path(program).stem, settings.server, quiet)
     try:
         value = run_until_done(_prepared(settings, program, inputs, terminal))

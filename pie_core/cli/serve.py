@@ -66,7 +66,7 @@ def serve(
     Exit codes: 0 stopped, 1 a model cannot be loaded, 2 wrong usage or configuration, or the port is in use.
     """
     settings = _overridden(load_config(config), host, port, no_auth)
-    start_logging(log_level or context.obj or settings.telemetry.log_level)
+    start_logging(log_level or context.obj or settings.telemetry.log_level, settings.telemetry.log_format)
     # Imported here: they bring in the sandbox, which other commands and a usage error do without.
     from pie_core.plugins import load_plugins
     from pie_core.server.server import Server, Surroundings

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from pie_core.client.client import Client
 from pie_core.client.process import Event, Process
 from pie_core.server.status import ServerStatus
+from pie_core.telemetry import traceparent
 
 T = TypeVar("T")
 
@@ -105,8 +106,10 @@ class SyncClient:
         *,
         detached: bool = False,
         priority: int = 0,
+        trace: str | None = None,
     ) -> SyncProcess:
-        launched = self._client.launch(program, arguments, detached=detached, priority=priority)
+        trace = trace or traceparent.current()  # the caller's: on the client's thread there is none
+        launched = self._client.launch(program, arguments, detached=detached, priority=priority, trace=trace)
         return self._process(self._loop.wait(launched))
 
     def launch_many(self, program: str, inputs: Sequence[Mapping[str, Any]]) -> list[SyncProcess]:

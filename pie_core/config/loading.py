@@ -53,6 +53,10 @@ def _config(document: Document, folder: Path) -> Config:
             tls_key=_settled(config.server.tls_key, folder),
         ),
         auth=replace(config.auth, file=_settled(config.auth.file, folder)),
+        telemetry=replace(
+            config.telemetry,
+            traces=replace(config.telemetry.traces, file=_settled(config.telemetry.traces.file, folder)),
+        ),
     )
 
 

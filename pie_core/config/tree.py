@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field
 from pie_core.config.annotations import Expects
 from pie_core.config.options import Options
 from pie_core.config.validation import Misfit
+from pie_core.telemetry.log_lines import LogFormat
 
 DEFAULT_MODEL = "default"
 
@@ -185,6 +186,35 @@ class AuthConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TracesConfig:
+    """Spans of requests, by OpenTelemetry; exporting them needs the extra `telemetry`."""
+
+    exporter: Annotated[
+        Literal["none", "otlp", "console", "file"],
+        Field(
+            description="Where spans go: nowhere, to a collector by OTLP over HTTP, to stderr, or to `file`; "
+            "the last two write a line of JSON for each."
+        ),
+    ] = "none"
+    endpoint: Annotated[Text, Field(description="The collector that `otlp` sends to, with the path.")] = (
+        "http://127.0.0.1:4318/v1/traces"
+    )
+    file: Annotated[Path | None, Field(description="The file that `file` appends to.")] = None
+    sample_ratio: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="The part of traces that begin here which is recorded; a client's own say so themselves.",
+        ),
+    ] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.exporter == "file" and self.file is None:
+            raise Misfit("expected a path, because `exporter` is file", "file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TelemetryConfig:
     """What pie tells about its own work."""
 
@@ -192,6 +222,15 @@ class TelemetryConfig:
         LogLevel,
         Field(description="The least important log lines to write to stderr; `--log-level` goes before it."),
     ] = "warning"
+    log_format: Annotated[
+        LogFormat,
+        Field(
+            description="Log lines for people, or as JSON with program and trace for those who collect them."
+        ),
+    ] = "text"
+    traces: Annotated[TracesConfig, Field(description="Spans of requests.")] = field(
+        default_factory=TracesConfig
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -450,7 +489,7 @@ class Config:
     auth: Annotated[AuthConfig, Field(description="Who may use the server, and whose programs run.")] = field(
         default_factory=AuthConfig
     )
-    telemetry: Annotated[TelemetryConfig, Field(description="Logging.")] = field(
+    telemetry: Annotated[TelemetryConfig, Field(description="What pie tells about its own work.")] = field(
         default_factory=TelemetryConfig
     )
     runtime: Annotated[RuntimeConfig, Field(description="Limits of programs.")] = field(

@@ -136,6 +136,7 @@ class Forward(Message, frozen=True):
     pass_speculation: bool = True
     timeout_s: float | None = None  # from its arrival; None: the engine's own, if it has one
     priority: int | None = None  # None: the context's
+    trace: str | None = None  # the traceparent of who asks, where that is recorded
 
 
 class Generate(Message, frozen=True):
@@ -148,6 +149,7 @@ class Generate(Message, frozen=True):
     timeout_s: float | None = None
     priority: int | None = None
     whole: bool = False  # one Generated at the end, with all tokens
+    trace: str | None = None
 
 
 class Step(Message, frozen=True):

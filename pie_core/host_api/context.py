@@ -35,6 +35,7 @@ from pie_core.engine.positions import PositionRuns, Run
 from pie_core.errors import InvalidRequest, NotFound, error_from_code
 from pie_core.host_api.guest_state import ProgramState, ServedModel
 from pie_core.host_api.poll import Pollable
+from pie_core.host_api.program_trace import until_done
 from pie_core.host_api.replicas import Replicas, awaited, now, pending_of
 from pie_core.ids import ContextId, RequestId
 from pie_core.sandbox.hosting import Interface, Pending
@@ -461,11 +462,17 @@ def flush(guest: ProgramState, context: HostContext) -> PendingFlush:
             context.transcript = before
 
     context.submitted(len(tokens))
-    return PendingFlush(
-        context.model.engine.request(
-            lambda request: Forward(request=request, context=context.id, tokens=tokens), finish, restore
-        )
+    fed = {"pie.tokens.fed": len(tokens)}
+    span = None if guest.trace is None else guest.trace.begin("flush", fed)
+    trace = None if span is None else span.traceparent
+    written = context.model.engine.request(
+        lambda request: Forward(request=request, context=context.id, tokens=tokens, trace=trace),
+        finish,
+        restore,
     )
+    if span is not None:
+        until_done(span, written)
+    return PendingFlush(written)
 
 
 @interface.function("pending-flush.pollable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -15,6 +15,7 @@ from pie_core.errors import InvalidRequest
 from pie_core.host_api.context import HostContext
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.host_api.poll import NS, Pollable
+from pie_core.host_api.program_trace import ProgramTrace, until_done
 from pie_core.ids import RequestId
 from pie_core.sandbox.hosting import Interface, Pending
 
@@ -52,6 +53,7 @@ class HostPass:
         "submitted",
         "timeout_s",
         "tokens",
+        "trace",
     )
 
     def __init__(self, context: HostContext) -> None:
@@ -67,6 +69,7 @@ class HostPass:
         self.timeout_s: float | None = None
         self.priority: int | None = None
         self.submitted = False
+        self.trace: str | None = None
 
     def check_open(self) -> None:
         if self.submitted:
@@ -108,6 +111,7 @@ class HostPass:
             pass_speculation=self.allow_speculation,
             timeout_s=self.timeout_s,
             priority=self.priority,
+            trace=self.trace,
         )
 
 
@@ -313,7 +317,17 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
     context.submitted(len(forward.tokens), forward.positions)
     if sampler is not None:
         context.may_repeat(sampler)
+    if guest.trace is not None and len(forward.tokens) > 1:  # a span for each prompt, not for each token
+        return _traced(guest.trace, forward, finish)
     return PendingPass(context.model.engine.request(forward.message, finish, context.failed))
+
+
+def _traced(trace: ProgramTrace, forward: HostPass, finish: Callable[[Event], ForwardDone]) -> PendingPass:
+    span = trace.begin("forward", {"pie.tokens.fed": len(forward.tokens)})
+    forward.trace = span.traceparent
+    done = forward.context.model.engine.request(forward.message, finish, forward.context.failed)
+    until_done(span, done)
+    return PendingPass(done)
 
 
 @interface.function("pending-pass.pollable")

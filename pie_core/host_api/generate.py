@@ -13,6 +13,7 @@ from pie_core.host_api.context import HostContext
 from pie_core.host_api.forward import HostSampler, seconds
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.host_api.poll import Pollable
+from pie_core.host_api.program_trace import TracedStream
 from pie_core.ids import RequestId
 from pie_core.sandbox.hosting import Interface, Pending
 
@@ -53,6 +54,8 @@ class HostGeneration:
         self.context.transcript.drain()
         self.context.submitted(len(tokens))
         self._base = self._rows = self.context.rows.length
+        trace = self.context.guest.trace
+        span = None if trace is None else trace.begin("generate", {"pie.tokens.fed": len(tokens)})
 
         def build(request: RequestId) -> Generate:
             return Generate(
@@ -64,9 +67,11 @@ class HostGeneration:
                 max_tokens=self.max_tokens,
                 timeout_s=self.timeout_s,
                 priority=self.priority,
+                trace=None if span is None else span.traceparent,
             )
 
-        self._request = self.context.model.engine.stream(build, self)
+        stream = self if span is None else TracedStream(span, self)
+        self._request = self.context.model.engine.stream(build, stream)
 
     def arrival(self) -> Pending[None]:
         """Done while there is something to take: tokens, the end, or an error."""

@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from pie_core.engine.messages import EndProcess
 from pie_core.errors import LimitExceeded, NotFound
 from pie_core.host_api.engine_client import EngineClient
+from pie_core.host_api.program_trace import ProgramTrace
 from pie_core.host_api.replicas import Replicas
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.sandbox.hosting import Pending
@@ -148,6 +149,7 @@ class ProgramState:
         max_sent_bytes: int = 16 << 20,
         inbox_capacity: int = 1024,
         priority: int = 0,
+        traceparent: str | None = None,
     ) -> None:
         self.process = process
         self.username = username
@@ -155,6 +157,8 @@ class ProgramState:
         self.models = models
         self.client = client
         self.priority = priority
+        self.traceparent = traceparent  # of the trace that it belongs to
+        self.trace: ProgramTrace | None = None  # set while that is recorded here
         self._max_sent_bytes = max_sent_bytes
         self._sent_bytes = 0
         self.messages: Inbox[str] = Inbox(inbox_capacity)

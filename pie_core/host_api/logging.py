@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from pie_core.sandbox.hosting import GuestState, Interface
+from pie_core.host_api.guest_state import ProgramState
+from pie_core.sandbox.hosting import Interface
+from pie_core.telemetry.log_lines import about
 
 interface = Interface("logging")
 
@@ -23,10 +25,11 @@ guest_log = logging.getLogger("pie.guest")
 
 
 @interface.function("log")
-def log(guest: GuestState, level: str, message: str) -> None:
+def log(guest: ProgramState, level: str, message: str) -> None:
     """Control characters are escaped, so that a guest cannot forge lines of others."""
     shown = message if len(message) <= LONGEST else f"{message[:LONGEST]}… ({len(message)} characters)"
-    guest_log.log(LEVELS[level], "%s: %s", guest.name, _on_one_line(shown))
+    told = about(guest.process, guest.traceparent)
+    guest_log.log(LEVELS[level], "%s: %s", guest.name, _on_one_line(shown), extra=told)
 
 
 def _on_one_line(text: str) -> str:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from pie_core.config import parse_options
 from pie_core.contracts.driver import Driver, DriverRequest, Progress, ProgressCallback
-from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
 from pie_core.engine.messages import Command, CreateContext, EndProcess, Event, OpenSnapshot, by_owner
+from pie_core.engine.traced_engine import engine_of
 from pie_core.errors import LoadError, PieError
 from pie_core.ids import ProcessId
 from pie_core.plugins import load_plugins
@@ -41,6 +41,9 @@ from pie_core.processes.messages import (
     ToEngine,
 )
 from pie_core.processes.worker_port import ID_BITS
+from pie_core.telemetry.exporting import start_tracing
+from pie_core.telemetry.log_lines import start_log_lines
+from pie_core.telemetry.tracing import Tracing
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ class EngineProcess:
         self._loaded_as: Loaded
         self._streams: dict[int, FrameStream[ToEngine]] = {0: self._stream}  # by worker; 0 is who started us
         self._is_loading = self._has_workers = False
+        self._tracing: Tracing | None = None
         self._opening: asyncio.Task[None] | None = None
 
     async def serve(self, end: socket.socket) -> bool:
@@ -92,6 +96,8 @@ class EngineProcess:
             stream.abort()
         if self._port is not None:
             await self._port.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         return not self._is_loading
 
     def _take(self, message: ToEngine) -> None:
@@ -131,7 +137,7 @@ class EngineProcess:
     # ---- loading, in a thread
 
     def _load(self, asked: LoadModel) -> None:
-        logging.getLogger().setLevel(asked.log_level)
+        start_log_lines(asked.log_level, asked.log_format, f"engine {asked.model}")
         try:
             driver = _load_driver(asked, self._report)
         except PieError as error:
@@ -159,7 +165,10 @@ class EngineProcess:
 
     def _loaded(self, driver: Driver, asked: LoadModel) -> None:
         self._is_loading = False
-        self._port = port = LocalPort(Engine(driver, asked.engine_options, asked.model))
+        if asked.traces is not None:
+            self._tracing = start_tracing(asked.traces, "engine")
+        engine = engine_of(driver, asked.engine_options, asked.model, self._tracing)
+        self._port = port = LocalPort(engine)
         port.listen(self._pass_on)
         can = driver.capabilities
         # In one turn of the loop, every ticket that the driver takes may be submitted.
@@ -214,7 +223,7 @@ def main() -> None:
     parser.add_argument("--beats", required=True, type=int, help="file descriptor of the heartbeat's pipe")
     arguments = parser.parse_args()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us answers it
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    start_log_lines("WARNING", "text", "engine")
     if not asyncio.run(_serve(arguments.stream, arguments.beats)):
         sys.stderr.flush()
         os._exit(1)  # a model that is half loaded cannot be freed, and nobody waits for it

@@ -9,6 +9,8 @@ import msgspec
 
 from pie_core.engine.messages import Command, Event, ModelInfo
 from pie_core.engine.options import EngineOptions
+from pie_core.telemetry.log_lines import LogFormat
+from pie_core.telemetry.tracing import TraceSettings
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -29,6 +31,8 @@ class LoadModel(Message, frozen=True):
     engine_options: EngineOptions
     log_level: int
     listen_at: str | None = None  # a Unix socket for workers
+    log_format: LogFormat = "text"
+    traces: TraceSettings | None = None
 
 
 class Commands(Message, frozen=True):

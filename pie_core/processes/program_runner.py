@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pie_core.contracts.driver import Progress, ProgressCallback
 from pie_core.guests import python_guest
 from pie_core.host_api.guest_state import ProgramState
+from pie_core.host_api.program_trace import ProgramTrace
 from pie_core.processes.daemon_threads import in_daemon_thread
 from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.program import Program
 from pie_core.sandbox.runtime import Runtime
+from pie_core.telemetry.tracing import Tracing, spanning
 
 _KEPT_PROGRAMS = 256  # compiled and ready to start
 
@@ -20,21 +24,28 @@ _KEPT_PROGRAMS = 256  # compiled and ready to start
 class ProgramRunner:
     """All programs of one runtime."""
 
-    def __init__(self, runtime: Runtime, progress: ProgressCallback) -> None:
+    def __init__(self, runtime: Runtime, progress: ProgressCallback, tracing: Tracing | None = None) -> None:
         self._runtime = runtime
         self._progress = progress
+        self._tracing = tracing
         self._programs: dict[Path | None, asyncio.Task[Program]] = {}
 
     async def run(
         self, source: ProgramSource, inputs: str, limits: Limits, state: ProgramState
     ) -> str | None:
         """Runs a program to its end; JSON goes in and comes out. Raises GuestError or what the program let through."""
-        program = await self._program(source)
-        async with program.start(state, limits) as guest:
-            if isinstance(source, PythonProgram):
-                await guest.call("load", list(source.files), source.entry)
-            returned: str | None = await guest.call("run", inputs)
-        return returned
+        with spanning(self._tracing, "load", state.traceparent):
+            program = await self._program(source)
+        with self._traced(state):
+            return await _run(program, source, inputs, limits, state)
+
+    @contextmanager
+    def _traced(self, state: ProgramState) -> Iterator[None]:
+        """The host calls of the program become spans below that of its guest, if they are recorded."""
+        with spanning(self._tracing, "guest", state.traceparent, {"pie.process": state.process}) as span:
+            if self._tracing is not None and span is not None and span.is_recorded:
+                state.trace = ProgramTrace(self._tracing, span)
+            yield
 
     async def prepare(self) -> None:
         """Loads the Python guest before the first program needs it."""
@@ -68,6 +79,16 @@ class ProgramRunner:
 
         file = path if path is not None else await in_daemon_thread(python_guest)
         return await Program.load(self._runtime, file, label, report)
+
+
+async def _run(
+    program: Program, source: ProgramSource, inputs: str, limits: Limits, state: ProgramState
+) -> str | None:
+    async with program.start(state, limits) as guest:
+        if isinstance(source, PythonProgram):
+            await guest.call("load", list(source.files), source.entry)
+        returned: str | None = await guest.call("run", inputs)
+    return returned
 
 
 def _has_failed(task: asyncio.Task[Program]) -> bool:

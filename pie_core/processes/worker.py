@@ -53,6 +53,9 @@ from pie_core.processes.worker_port import WorkerPort, first_id
 from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram
 from pie_core.sandbox.hosting import Pending
 from pie_core.sandbox.runtime import Runtime
+from pie_core.telemetry.exporting import start_tracing
+from pie_core.telemetry.log_lines import about, start_log_lines
+from pie_core.telemetry.tracing import Tracing
 from pie_core.text.text_model import load_text
 
 _log = logging.getLogger(__name__)
@@ -151,6 +154,7 @@ class WorkerProcess:
         self._ports: dict[ModelName, list[WorkerPort]] = {}
         self._running: dict[ProcessId, RunningProgram] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._tracing: Tracing | None = None
 
     async def serve(self, end: socket.socket) -> None:
         await self._stream.open(end)
@@ -162,6 +166,8 @@ class WorkerProcess:
         if self._runner is not None:
             await self._runner.close()
             self._runtime.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     def _leave(self) -> None:
         self._left.set()
@@ -200,10 +206,11 @@ class WorkerProcess:
         return task
 
     def _begin(self, start: StartWorker) -> None:
-        logging.getLogger().setLevel(start.log_level)
+        start_log_lines(start.log_level, start.log_format, "worker")
         self._start = start
+        self._tracing = None if start.traces is None else start_tracing(start.traces, "worker")
         self._runtime = Runtime(INTERFACES, Path(start.cache_folder), compile_limits=start.compile_limits)
-        self._runner = ProgramRunner(self._runtime, self._report)
+        self._runner = ProgramRunner(self._runtime, self._report, self._tracing)
 
     @property
     def _programs(self) -> ProgramRunner:
@@ -259,6 +266,7 @@ class WorkerProcess:
             link,
             self._start.output_bytes,
             priority=asked.priority,
+            traceparent=asked.traceparent,
         )
         state.messages = RemoteInbox(partial(self._want, Wanted(asked.process, "message")), _text)
         state.files = RemoteInbox(partial(self._want, Wanted(asked.process, "file")), bytes)
@@ -278,7 +286,10 @@ class WorkerProcess:
         except (
             Exception
         ) as error:  # ours, not the program's: the front tells its client that much, the log the rest
-            _log.exception("process %s (%s) ended by a fault of its worker", asked.process, asked.name)
+            told = about(asked.process, asked.traceparent)
+            _log.exception(
+                "process %s (%s) ended by a fault of its worker", asked.process, asked.name, extra=told
+            )
             problem = f"the worker failed to run the program: {type(error).__name__}: {error}"
             return Raised(asked.process, PieError.code, problem)
 
@@ -312,7 +323,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Who started us answers it; raised here, it would have to cross WebAssembly frames.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    start_log_lines("WARNING", "text", "worker")
     asyncio.run(_serve(arguments.stream, arguments.beats))
 
 

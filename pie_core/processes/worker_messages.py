@@ -10,6 +10,8 @@ from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.processes.messages import Loading
 from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import Limits
+from pie_core.telemetry.log_lines import LogFormat
+from pie_core.telemetry.tracing import TraceSettings
 
 Channel = Literal["message", "file", "stdout", "stderr"]
 InputChannel = Literal["message", "file"]
@@ -30,6 +32,8 @@ class StartWorker(Message, frozen=True):
     compile_limits: CompileLimits
     output_bytes: int
     log_level: int
+    log_format: LogFormat = "text"
+    traces: TraceSettings | None = None
 
 
 class AddModel(Message, frozen=True):
@@ -61,6 +65,7 @@ class Launch(Message, frozen=True):
     inputs: str
     limits: Limits
     priority: int
+    traceparent: str | None = None
 
 
 class Stop(Message, frozen=True):

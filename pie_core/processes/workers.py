@@ -376,4 +376,5 @@ def _launch_message(source: ProgramSource, inputs: str, limits: Limits, state: P
         inputs=inputs,
         limits=limits,
         priority=state.priority,
+        traceparent=state.traceparent,
     )

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from pie_core.errors import ProtocolError
+from pie_core.telemetry import traceparent
 
 PROTOCOL = 1  # grows when a message changes its meaning; what is only added does not count
 CHUNK_BYTES = 256 * 1024
@@ -26,6 +27,7 @@ Chunk = Annotated[bytes, Meta(max_length=CHUNK_BYTES)]
 Inputs = Annotated[list[str], Meta(min_length=1, max_length=4096)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Budget = Annotated[int, Meta(ge=1)]
+Traceparent = Annotated[str, Meta(pattern=traceparent.PATTERN)]  # of W3C Trace Context
 
 
 def _wire_name(name: str) -> str:
@@ -131,7 +133,8 @@ class LaunchProcess(Request, frozen=True, kw_only=True):
     """Starts `inferlet` (name or name@version) with `input`, JSON text; answered with the process id.
 
     With `capture_outputs` the client is attached; without, nobody is, and what is printed is not kept. Of programs with
-    a higher `priority`, passes go first; more than `server.max_priority` is refused.
+    a higher `priority`, passes go first; more than `server.max_priority` is refused. `traceparent`, of W3C Trace
+    Context, makes it part of a trace of the client's.
     """
 
     inferlet: Name
@@ -139,6 +142,7 @@ class LaunchProcess(Request, frozen=True, kw_only=True):
     capture_outputs: bool
     token_budget: Budget | None = None
     priority: Priority = 0
+    traceparent: Traceparent | None = None
 
 
 class LaunchProcesses(Request, frozen=True, kw_only=True):
@@ -148,6 +152,7 @@ class LaunchProcesses(Request, frozen=True, kw_only=True):
     inputs: Inputs
     capture_outputs: bool
     token_budgets: list[Budget | None] | None = None
+    traceparent: Traceparent | None = None
 
 
 class RunProcesses(Request, frozen=True, kw_only=True):
@@ -156,6 +161,7 @@ class RunProcesses(Request, frozen=True, kw_only=True):
     inferlet: Name
     inputs: Inputs
     token_budgets: list[Budget | None] | None = None
+    traceparent: Traceparent | None = None
 
 
 class LaunchDaemon(Request, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from pie_core.programs import ProgramSource
 from pie_core.sandbox.hosting import Pending
 from pie_core.server.credentials import Principal
 from pie_core.server.events import EventBuffer, ProcessOutput
+from pie_core.telemetry.log_lines import about
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,11 @@ class ServerProcess:
         if self.events.is_holding:
             return "output"
         return "input" if self.state.messages.is_wanted or self.state.files.is_wanted else "itself"
+
+    @property
+    def about(self) -> dict[str, str]:
+        """For log lines."""
+        return about(self.id, self.state.traceparent)
 
     @property
     def listener(self) -> Listener | None:
@@ -197,7 +203,9 @@ class ServerProcess:
         except asyncio.CancelledError:
             return _error(self._end_reason or Cancelled("the server is stopping"))
         except Exception as error:  # ours, not the program's: its client learns that much, the log the rest
-            log.exception("process %s (%s) ended by a fault of the server", self.id, self.inferlet)
+            log.exception(
+                "process %s (%s) ended by a fault of the server", self.id, self.inferlet, extra=self.about
+            )
             return _error(PieError(f"the server failed to run the program: {type(error).__name__}: {error}"))
         if isinstance(value, str):
             return ProcessOutput("return", value)
@@ -238,6 +246,7 @@ class ProcessTable:
         given: str,
         keep_printed: bool = True,
         priority: int = 0,
+        traceparent: str | None = None,
     ) -> ServerProcess:
         """Raises InvalidRequest for input that is not a JSON object, LimitExceeded or Unavailable."""
         arguments = parse_input(given)
@@ -245,7 +254,9 @@ class ProcessTable:
         self._check_room(principal)
         self._check_priority(priority)
         process = ServerProcess(principal, inferlet, given, keep_printed, self._config)
-        process.state = self._app.new_process(principal.user, process, principal.tenant, priority)
+        process.state = self._app.new_process(
+            principal.user, process, principal.tenant, priority, traceparent
+        )
         process.id = process.state.process
         self._processes[process.id] = self._running[process.id] = process
         self.launched += 1
@@ -253,7 +264,7 @@ class ProcessTable:
             process.run(self._app, source, arguments), name=f"process {process.id}"
         )
         process.task.add_done_callback(lambda _: self._has_ended(process))
-        log.info("process %s: %s of %s started", process.id, inferlet, principal.user)
+        log.info("process %s: %s of %s started", process.id, inferlet, principal.user, extra=process.about)
         return process
 
     def find(self, principal: Principal, process_id: str) -> ServerProcess:
@@ -316,7 +327,11 @@ class ProcessTable:
             _error(Cancelled("ended before it began"))
         )  # a task that is cancelled at once never runs at all
         del self._running[process.id]
-        log.info("process %s ended after %.3f s: %s", process.id, process.elapsed_s, process.outcome)
+        log.info(
+            "process %s ended after %.3f s: %s",
+            *(process.id, process.elapsed_s, process.outcome),
+            extra=process.about,
+        )
         self.ended[process.outcome] += 1
         self._on_end(process)
         self._ended[process.id] = process

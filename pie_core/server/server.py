@@ -31,6 +31,7 @@ from pie_core.server.models import Models
 from pie_core.server.processes import ProcessTable, ServerProcess
 from pie_core.server.programs import Programs
 from pie_core.server.session import Service
+from pie_core.telemetry.tracing import Tracing
 
 log = logging.getLogger(__name__)
 web_log = logging.getLogger("pie_core.server.web")
@@ -64,11 +65,12 @@ class Server:
         surroundings: Surroundings,
         progress: ProgressCallback,
         registry: PluginRegistry | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._config = config
         self._bound = surroundings.bound
         self._tls = tls_context(config.server)
-        self._app = Application(config, progress, registry)
+        self._app = Application(config, progress, registry, tracing)
         self._connections: set[Connection] = set()
         self._left = asyncio.Event()
         auth = config.auth

@@ -12,6 +12,7 @@ import msgspec
 
 from pie_core import __version__
 from pie_core.errors import AccessDenied, InvalidRequest, PieError, Unavailable, Unsupported
+from pie_core.programs import ProgramSource
 from pie_core.server import messages as m
 from pie_core.server.authentication import Gate, Login
 from pie_core.server.credentials import Principal
@@ -291,23 +292,21 @@ async def remove_program(session: Session, request: m.RemoveProgram) -> str:
 async def launch_process(session: Session, request: m.LaunchProcess) -> str:
     _refuse_budgets(session, [request.token_budget])
     source = await session.service.programs.find(request.inferlet)
-    process = _launch(
-        session, request.inferlet, source, request.input, request.capture_outputs, request.priority
-    )
+    process = _launch(session, source, request, request.input, request.capture_outputs, request.priority)
     return process.id
 
 
 @_answers(m.LaunchProcesses)
 async def launch_processes(session: Session, request: m.LaunchProcesses) -> str:
     _refuse_budgets(session, request.token_budgets or [])
-    processes = await _launch_all(session, request.inferlet, request.inputs, request.capture_outputs)
+    processes = await _launch_all(session, request, request.capture_outputs)
     return json.dumps([process.id for process in processes])
 
 
 @_answers(m.RunProcesses, slow=True)
 async def run_processes(session: Session, request: m.RunProcesses) -> str:
     _refuse_budgets(session, request.token_budgets or [])
-    processes = await _launch_all(session, request.inferlet, request.inputs, None)
+    processes = await _launch_all(session, request, None)
     try:
         return json.dumps([await process.returned() for process in processes])
     finally:
@@ -316,14 +315,14 @@ async def run_processes(session: Session, request: m.RunProcesses) -> str:
 
 
 async def _launch_all(
-    session: Session, inferlet: str, inputs: list[str], capture: bool | None
+    session: Session, request: m.LaunchProcesses | m.RunProcesses, capture: bool | None
 ) -> list[ServerProcess]:
     """All or none: what was started is ended when another cannot be."""
-    source = await session.service.programs.find(inferlet)
+    source = await session.service.programs.find(request.inferlet)
     processes: list[ServerProcess] = []
     try:
-        for given in inputs:
-            processes.append(_launch(session, inferlet, source, given, capture))
+        for given in request.inputs:
+            processes.append(_launch(session, source, request, given, capture))
     except PieError:
         for process in processes:
             session.detach(process)
@@ -333,12 +332,23 @@ async def _launch_all(
 
 
 def _launch(
-    session: Session, inferlet: str, source: Any, given: str, capture: bool | None, priority: int = 0
+    session: Session,
+    source: ProgramSource,
+    asked: m.LaunchProcess | m.LaunchProcesses | m.RunProcesses,
+    given: str,
+    capture: bool | None,
+    priority: int = 0,
 ) -> ServerProcess:
     if not session.service.models.is_ready:
         raise Unavailable("the server is loading its models: try again soon (/ready tells when)")
     process = session.service.processes.launch(
-        session.principal, inferlet, source, given, keep_printed=bool(capture), priority=priority
+        session.principal,
+        asked.inferlet,
+        source,
+        given,
+        keep_printed=bool(capture),
+        priority=priority,
+        traceparent=asked.traceparent,
     )
     if capture:
         session.attach(process)

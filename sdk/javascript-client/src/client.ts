@@ -31,6 +31,8 @@ export type ClientOptions = {
   reconnect?: boolean;
 };
 
+export type LaunchOptions = { detached?: boolean; priority?: number; trace?: string };
+
 /** Answers an MCP request of a program: the method and its params in, the result out. */
 export type McpAnswer = (method: string, params: unknown) => Promise<unknown>;
 
@@ -108,17 +110,24 @@ export class Client {
 
   // ---- processes
 
-  /** Starts name or name@version. `detached`: no events come here, and nothing printed is kept. */
-  async launch(program: string, input: object = {}, options: { detached?: boolean } = {}): Promise<Process> {
+  /** Starts name or name@version. `detached`: no events come here, and nothing printed is kept. Passes of programs with
+   * a higher `priority` go first. `trace`: the W3C traceparent of the caller's span. */
+  async launch(program: string, input: object = {}, options: LaunchOptions = {}): Promise<Process> {
     const attached = options.detached !== true;
-    const fields = { inferlet: program, input: JSON.stringify(input), capture_outputs: attached };
+    const { priority, trace: traceparent } = options;
+    const fields = { inferlet: program, input: JSON.stringify(input), capture_outputs: attached, priority, traceparent };
     return this.#adopt(await this.request("launch_process", fields), attached);
   }
 
   /** All of them, or none and an error. */
-  async launchMany(program: string, inputs: readonly object[]): Promise<Process[]> {
+  async launchMany(
+    program: string,
+    inputs: readonly object[],
+    options: { trace?: string } = {},
+  ): Promise<Process[]> {
     const texts = inputs.map((input) => JSON.stringify(input));
-    const found = await this.request("launch_processes", { inferlet: program, inputs: texts, capture_outputs: true });
+    const fields = { inferlet: program, inputs: texts, capture_outputs: true, traceparent: options.trace };
+    const found = await this.request("launch_processes", fields);
     return (JSON.parse(found) as string[]).map((id) => this.#adopt(id, true));
   }
 

@@ -37,6 +37,7 @@ export type EngineStatus = {
 };
 
 export type ReplicaStatus = {
+  state: "ready" | "restarting";
   restarts: number;
   pid: number | null;
   cpu_s: number | null;

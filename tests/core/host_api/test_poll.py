@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pie_core.errors import InvalidRequest
-from pie_core.host_api import logging as host_logging
 from pie_core.host_api import poll
 from pie_core.host_api.poll import Pollable, Timer, wait_for
 from pie_core.sandbox.hosting import Pending
@@ -112,14 +111,3 @@ def test_a_pending_is_settled_once_and_hands_its_value_on() -> None:
         pending.fail(ValueError())
     with pytest.raises(ValueError, match="lost"):
         Pending.failed(ValueError("lost")).result()
-
-
-def test_log_lines_of_guests_cannot_forge_others(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(1, "pie.guest")
-    for level in host_logging.LEVELS:
-        host_logging.log(State("guest-7"), level, "first\nguest-8: second")
-    host_logging.log(State("guest-7"), "info", "x" * 100_000)
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines[:5] == ["guest-7: first\\nguest-8: second"] * 5
-    assert [record.levelno for record in caplog.records[:5]] == [5, 10, 20, 30, 40]
-    assert len(lines[5]) < 20_000

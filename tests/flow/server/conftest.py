@@ -19,6 +19,7 @@ from pie_core.program_store import ProgramStore
 from pie_core.server.credentials import Credentials
 from pie_core.server.listening import bind
 from pie_core.server.server import Server, Surroundings
+from pie_core.telemetry.tracing import Tracing
 
 MODELS = """
 models:
@@ -79,6 +80,7 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> StartServer:
         models: str = MODELS,
         runtime: str = "",
         telemetry: str = "",
+        tracing: Tracing | None = None,
     ) -> AsyncIterator[Pie]:
         text = (
             f"{models}\nserver: {{port: 0, {server}}}\nauth: {{{auth}}}\n"
@@ -89,7 +91,7 @@ def start_server(request: pytest.FixtureRequest, tmp_path: Path) -> StartServer:
         credentials = Credentials(file) if config.auth.enabled else None
         store = ProgramStore(tmp_path / "programs")
         surroundings = Surroundings(bind(config.server.host, config.server.port), credentials, store)
-        async with Server(config, surroundings, ignore_progress) as running:
+        async with Server(config, surroundings, ignore_progress, tracing=tracing) as running:
             await running.load_models()
             yield Pie(running, store, file)
 
@@ -103,7 +105,7 @@ Scenario = Callable[[Pie], Coroutine[Any, Any, Any]]
 def on_server(start_server: StartServer) -> Callable[..., Any]:
     """Runs one coroutine function on a fresh server, and checks that nothing is left behind."""
 
-    def run(scenario: Scenario, **options: str) -> Any:
+    def run(scenario: Scenario, **options: Any) -> Any:
         async def main() -> Any:
             async with start_server(**options) as pie:
                 value = await scenario(pie)

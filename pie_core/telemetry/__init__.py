@@ -1,0 +1,1 @@
+"""What pie tells about its own work: spans of requests, and log lines."""
