@@ -176,7 +176,7 @@ class BreakOff(Message, frozen=True):
 
     request: RequestId
     generation: RequestId
-    consumed: int
+    consumed: int | None  # None: all that there are
 
 
 class Cancel(Message, frozen=True):

@@ -150,7 +150,7 @@ class Passes:
         if command.generation in self._breaks:
             raise InvalidRequest(f"generation {command.generation} is being broken off already")
         generation = running.generation if running is not None else None
-        _check_consumed(command, generation.generated if generation else 0)
+        _kept(command, generation.generated if generation else 0)
         self._breaks[command.generation] = command
         if running is not None and not running.in_flight:
             self._break_now(running)
@@ -160,9 +160,9 @@ class Passes:
         last = context.last_generation
         if last is None or last.request != command.generation:
             raise NotFound(f"generation {command.generation} is over, and its context has moved on")
-        _check_consumed(command, last.generated)
-        context.rewind(last.start + command.consumed)
-        context.last_generation = GenerationEnd(last.request, last.start, command.consumed)
+        kept = _kept(command, last.generated)
+        context.rewind(last.start + kept)
+        context.last_generation = GenerationEnd(last.request, last.start, kept)
         self._emit(Ack(request=command.request))
 
     def forget_generation(self, context: Context) -> None:
@@ -175,8 +175,8 @@ class Passes:
         command, generation = self._breaks.pop(_request_of(running)), running.generation
         assert generation is not None
         self.drop_ahead(running.context)
-        generation.generated = command.consumed
-        running.context.rewind(generation.start + command.consumed)
+        generation.generated = _kept(command, generation.generated)
+        running.context.rewind(generation.start + generation.generated)
         self._emit(generated(running, 0, "cancelled"))
         self._emit(Ack(request=command.request))
         self._finish(running)
@@ -269,8 +269,12 @@ def _request_of(running: Pass) -> RequestId:
     return running.request
 
 
-def _check_consumed(command: BreakOff, generated_tokens: int) -> None:
+def _kept(command: BreakOff, generated_tokens: int) -> int:
+    """How many of them the context keeps."""
+    if command.consumed is None:
+        return generated_tokens
     if not 0 <= command.consumed <= generated_tokens:
         raise InvalidRequest(
             f"generation {command.generation}: cannot keep {command.consumed} tokens of {generated_tokens} generated"
         )
+    return command.consumed

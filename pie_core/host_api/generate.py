@@ -7,7 +7,10 @@ Once settled, the tokens that the program took are part of its context.
 
 from __future__ import annotations
 
-from pie_core.engine.messages import Answer, BreakOff, Failed, Generate, Generated
+from collections.abc import Callable
+from typing import TypeVar
+
+from pie_core.engine.messages import Answer, BreakOff, Event, Failed, Generate, Generated
 from pie_core.errors import InvalidRequest, PieError, error_from_code
 from pie_core.host_api.context import HostContext
 from pie_core.host_api.forward import HostSampler, seconds
@@ -16,6 +19,8 @@ from pie_core.host_api.poll import Pollable
 from pie_core.host_api.program_trace import TracedStream
 from pie_core.ids import RequestId
 from pie_core.sandbox.hosting import Interface, Pending
+
+T = TypeVar("T")
 
 interface = Interface("generate")
 
@@ -26,6 +31,7 @@ class HostGeneration:
     def __init__(self, context: HostContext, sampler: HostSampler) -> None:
         self.context = context
         self.sampler = sampler
+        self.whole = False
         self.max_tokens = 0
         self.stop_tokens: tuple[int, ...] = ()
         self.timeout_s: float | None = None
@@ -68,6 +74,7 @@ class HostGeneration:
                 timeout_s=self.timeout_s,
                 priority=self.priority,
                 trace=None if span is None else span.traceparent,
+                whole=self.whole,
             )
 
         stream = self if span is None else TracedStream(span, self)
@@ -105,11 +112,28 @@ class HostGeneration:
         if self._is_over:
             self._cut()
         self._settled = True
+        return self._send_break(consumed, lambda _: None)
+
+    def halt(self) -> Pending[list[int]]:
+        """Keeps all that was generated until now, and gives what the program has not taken of it."""
+        self._check_started()
+        if self._is_over or self._settled:
+            return Pending.of(self._rest())
+        return self._send_break(None, lambda _: self._rest())
+
+    def _rest(self) -> list[int]:
+        if self._error is not None:
+            raise self._error
+        rest = self._tokens[self._taken :]
+        self._taken = len(self._tokens)
+        self._settle()
+        return rest
+
+    def _send_break(self, consumed: int | None, finish: Callable[[Event], T]) -> Pending[T]:
         generation = self._request
         assert generation is not None
         return self.context.model.engine.request(
-            lambda request: BreakOff(request=request, generation=generation, consumed=consumed),
-            lambda _: None,
+            lambda request: BreakOff(request=request, generation=generation, consumed=consumed), finish
         )
 
     def close(self) -> None:
@@ -202,6 +226,12 @@ def priority(guest: ProgramState, generation: HostGeneration, value: int) -> Non
     generation.priority = guest.allowed_priority(value)
 
 
+@interface.function("generation.whole")
+def whole(guest: ProgramState, generation: HostGeneration) -> None:
+    generation.check_new()
+    generation.whole = True
+
+
 @interface.function("generation.start")
 def start(guest: ProgramState, generation: HostGeneration) -> None:
     generation.start()
@@ -225,3 +255,8 @@ def finish_reason(guest: ProgramState, generation: HostGeneration) -> str:
 @interface.function("generation.break-off", suspends=True)
 def break_off(guest: ProgramState, generation: HostGeneration, consumed: int) -> Pending[None]:
     return generation.break_off(consumed)
+
+
+@interface.function("generation.halt", suspends=True)
+def halt(guest: ProgramState, generation: HostGeneration) -> Pending[list[int]]:
+    return generation.halt()

@@ -490,6 +490,10 @@ class Generation(Resource):
         self.taken = 0
         self.reason = ""
         self.over = False
+        self.is_whole = False
+
+    def whole(self) -> None:
+        self.is_whole = True
 
     def max_tokens(self, count: int) -> None:
         self.limit = count
@@ -519,7 +523,7 @@ class Generation(Resource):
         return min(len(self.tokens), (world.now - self.started) // PASS_NS)
 
     def _next_at(self) -> int:
-        if self.taken < len(self.tokens):
+        if self.taken < len(self.tokens) and not self.is_whole:
             return self.started + (self.taken + 1) * PASS_NS
         return self.started + len(self.tokens) * PASS_NS
 
@@ -550,6 +554,13 @@ class Generation(Resource):
         assert consumed <= self.taken
         world.broken_off.append(consumed)
         self._end(consumed)
+
+    def halt(self) -> list[int]:
+        rest = self.tokens[self.taken : self._visible()]
+        self.taken += len(rest)
+        world.broken_off.append(self.taken)
+        self._end(self.taken)
+        return rest
 
 
 class Decoder(Resource):

@@ -255,12 +255,44 @@ def test_a_closed_stream_stays_closed() -> None:
 def test_a_cancelled_collection_breaks_off(world: World) -> None:
     async def main() -> None:
         ctx = Context(Model.load()).user("go")
+        generator = ctx.generate(Sampler.argmax(), stop=[])
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(ctx.generate(Sampler.argmax(), stop=[]).collect_tokens(), 0.055)
+            await asyncio.wait_for(generator.collect_tokens(), 0.055)
         assert len(ctx.tokens() + ctx.buffer()) == len("go") + 3 + 5
+        assert generator.tokens_generated == 5
 
     run(main())
     assert world.broken_off == [5]
+
+
+def test_a_collection_that_is_interrupted_goes_on_from_what_there_was(world: World) -> None:
+    async def main() -> tuple[list[int], list[int]]:
+        expected = (
+            await Context(Model.load())
+            .user("go")
+            .generate(Sampler.argmax(), stop=[], max_tokens=12)
+            .collect_tokens()
+        )
+        ctx = Context(Model.load()).user("go")
+        generator = ctx.generate(Sampler.argmax(), stop=[], max_tokens=12)
+        collecting = asyncio.create_task(generator.collect_tokens())
+        await asyncio.sleep(0.055)
+        branch = ctx.fork()
+        assert (branch.tokens() + branch.buffer())[-5:] == expected[:5]
+        collected = await collecting
+        assert generator.tokens_generated == 12
+        assert (ctx.tokens() + ctx.buffer())[-12:] == expected
+        return collected, expected
+
+    collected, expected = run(main())
+    assert collected == expected
+    assert world.broken_off == [5]
+
+
+def test_a_collection_is_told_of_nothing_before_its_end(world: World) -> None:
+    ctx = Context(Model.load()).user("go")
+    assert len(run(ctx.generate(Sampler.argmax(), stop=[], max_tokens=20).collect_tokens())) == 20
+    assert world.calls["next"] == 2, "all tokens, and that there are no more"
 
 
 def test_collect_text_ends_with_the_turn_even_without_stop_tokens() -> None:

@@ -312,9 +312,10 @@ class Context:
         stop: Iterable[int],
         timeout: float | None = None,
         priority: int | None = None,
+        whole: bool = False,
     ) -> EngineLoop:
         """Hands the decoding loop to the engine until it ends or this context is used otherwise."""
-        engine_loop = EngineLoop(self.settled(), sampler, max_tokens, stop, timeout, priority)
+        engine_loop = EngineLoop(self.settled(), sampler, max_tokens, stop, timeout, priority, whole)
         self._buffered = True
         self._engine_loop = engine_loop
         return engine_loop

@@ -56,8 +56,14 @@ class EngineLoop:
         stop: Iterable[int],
         timeout: float | None = None,
         priority: int | None = None,
+        whole: bool = False,
     ) -> None:
+        """`whole`: nobody looks at tokens before the end, so the engine tells of none."""
         self._generation: bindings.Generation | None = bindings.Generation(context, sampler.handle())
+        self._whole = whole
+        if whole:
+            call(self._generation.whole)
+        self._halted_with: list[int] = []
         call(self._generation.max_tokens, max_tokens)
         call(self._generation.stop_tokens, list(stop))
         schedule(self._generation, timeout, priority)
@@ -73,7 +79,7 @@ class EngineLoop:
             self._waiting = running_loop().readiness(self._generation.pollable())
             await self._waiting
         if self._generation is None:
-            return None
+            return self.take_rest() or None
         try:
             tokens = call(self._generation.next)
         except InferletError:
@@ -91,12 +97,21 @@ class EngineLoop:
         self.break_off()
 
     def break_off(self) -> None:
-        """Ends it early; the context keeps only what was consumed."""
+        """Ends it early; the context keeps only what was consumed. Of a whole, what there is by now is."""
         if self._generation is not None:
             try:
-                call(self._generation.break_off, self.consumed)
+                if self._whole:
+                    self._halted_with = list(call(self._generation.halt))
+                    self.consumed += len(self._halted_with)
+                else:
+                    call(self._generation.break_off, self.consumed)
             finally:
                 self._close("cancelled")
+
+    def take_rest(self) -> list[int]:
+        """What a whole had generated when it was broken off; once."""
+        rest, self._halted_with = self._halted_with, []
+        return rest
 
     def _close(self, reason: str) -> None:
         self.finish_reason = reason
@@ -275,11 +290,11 @@ class Generator:
 
     async def collect_tokens(self) -> list[int]:
         """All tokens to the end."""
-        return [token async for chunk in self.stream_tokens() for token in chunk]
+        return [token async for chunk in TokenStream(self, whole=True) for token in chunk]
 
     async def collect_text(self) -> str:
         """The text to the end, or to the end of the assistant's turn."""
-        return "".join([piece async for piece in self.stream()])
+        return "".join([piece async for piece in TextStream(self, whole=True)])
 
     async def collect_json(self, *, schema: str | None = None, parse: Any = None) -> Any:
         raise not_in_this_version("Generator.collect_json")
@@ -302,7 +317,7 @@ class Generator:
         self._generated += len(chunk)
         return chunk
 
-    def _start_engine_loop(self) -> EngineLoop:
+    def _start_engine_loop(self, whole: bool) -> EngineLoop:
         remaining = self._remaining()
         return self._context.start_engine_loop(
             self._sampler,
@@ -310,6 +325,7 @@ class Generator:
             self._stop,
             self._time_left(),
             self._priority,
+            whole,
         )
 
 
@@ -317,11 +333,13 @@ class TokenStream:
     """Tokens of a generation, chunk by chunk.
 
     Ending it early keeps what was handed out and drops the rest. So does using the context meanwhile; the stream then
-    goes on from what the context holds.
+    goes on from what the context holds. `whole`: nobody looks at a chunk before the end; what there is when it ends
+    early counts as handed out.
     """
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, whole: bool = False) -> None:
         self._generator = generator
+        self._whole = whole
         self._engine_loop: EngineLoop | None = None
 
     def __aiter__(self) -> TokenStream:
@@ -342,7 +360,7 @@ class TokenStream:
     async def _next_of_engine(self) -> list[int] | None:
         while not self._is_over():
             if self._engine_loop is None or self._engine_loop.interrupted:
-                self._engine_loop = self._generator._start_engine_loop()
+                self._engine_loop = self._generator._start_engine_loop(self._whole)
             chunk = await self._engine_loop.next()
             if chunk is not None:
                 return self._generator._took(chunk)
@@ -369,6 +387,7 @@ class TokenStream:
             self._generator._finish_reason = reason
         if self._engine_loop is not None:
             self._engine_loop.break_off()
+            self._generator._took(self._engine_loop.take_rest())
 
     async def aclose(self) -> None:
         self.close()
@@ -383,11 +402,12 @@ class TokenStream:
 class TextStream:
     """Text of a generation, piece by piece; ends with the assistant's turn."""
 
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, whole: bool = False) -> None:
         model = generator.context.model
-        self._tokens = TokenStream(generator)
         self._decoder = chat.Decoder(model)
         self._turn_ends = frozenset(chat.stop_tokens(model))
+        # Where the turn may end before the generation does, somebody has to look.
+        self._tokens = TokenStream(generator, whole and self._turn_ends <= generator._stop)
         self._ended = False
 
     def __aiter__(self) -> TextStream:

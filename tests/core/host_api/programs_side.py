@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
-from pie_core.engine.messages import Command
+from pie_core.engine.messages import Command, Event, EventSink
 from pie_core.engine.options import EngineOptions
 from pie_core.host_api import context as contexts
 from pie_core.host_api.context import HostContext
@@ -34,6 +34,14 @@ class HeardPort(CodecPort):
     def __init__(self, port: LocalPort) -> None:
         super().__init__(port)
         self.sent: list[Command] = []
+        self.hears: Callable[[Sequence[Event]], None] = lambda events: None
+
+    def listen(self, sink: EventSink) -> None:
+        def heard(events: Sequence[Event]) -> None:
+            self.hears(events)
+            sink(events)
+
+        super().listen(heard)
 
     def send(self, command: Command) -> None:
         self.sent.append(command)

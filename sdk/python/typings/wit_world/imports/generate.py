@@ -52,6 +52,13 @@ class Generation:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def whole(self) -> None:
+        """
+        Nobody looks at tokens before the end: `next` suspends until then and returns all of them.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
     def start(self) -> None:
         """
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
@@ -74,6 +81,14 @@ class Generation:
     def break_off(self, consumed: int) -> None:
         """
         Ends it early; the context keeps only the first `consumed` generated tokens. Suspends.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
+    def halt(self) -> List[int]:
+        """
+        Ends it early; the context keeps all that was generated until then, of which this is what was not read yet.
+        Suspends.
         
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
