@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from random import Random
 from typing import Any
 
@@ -50,6 +51,7 @@ from pie_core.testing.simulated_programs import SAMPLERS, Checker, Draw, Program
 
 VOCABULARY = 61
 MAX_ROWS = 48  # of a context
+EVENTS = 200  # of a history, at least
 TENANT = Tenant("t")
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("paged",),
@@ -66,6 +68,9 @@ COVERAGE = (
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
 
+
+# Of acting, starting and ending steps, stepping together, interfering, bursts and storms of cancellation.
+_HOW_OFTEN = tuple(accumulate((24.0, 6.0, 6.0, 2.0, 1.5, 0.3, 0.1)))
 
 Swap = Callable[[int, Sequence[int], Sequence[int]], None]
 
@@ -112,8 +117,8 @@ class Settings:
 
 def _engine_options(random: Random) -> EngineOptions:
     return EngineOptions(
-        max_batch_tokens=random.choice((3, 8, 64)),
-        max_batch_requests=random.choice((2, 8, 64)),
+        max_batch_tokens=random.choice((3, 8, 64, 64)),
+        max_batch_requests=random.choice((2, 8, 64, 64)),
         max_in_flight=random.randint(1, 3),
         speculation_depth=random.randint(0, 4),
         checkpoint_tokens=random.choice((4, 16)),
@@ -171,29 +176,35 @@ class History:
         self._answers: dict[int, Callable[[Any], None]] = {}
         self._programs: list[Program] = []
         self._snapshots: dict[str, Shadow] = {}
-        self._events = self.random.randint(200, 240)
+        self._happenings = (
+            self._act,
+            self._start,
+            self._finish,
+            self._step_together,
+            self._interfere,
+            self._burst,
+            self._cancel_all,
+        )
 
     def run(self) -> None:
         """Raises Wrong."""
         for _ in range(self.settings.programs):
             self._launch()
-        happenings = {
-            self._act: 12.0,
-            self._start: 8.0,
-            self._finish: 8.0,
-            self._step_together: 2.0,
-            self._interfere: 1.0,
-            self._burst: 0.3,
-            self._cancel_all: 0.1,
-        }
-        for happening in self.random.choices([*happenings], [*happenings.values()], k=50 * self._events):
-            happening()
-            if self.counts["events"] >= self._events:
-                break
-        else:
-            raise Wrong(f"nothing happens any more: {[each for each in self._programs if each.waits_for]}")
+        self._happen(0.7 * EVENTS)
         self._drain()
+        while self.counts["events"] < EVENTS:
+            self._happen(0.1 * EVENTS)
+            self._drain()
         self._end()
+
+    def _happen(self, events: float) -> None:
+        """So many events at least: somebody asks for something, a step begins or ends."""
+        enough = self.counts["events"] + events
+        for _ in range(50 * EVENTS):
+            self.random.choices(self._happenings, cum_weights=_HOW_OFTEN)[0]()
+            if self.counts["events"] >= enough:
+                return
+        raise Wrong(f"nothing happens any more: {[each for each in self._programs if each.waits_for]}")
 
     def _often(self, swap: Swap) -> Swap:
         def swap_or_fail(group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
