@@ -2,7 +2,9 @@
 
     python -m benchmarks.gpu --models 0.6B 8B --batches 1 8 32 64 128 256 --json FILE [--vllm FILE ...]
 
-Weights are random, of the real shapes; every row is the bare driver loop with a step queued behind the open one. The
+Weights are random, of the real shapes; a row is the bare driver loop with a step queued behind the open one, or, with
+`--guests`, as many programs: some whose loop the engine runs, some that ask for each token at run-ahead depths 0, 1 and
+4. What a step of those takes more than the bare loop's is the tax. The
 floor is the least time the memory or the arithmetic of an H200 allows (benchmarks/gpu_models.py). `--vllm` takes result
 files of vLLM's own run in the same session on the same machine: small models are bound by the host, which differs by
 30 % from machine to machine, so only such ratios count.
@@ -11,16 +13,18 @@ files of vLLM's own run in the same session on the same machine: small models ar
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.gpu_guests import decode_with_guests
 from benchmarks.gpu_loop import Story, Timed, run
 from benchmarks.gpu_models import SHAPES, Shape, decode_floor_ms, prefill_floor_ms
 from pie_core.contracts.driver import Driver, DriverRequest
@@ -43,20 +47,22 @@ class Cell:
     busy_ms: float = 0.0  # of a step, by the device's own clock
     first_token_ms: float = 0.0
     vllm_ms: float = 0.0
+    bare_ms: float = 0.0  # the bare loop's step, for programs
 
     def line(self) -> str:
         share = self.floor_ms / self.ms if self.ms else 0.0
         ratio = f"{self.vllm_ms / self.ms:6.2f}x" if self.vllm_ms else "      -"
         idle = f"{max(0.0, self.ms - self.busy_ms) * 1e3:7.0f}" if self.busy_ms else "      -"
+        tax = f"{self.ms / self.bare_ms - 1:+6.1%}" if self.bare_ms else "     -"
         return (
             f"{self.model:9} {self.name:18} {self.ms:10.3f} {self.tokens_per_s:10.0f} {self.p99_ms:8.3f} {idle}"
-            f" {self.first_token_ms:9.1f} {self.floor_ms:9.3f} {share:6.0%} {ratio}"
+            f" {self.first_token_ms:9.1f} {self.floor_ms:9.3f} {share:6.0%} {ratio} {tax}"
         )
 
 
 HEADER = (
     f"{'model':9} {'cell':18} {'ms':>10} {'tok/s':>10} {'p99 ms':>8} {'idle us':>7} {'first ms':>9} {'floor ms':>9}"
-    f" {'share':>6} {'vs vLLM':>7}"
+    f" {'share':>6} {'vs vLLM':>7} {'tax':>6}"
 )
 
 
@@ -92,6 +98,7 @@ def _parse() -> argparse.Namespace:
         "--contexts", type=int, nargs="*", default=[], help="also decode at these context lengths"
     )
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8000])
+    parser.add_argument("--guests", action="store_true", help="also the same decoding by programs")
     parser.add_argument("--mixed", action="store_true", help="also the mixed workload of 256 sequences")
     parser.add_argument("--depth", type=int, default=1, help="steps queued behind the open one")
     parser.add_argument("--device", default="cuda")
@@ -119,7 +126,10 @@ def _cells(
 ) -> Iterator[Cell]:
     run(driver, [Story(arguments.prompt, 8)])  # compiles what the prefill needs
     for batch in arguments.batches:
-        yield _decode_cell(driver, shape, batch, arguments.prompt, arguments, peers)
+        bare = _decode_cell(driver, shape, batch, arguments.prompt, arguments, peers)
+        yield bare
+        if arguments.guests:
+            yield from _guest_cells(driver, batch, bare, arguments)
     for context in arguments.contexts:
         for batch in arguments.batches:
             if batch * (context + 64) * shape.row_bytes < _cache_bytes(driver, shape):
@@ -162,6 +172,26 @@ def _decode_cell(
         first_token_ms=1e3 * best.first_token_s,
         vllm_ms=_peer(peers, shape.name, same, "ms_per_step"),
     )
+
+
+def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Namespace) -> Iterator[Cell]:
+    for how, depth in (("offload", 1), ("depth 0", 0), ("depth 1", 1), ("depth 4", 4)):
+        decode = asyncio.run(
+            decode_with_guests(
+                driver, batch, arguments.prompt, arguments.tokens, depth, is_offloaded=how == "offload"
+            )
+        )
+        step_ms = 1e3 * batch / decode.tokens_per_s
+        yield replace(
+            bare,
+            name=f"guests {batch} {how}",
+            ms=step_ms,
+            tokens_per_s=decode.tokens_per_s,
+            p99_ms=decode.period_p99_us / 1e3,
+            busy_ms=step_ms * decode.utilisation,
+            first_token_ms=0.0,
+            bare_ms=bare.ms,
+        )
 
 
 def _prefill_cell(

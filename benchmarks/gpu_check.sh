@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Checks, then measures the CUDA driver on a machine with one GPU; each part ends within ten minutes.
 #
-#   benchmarks/gpu_check.sh correct|kernels|table [FOLDER OF WHEELS]
+#   benchmarks/gpu_check.sh correct|kernels|table|guests [FOLDER OF WHEELS]
 #
 #   correct   the driver's tests on the GPU: contract, kernels against plain operations, graphs, faults
 #   kernels   every kernel by itself against its own floor, with a sweep of attention tilings
 #   table     decode, prefill and the mixed workload of 0.6B and 8B; vLLM's result files in $PEERS give ratios
+#   guests    decode by the bare loop and by programs; needs pie installed with what it depends on, or its wheels
 #
 # Wheels of what the machine's Python lacks are installed into a folder of their own. Results go to $OUT.
 set -uo pipefail
@@ -19,7 +20,7 @@ mkdir -p "$out"
 if [ -n "$wheels" ] && [ ! -d "$site" ]; then
   python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl || exit
 fi
-export PYTHONPATH="$site:." PYTHONUNBUFFERED=1 FLASHINFER_DISABLE_JIT=1
+export PYTHONPATH=".:$site" PYTHONUNBUFFERED=1 FLASHINFER_DISABLE_JIT=1
 python3 -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())'
 case $part in
   correct)
@@ -37,6 +38,12 @@ case $part in
     for model in 0.6B 8B; do
       timeout 280 python3 -m benchmarks.gpu --models $model --mixed --json "$out/gpu_$model.json" \
         --vllm ${PEERS:-} || true
+    done
+    ;;
+  guests)
+    for model in 0.6B 8B; do
+      timeout 280 python3 -m benchmarks.gpu --models $model --batches 1 32 256 --prefill --guests \
+        --json "$out/guests_$model.json" --vllm ${PEERS:-} || true
     done
     ;;
   *) echo "benchmarks/gpu_check.sh: unknown part '$part'" >&2; exit 2 ;;

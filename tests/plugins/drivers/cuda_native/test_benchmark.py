@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu import _peer, _peer_entries, mixed_stories
+from benchmarks.gpu_guests import decode_with_guests
 from benchmarks.gpu_loop import Story, run
 from benchmarks.gpu_models import SHAPES, decode_floor_ms
 from tests.plugins.drivers.cuda_native.machine import cuda_native
@@ -37,6 +39,17 @@ def test_every_story_gets_its_tokens(tmp_path: Path, depth: int) -> None:
         len(timed.periods_s) == len(timed.busy_s) == 4
     )  # the longest story's, less the one its prefill drew
     assert timed.first_token_s > 0
+
+
+@pytest.mark.parametrize("is_offloaded", [True, False])
+def test_programs_decode_on_a_driver_that_is_lent(tmp_path: Path, is_offloaded: bool) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3")))
+    driver = cuda_native(tmp_path, random_weights=True)
+    decode = asyncio.run(decode_with_guests(driver, 3, 9, 24, 1, is_offloaded=is_offloaded))
+    assert decode.steps > 3
+    assert decode.tokens_per_s > 0
+    assert run(driver, [Story(5, 2)]).tokens == 2  # it is still open
+    driver.close()
 
 
 def test_results_of_a_peer_are_found_by_model_and_cell(tmp_path: Path) -> None:
