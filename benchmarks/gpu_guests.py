@@ -36,6 +36,7 @@ _STEP = """(call $step (local.get $context) (local.get $token) (local.get $sampl
       (local.set $token (i32.load (i32.const 124)))"""
 _GENERATE = f"""(local.set $generation (call $generation (local.get $context) (local.get $sampler)))
   (call $most (local.get $generation) (i32.const {{tokens}}) (i32.const {_AREA}))
+  (call $whole (local.get $generation) (i32.const {_AREA}))
   (call $start (local.get $generation) (i32.const {_AREA}))
   (loop $again
     (call $next (local.get $generation) (i32.const {_AREA}))
@@ -62,16 +63,17 @@ _STEP_IMPORT = '(import "host" "step" (func $step (param i32 i32 i32 i32)))'
 _GENERATION = "generate/[constructor]generation"
 _GENERATE_CALLS = [
     _GENERATION,
-    *(f"generate/[method]generation.{name}" for name in ("max-tokens", "start", "next")),
+    *(f"generate/[method]generation.{name}" for name in ("max-tokens", "whole", "start", "next")),
 ]
 _GENERATE_IMPORTS = """(import "host" "[constructor]generation" (func $generation (param i32 i32) (result i32)))
   (import "host" "[method]generation.max-tokens" (func $most (param i32 i32 i32)))
+  (import "host" "[method]generation.whole" (func $whole (param i32 i32)))
   (import "host" "[method]generation.start" (func $start (param i32 i32)))
   (import "host" "[method]generation.next" (func $next (param i32 i32)))"""
 
 
 def offloaded(prompt: int, tokens: int) -> bytes:
-    """One generation by the engine, behind a flushed prompt."""
+    """One generation by the engine, behind a flushed prompt; its tokens come at the end."""
     body = [HANDLES, _FILL.format(tokens=prompt), _FLUSH, _WAIT, _GENERATE.format(tokens=tokens)]
     return _guest(body, _GENERATE_CALLS, _GENERATE_IMPORTS)
 
