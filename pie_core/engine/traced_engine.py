@@ -25,6 +25,7 @@ from pie_core.engine.messages import (
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.ids import RequestId, Ticket
+from pie_core.scheduler.request import Generation
 from pie_core.telemetry.tracing import Attributes, Span, Tracing
 
 
@@ -47,7 +48,7 @@ class TracedRequest:
     phase: Span
     since: Counters
     is_queued: bool = True
-    tokens: int = 0
+    generation: Generation | None = None  # until its first token
 
 
 class TracedEngine(Engine):
@@ -81,9 +82,10 @@ class TracedEngine(Engine):
 
     def finish_step(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         super().finish_step(ticket, outcome)
-        for request, traced in self._traced.items():
-            if not traced.is_queued and not traced.tokens:
-                self._look_for_first_token(request, traced)
+        for traced in self._traced.values():
+            if traced.generation is not None and traced.generation.first_at is not None:
+                traced.generation = None
+                self._turn_to("decode", traced)
 
     def take_events(self) -> list[Event]:
         events = super().take_events()
@@ -105,17 +107,12 @@ class TracedEngine(Engine):
 
     def _leave_queue(self, ticket: Ticket) -> None:
         """Those of which this step computes the first rows."""
-        for request in self._requests_of(ticket):
-            traced = self._traced.get(request)
+        for chunk in self._loop.in_flight[ticket].chunks:
+            request = chunk.running.request
+            traced = None if request is None else self._traced.get(request)
             if traced is not None and traced.is_queued:
-                traced.is_queued = False
+                traced.is_queued, traced.generation = False, chunk.running.generation
                 self._turn_to("prefill", traced)
-
-    def _look_for_first_token(self, request: RequestId, traced: TracedRequest) -> None:
-        running = self._passes.get(request)
-        if running is not None and running.generation is not None and running.generation.generated:
-            traced.tokens = running.generation.generated
-            self._turn_to("decode", traced)
 
     def _follow(self, event: Event) -> None:
         traced = (
@@ -155,10 +152,6 @@ class TracedEngine(Engine):
             }
         )
         traced.phase.end()
-
-    def _requests_of(self, ticket: Ticket) -> list[RequestId]:
-        requests = [chunk.running.request for chunk in self._loop.in_flight[ticket]]
-        return [request for request in requests if request is not None]
 
     def _counters(self) -> Counters:
         loop = self._loop

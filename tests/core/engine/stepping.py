@@ -173,6 +173,7 @@ class SteppedEngine:
         max_tokens: int,
         sampler: SamplerSpec = GREEDY,
         stop_tokens: Sequence[int] = (),
+        **fields: Any,
     ) -> RequestId:
         request = self.new_request()
         self.send(
@@ -183,6 +184,7 @@ class SteppedEngine:
                 sampler=sampler,
                 stop_tokens=tuple(stop_tokens),
                 max_tokens=max_tokens,
+                **fields,
             )
         )
         return request
