@@ -20,6 +20,7 @@ from pie_core.cli.logs import LogLevelOption, start_logging
 from pie_core.cli.outcomes import UsageProblem, reporting, say
 from pie_core.cli.progress import ProgressDisplay
 from pie_core.config import Config, Misfit, load_config
+from pie_core.processes.garbage import set_survivors_aside
 
 if TYPE_CHECKING:
     from pie_core.server.server import Server, Surroundings
@@ -130,6 +131,7 @@ async def _serve(make: Callable[[], Server], drain_s: float) -> None:
         await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()
+            set_survivors_aside()
             typer.echo(f"ready: {', '.join(server.app.models)}")
             await stopping
         else:

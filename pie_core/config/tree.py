@@ -75,7 +75,7 @@ class ServerConfig:
     ] = 64 << 20
     max_connections: Annotated[
         int, Field(ge=1, description="Open connections; one more is refused with status 503.")
-    ] = 4096
+    ] = 16384
     max_processes: Annotated[
         int, Field(ge=1, description="Programs that may run at once; one more is refused.")
     ] = 1024

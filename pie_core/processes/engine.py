@@ -28,6 +28,7 @@ from pie_core.errors import LoadError, PieError
 from pie_core.ids import ProcessId
 from pie_core.plugins import load_plugins
 from pie_core.processes.frames import FrameStream
+from pie_core.processes.garbage import set_survivors_aside
 from pie_core.processes.heartbeat import Heart
 from pie_core.processes.messages import (
     Broken,
@@ -165,6 +166,7 @@ class EngineProcess:
 
     def _loaded(self, driver: Driver, asked: LoadModel) -> None:
         self._is_loading = False
+        set_survivors_aside()
         if asked.traces is not None:
             self._tracing = start_tracing(asked.traces, "engine")
         engine = engine_of(driver, asked.engine_options, asked.model, self._tracing)

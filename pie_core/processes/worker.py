@@ -26,6 +26,7 @@ from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId
 from pie_core.processes.daemon_threads import in_daemon_thread
 from pie_core.processes.frames import FrameStream
+from pie_core.processes.garbage import set_survivors_aside
 from pie_core.processes.heartbeat import Heart
 from pie_core.processes.messages import Loading
 from pie_core.processes.program_runner import ProgramRunner
@@ -242,6 +243,7 @@ class WorkerProcess:
         if self._ports.get(added.model) is ports:  # and not removed meanwhile
             clients = [EngineClient(port, first_id(worker), self._runtime.pump) for port in ports]
             self._models[added.model] = served_model(added.model, clients, text, worker)
+        set_survivors_aside()
         self._stream.send(ModelAdded(added.model))
 
     async def _connect(self, ports: Sequence[WorkerPort]) -> None:

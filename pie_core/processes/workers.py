@@ -11,7 +11,8 @@ import itertools
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,7 @@ _STOPPING_S = 5.0
 class Run:
     """A program in a worker, as its client sees it."""
 
+    name: str
     state: ProgramState
     value: asyncio.Future[str | None]
     asked: list[Pending[Any]]
@@ -122,7 +124,7 @@ class Worker:
         self._child.send(RemoveModel(model))
 
     async def run(self, launch: Launch, state: ProgramState) -> str | None:
-        run = Run(state, self._loop.create_future(), [])
+        run = Run(launch.name, state, self._loop.create_future(), [])
         self.runs[launch.process] = run
         self._child.send(launch)
         try:
@@ -136,9 +138,16 @@ class Worker:
             for pending in run.asked:
                 pending.abandon()
 
-    def lose(self, error: PieError) -> None:
+    def lose(self, reason: str) -> None:
+        """Ends what it runs, and who waits for it, with WorkerLost."""
+        error = WorkerLost(f"worker process {self.pid} {reason}; what it ran is gone")
         for run in self.runs.values():
-            run.fail(error)
+            run.fail(
+                WorkerLost(
+                    f"program {run.name!r} ran in worker process {self.pid}, which {reason}; "
+                    "programs in other workers go on"
+                )
+            )
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(error)
@@ -278,7 +287,7 @@ class Workers:
             await asyncio.wait((task,))
         workers, self._workers = self._workers, []
         for worker in workers:
-            worker.lose(WorkerLost("the worker was closed"))
+            worker.lose("was closed")
         await asyncio.gather(*(worker.end(_CLOSING_S) for worker in workers))
         shutil.rmtree(self._folder, ignore_errors=True)  # sockets that ended engines have left
 
@@ -316,12 +325,16 @@ class Workers:
             worker.remove_model(name)
 
     def _has_died(self, worker: Worker, reason: str, pauses: Pauses) -> None:
-        loss = f"worker process {worker.pid} {reason}"
-        worker.lose(WorkerLost(f"{loss}; what it ran is gone, programs in other workers go on"))
+        worker.lose(reason)
         if worker not in self._workers:  # it never worked, and who started it is told
             return
         self._workers.remove(worker)
-        _log.error("%s with %d programs; another takes its place", loss, len(worker.runs))
+        _log.error(
+            "worker process %d %s; it ran %s; another takes its place",
+            worker.pid,
+            reason,
+            _listed(worker.runs),
+        )
         task = self._loop.create_task(self._replace(worker, pauses))
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
@@ -337,6 +350,14 @@ class Workers:
             else:
                 self.restarts += 1
                 return
+
+
+def _listed(runs: Mapping[ProcessId, Run]) -> str:
+    """The programs by name, each with how many there were."""
+    counted = Counter(run.name for run in runs.values())
+    named = [f"{name!r} ({number})" if number > 1 else repr(name) for name, number in counted.most_common(10)]
+    others = [f"{len(counted) - 10} others"] if len(counted) > 10 else []
+    return ", ".join([*named, *others]) or "no program"
 
 
 async def _unless_lost(told: Coroutine[Any, Any, None]) -> None:

@@ -149,7 +149,7 @@ def test_a_program_that_is_cancelled_ends_in_its_worker(on_workers: OnWorkers) -
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=lambda each: each.name)
 def test_a_worker_that_is_lost_takes_its_programs_only_and_is_replaced(
-    on_workers: OnWorkers, end: signal.Signals
+    on_workers: OnWorkers, end: signal.Signals, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(pie: Pie) -> None:
         clients = [RecordingClient() for _ in range(6)]
@@ -161,11 +161,15 @@ def test_a_worker_that_is_lost_takes_its_programs_only_and_is_replaced(
         await until(lambda: sum(task.done() for task in running) == 3)
         for task in running:
             if task.done():
-                with pytest.raises(WorkerLost, match=f"worker process {lost} "):
+                with pytest.raises(
+                    WorkerLost, match=f"program 'test-program' ran in worker process {lost}, which "
+                ):
                     await task
         await until(lambda: len(pie.app.worker_pids) == 2)
         assert pie.app.worker_pids[0] == alive
         assert lost not in children()
+        assert "it ran 'test-program' (3); another takes its place" in caplog.text
+        assert pie.app.worker_restarts == 1
         found = await asyncio.gather(*(pie.run(ANSWERS, token=token) for token in range(4)))
         assert [len(tokens) for tokens in found] == [20] * 4
         await end_those_that_run(running)

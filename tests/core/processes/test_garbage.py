@@ -1,0 +1,63 @@
+"""Objects that survive a collection are set aside, and what becomes garbage among them goes when it is their turn."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+
+import pytest
+
+from pie_core.processes import garbage
+from pie_core.processes.garbage import set_survivors_aside
+
+
+class Knot:
+    """Refers to itself, so that only a collection frees it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+@pytest.fixture
+def setting_aside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before, thresholds = list(gc.callbacks), gc.get_threshold()
+    monkeypatch.setattr(garbage, "_LEAST", 1)
+    set_survivors_aside()
+    yield
+    gc.callbacks[:] = before
+    gc.set_threshold(*thresholds)
+    gc.unfreeze()
+    gc.collect()
+
+
+@pytest.mark.usefixtures("setting_aside")
+def test_what_survives_a_collection_is_set_aside_and_young_garbage_goes() -> None:
+    kept, dropped = Knot(), weakref.ref(Knot())
+    aside = gc.get_freeze_count()
+    gc.collect()
+    assert gc.get_freeze_count() > aside
+    assert kept.itself is kept
+    assert dropped() is None
+    assert not gc.get_objects(generation=2)
+
+
+@pytest.mark.usefixtures("setting_aside")
+def test_garbage_among_what_is_set_aside_goes_once_twice_as_much_is() -> None:
+    knot = Knot()
+    gc.collect()
+    dropped = weakref.ref(knot)
+    del knot
+    gc.collect()
+    assert dropped() is not None
+    kept = [[number] for number in range(2 * gc.get_freeze_count())]
+    gc.collect()
+    gc.collect()
+    assert dropped() is None
+    assert len(kept) > 1
+
+
+@pytest.mark.usefixtures("setting_aside")
+def test_asking_twice_adds_no_second_callback() -> None:
+    set_survivors_aside()
+    assert [isinstance(each, garbage._SetAside) for each in gc.callbacks].count(True) == 1
