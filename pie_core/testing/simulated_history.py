@@ -64,7 +64,7 @@ EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
 COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
     *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
-    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged", "steps_together"),
+    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged", "steps_together", "cohort_rows"),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
 
@@ -561,6 +561,7 @@ class History:
         self.counts["pages_swapped_in"] += status.swapping.pages_in
         self.counts["failed_swaps"] += status.swapping.failures
         self.counts["prefix_hits"] += status.prefix_hit_tokens
+        self.counts["cohort_rows"] += status.cohort_rows
         self.counts["run_ahead_hits"] += status.run_ahead_hits
         self.counts["run_ahead_misses"] += status.run_ahead_misses
         self.counts["run_ahead_drops"] += status.run_ahead_drops
