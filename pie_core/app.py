@@ -200,8 +200,7 @@ class Application:
         """Of each process that runs programs its id, how many these are, and its counts if it answers in time."""
         if self._workers is not None:
             return await self._workers.counts(patience_s)
-        live = self.runtime.live_guests
-        return [(os.getpid(), live, Counts(self.runtime.resumes, live))]
+        return [(os.getpid(), self.runtime.live_guests, Counts.of(self.runtime))]
 
     async def load_model(self, model: ModelConfig) -> None:
         """Programs find the model from now on, those that run already as well. Downloads it if need be."""

@@ -47,16 +47,16 @@ def top(
         float, typer.Option(min=0.1, max=3600, help="Seconds between two looks; rates are over so long.")
     ] = 2.0,
     each: Annotated[
-        bool, typer.Option("--each", help="A row for each program, not for all of one name and user.")
+        bool, typer.Option("--each", help="A row for each process, not for all of one program and user.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="Look twice, print once, and end.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print each status as a line of JSON; with --once one, at once.")
     ] = False,
 ) -> None:
-    """Show how a server does: models, batches, KV pages, hit rates, programs. Ctrl-C ends it.
+    """Show how a server does: models, batches, KV pages, hit rates, processes. Ctrl-C ends it.
 
-    Programs are your own; a key with the scope `observe` sees everybody's.
+    Processes are your own; a key with the scope `observe` sees everybody's.
 
     Exit codes: 0 done, 1 no server answers or it refuses the key, 2 wrong usage.
     """

@@ -1,4 +1,4 @@
-"""What happened between two looks at a server: rates, shares and means, of engines and of programs."""
+"""What happened between two looks at a server: rates, shares and means, of engines and of processes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pie_core.engine.histograms import Distribution
-from pie_core.server.status import EngineStatus, ProgramStatus, ServerStatus
+from pie_core.server.status import EngineStatus, ProcessStatus, ServerStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class EngineRates:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Programs that are shown in one row."""
+    """Processes that are shown in one row."""
 
     label: str
     username: str
@@ -84,19 +84,19 @@ def engine_before(before: ServerStatus | None, model: str, place: int) -> Engine
 
 
 def groups(now: ServerStatus, before: ServerStatus | None, each: bool) -> list[Group]:
-    """Programs by program and user, or each alone; those that compute most come first."""
+    """Processes by program and user, or each alone; those that compute most come first."""
     seconds = seconds_between(now, before)
-    known = {program.id: program.tokens for program in before.programs} if before is not None else {}
-    rows: dict[tuple[str, str], list[ProgramStatus]] = {}
-    for program in now.programs:
-        label = f"{program.program} {program.id}" if each else program.program
-        rows.setdefault((label, program.username), []).append(program)
+    known = {process.id: process.tokens for process in before.processes} if before is not None else {}
+    rows: dict[tuple[str, str], list[ProcessStatus]] = {}
+    for process in now.processes:
+        label = f"{process.program} {process.id}" if each else process.program
+        rows.setdefault((label, process.username), []).append(process)
     found = [_group(label, user, members, known, seconds) for (label, user), members in rows.items()]
     return sorted(found, key=lambda group: (-group.tokens_s, -group.count, group.label))
 
 
 def _group(
-    label: str, username: str, members: Sequence[ProgramStatus], known: dict[str, int], seconds: float
+    label: str, username: str, members: Sequence[ProcessStatus], known: dict[str, int], seconds: float
 ) -> Group:
     waits = [each.waits_for for each in members]
     grown = sum(max(each.tokens - known.get(each.id, 0), 0) for each in members)

@@ -20,7 +20,7 @@ _DAY_S = 86400
 
 
 class Screen:
-    """A rich renderable: as many rows of programs as there is room for."""
+    """A rich renderable: as many rows of processes as there is room for."""
 
     def __init__(self, now: ServerStatus, before: ServerStatus | None, address: str, each: bool) -> None:
         self._now = now
@@ -34,7 +34,7 @@ class Screen:
             line.no_wrap, line.overflow = True, "ellipsis"
         yield from head
         height = options.height or console.size.height
-        yield self._programs(options.max_width, max(height - len(head) - 3, 1))
+        yield self._processes(options.max_width, max(height - len(head) - 3, 1))
 
     # ---- the server
 
@@ -50,14 +50,14 @@ class Screen:
         bad = {outcome: count for outcome, count in now.ended.items() if outcome != "returned"}
         told = ", ".join(f"{count} {outcome}" for outcome, count in sorted(bad.items(), key=lambda e: -e[1]))
         yield Text(
-            f"programs  {now.running} running, {now.launched} launched, {ended} ended"
+            f"processes {now.running} running, {now.launched} launched, {ended} ended"
             f"{f' ({told})' if told else ''}"
         )
         yield self._workers()
 
     def _workers(self) -> Text:
         workers = "  ".join(
-            f"{each.programs} in {each.pid} ({_size(each.resident_bytes)})" for each in self._now.workers
+            f"{each.processes} in {each.pid} ({_size(each.resident_bytes)})" for each in self._now.workers
         )
         lost = f", {self._now.worker_restarts} replaced" if self._now.worker_restarts else ""
         return Text(f"workers   {len(self._now.workers)}{lost}: {workers}")
@@ -77,9 +77,9 @@ class Screen:
                 label = f"  replica {place}" if len(model.replicas) > 1 else ""
                 yield from _engine(label, replica.engine, engine_rates(replica.engine, before, seconds))
 
-    # ---- programs
+    # ---- processes
 
-    def _programs(self, width: int, room: int) -> Group:
+    def _processes(self, width: int, room: int) -> Group:
         found = groups(self._now, self._before, self._each)
         wide = width >= 100
         table = Table(box=None, pad_edge=False, expand=True, header_style="bold")

@@ -191,7 +191,7 @@ class Client:
         await self.request("unload_model", name=name)
 
     async def status(self) -> ServerStatus:
-        """How the server does; with a key of the scope `observe`, its `programs` are those of everybody."""
+        """How the server does; with a key of the scope `observe`, its `processes` are those of everybody."""
         return msgspec.json.decode(await self.request("read_status"), type=ServerStatus)
 
     async def query(self, subject: str, record: str = "") -> Any:

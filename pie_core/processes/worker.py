@@ -188,7 +188,7 @@ class WorkerProcess:
             case RemoveModel(model):
                 self._in_background(self._remove_model(model))
             case ReadCounts():
-                self._stream.send(Counts(self._runtime.resumes, self._runtime.live_guests))
+                self._stream.send(Counts.of(self._runtime))
             case Prepare():
                 self._in_background(self._prepare())
             case StartWorker():

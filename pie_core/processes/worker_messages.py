@@ -10,6 +10,7 @@ from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.processes.messages import Loading
 from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import Limits
+from pie_core.sandbox.runtime import Runtime
 from pie_core.telemetry.log_lines import LogFormat
 from pie_core.telemetry.tracing import TraceSettings
 
@@ -108,7 +109,12 @@ class Counts(Message, frozen=True):
     """What its guests have done since it began."""
 
     resumes: int
+    host_calls: int
     live_guests: int
+
+    @classmethod
+    def of(cls, runtime: Runtime) -> Counts:
+        return cls(runtime.resumes, runtime.host_calls, runtime.live_guests)
 
 
 class Wanted(Message, frozen=True):

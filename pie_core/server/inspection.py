@@ -21,7 +21,7 @@ from pie_core.server.status import (
     EngineStatus,
     ModelStatus,
     PluginStatus,
-    ProgramStatus,
+    ProcessStatus,
     ReplicaStatus,
     ServerStatus,
     WorkerStatus,
@@ -48,7 +48,7 @@ class Inspector:
         self._lags.append(max(seconds, 0.0))
 
     async def status(self, asked_by: Principal | None = None) -> ServerStatus:
-        """`programs` are those that `asked_by` may see; without one, there are none."""
+        """`processes` are those that `asked_by` may see; without one, there are none."""
         statuses, workers = await asyncio.gather(
             self._models.statuses(PATIENCE_S, processes=asked_by is not None), self._workers()
         )
@@ -65,7 +65,7 @@ class Inspector:
             models=[self._model(each, statuses) for each in self._models.listing()],
             workers=workers,
             plugins=self._plugins(),
-            programs=[] if asked_by is None else self._programs(asked_by, chain(*statuses.values())),
+            processes=[] if asked_by is None else self._seen(asked_by, chain(*statuses.values())),
         )
 
     def _state(self) -> Literal["loading", "ready", "stopping"]:
@@ -90,12 +90,13 @@ class Inspector:
         return [
             WorkerStatus(
                 pid=pid,
-                programs=programs,
+                processes=processes,
                 resumes=None if counts is None else counts.resumes,
+                host_calls=None if counts is None else counts.host_calls,
                 cpu_s=None if (usage := usage_of(pid)) is None else usage.cpu_s,
                 resident_bytes=None if usage is None else usage.resident_bytes,
             )
-            for pid, programs, counts in found
+            for pid, processes, counts in found
         ]
 
     def _plugins(self) -> list[PluginStatus]:
@@ -106,10 +107,10 @@ class Inspector:
             for each in self._app.registry.plugins
         ]
 
-    def _programs(self, asked_by: Principal, statuses: Iterable[Status | None]) -> list[ProgramStatus]:
+    def _seen(self, asked_by: Principal, statuses: Iterable[Status | None]) -> list[ProcessStatus]:
         answered = (status for status in statuses if status is not None)
         uses = _by_process(use for status in answered for use in status.processes)
-        return [_program(each, uses[each.id]) for each in self._processes.seen_by(asked_by)]
+        return [_process(each, uses[each.id]) for each in self._processes.seen_by(asked_by)]
 
 
 def _replica(replica: Replica, engine: Status | None) -> ReplicaStatus:
@@ -133,8 +134,8 @@ def _by_process(uses: Iterable[ProcessUse]) -> defaultdict[ProcessId, Counter[st
     return found
 
 
-def _program(process: ServerProcess, use: Counter[str]) -> ProgramStatus:
-    return ProgramStatus(
+def _process(process: ServerProcess, use: Counter[str]) -> ProcessStatus:
+    return ProcessStatus(
         id=process.id,
         username=process.principal.user,
         program=process.inferlet,

@@ -85,7 +85,7 @@ class Query(Request, frozen=True, kw_only=True):
 class ReadStatus(Request, frozen=True, kw_only=True):
     """How the server does; answered with a JSON object, `ServerStatus` below.
 
-    `programs` are the user's own; a key with the scope `observe` sees everybody's.
+    `processes` are the user's own; a key with the scope `observe` sees everybody's.
     """
 
 

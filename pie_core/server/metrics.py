@@ -229,7 +229,7 @@ MEASURES: tuple[Measure, ...] = (
         "gauge",
         "Programs of each worker.",
         ("worker",),
-        lambda status: [((str(place),), each.programs) for place, each in enumerate(status.workers)],
+        lambda status: [((str(place),), each.processes) for place, each in enumerate(status.workers)],
     ),
     Measure(
         "pie_guest_resumes",
@@ -240,6 +240,17 @@ MEASURES: tuple[Measure, ...] = (
             ((str(place),), each.resumes)
             for place, each in enumerate(status.workers)
             if each.resumes is not None
+        ],
+    ),
+    Measure(
+        "pie_host_calls",
+        "counter",
+        "How often guests asked the host for something, of each worker.",
+        ("worker",),
+        lambda status: [
+            ((str(place),), each.host_calls)
+            for place, each in enumerate(status.workers)
+            if each.host_calls is not None
         ],
     ),
     Measure(
@@ -302,6 +313,12 @@ MEASURES: tuple[Measure, ...] = (
     _of_engines("pie_steps", "counter", "Steps, of one batch each.", lambda e: e.steps),
     _of_engines(
         "pie_passes", "counter", "Rows of batches: contexts that steps computed.", lambda e: e.passes
+    ),
+    _of_engines(
+        "pie_cohort_rows",
+        "counter",
+        "Passes that were computed as columns, without work for each.",
+        lambda e: e.cohort_rows,
     ),
     _of_engines("pie_tokens", "counter", "Token rows computed, prompts included.", lambda e: e.tokens),
     _of_engines(

@@ -37,6 +37,7 @@ class EngineStatus(_Part, frozen=True, kw_only=True):
     groups: list[GroupStatus]
     steps: int
     passes: int  # rows of batches: contexts that steps computed something for
+    cohort_rows: int  # those that were computed as columns, without work for each
     tokens: int  # rows that steps computed
     sampled_tokens: int  # drawn by steps, guesses included
     schedule_s: float  # the host's time to choose and lay out steps
@@ -124,13 +125,14 @@ class WorkerStatus(_Part, frozen=True, kw_only=True):
     """A process that runs programs; without workers, that is the server itself. Its counts are null if it is busy."""
 
     pid: int
-    programs: int
+    processes: int
     resumes: int | None  # how often guests went on behind a wait
+    host_calls: int | None  # how often they asked the host for something
     cpu_s: float | None
     resident_bytes: int | None
 
 
-class ProgramStatus(_Part, frozen=True, kw_only=True):
+class ProcessStatus(_Part, frozen=True, kw_only=True):
     """A running program. `waits_for` says what holds it: the model, input or output of its client, or itself."""
 
     id: str
@@ -155,7 +157,7 @@ class PluginStatus(_Part, frozen=True, kw_only=True):
 
 
 class ServerStatus(_Part, frozen=True, kw_only=True):
-    """The whole server. `programs` are those of the user who asks, or everybody's."""
+    """The whole server. `processes` are those of the user who asks, or everybody's."""
 
     version: str
     state: Literal["loading", "ready", "stopping"]
@@ -169,7 +171,7 @@ class ServerStatus(_Part, frozen=True, kw_only=True):
     models: list[ModelStatus]
     workers: list[WorkerStatus]
     plugins: list[PluginStatus]
-    programs: list[ProgramStatus]
+    processes: list[ProcessStatus]
 
 
 PARTS: tuple[type[msgspec.Struct], ...] = (
@@ -180,6 +182,6 @@ PARTS: tuple[type[msgspec.Struct], ...] = (
     GroupStatus,
     Distribution,
     WorkerStatus,
-    ProgramStatus,
+    ProcessStatus,
     PluginStatus,
 )

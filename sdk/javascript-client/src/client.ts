@@ -155,7 +155,7 @@ export class Client {
 
   // ---- the rest
 
-  /** How the server does; with a key of the scope `observe`, its `programs` are those of everybody. */
+  /** How the server does; with a key of the scope `observe`, its `processes` are those of everybody. */
   async status(): Promise<ServerStatus> {
     return JSON.parse(await this.request("read_status")) as ServerStatus;
   }

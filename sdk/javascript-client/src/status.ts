@@ -12,6 +12,7 @@ export type EngineStatus = {
   groups: GroupStatus[];
   steps: number;
   passes: number;
+  cohort_rows: number;
   tokens: number;
   sampled_tokens: number;
   schedule_s: number;
@@ -57,13 +58,14 @@ export type ModelStatus = {
 
 export type WorkerStatus = {
   pid: number;
-  programs: number;
+  processes: number;
   resumes: number | null;
+  host_calls: number | null;
   cpu_s: number | null;
   resident_bytes: number | null;
 };
 
-export type ProgramStatus = {
+export type ProcessStatus = {
   id: string;
   username: string;
   program: string;
@@ -91,5 +93,5 @@ export type ServerStatus = {
   models: ModelStatus[];
   workers: WorkerStatus[];
   plugins: PluginStatus[];
-  programs: ProgramStatus[];
+  processes: ProcessStatus[];
 };

@@ -1,8 +1,10 @@
-"""How a server does, as its clients and Prometheus see it: one look, the same numbers, nobody else's programs."""
+"""How a server does, as its clients and Prometheus see it: one look, the same numbers, nobody else's processes."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from pie_core.client import Client, SyncClient
 from pie_core.sandbox.hosting import Pending
 from pie_core.server.credentials import add_api_key
 from pie_core.server.metrics import Metrics
-from pie_core.server.status import EngineStatus, ModelStatus, ProgramStatus, ServerStatus
+from pie_core.server.status import EngineStatus, ModelStatus, ProcessStatus, ServerStatus
 from tests.flow.server.conftest import MODELS, Pie
 
 OnServer = Callable[..., Any]
@@ -68,7 +70,7 @@ def test_a_status_tells_what_runs_and_what_it_has(on_server: OnServer) -> None:
             status = await client.status()
             assert isinstance(status, ServerStatus)
             assert (status.state, status.running, status.launched, status.connections) == ("ready", 1, 1, 1)
-            (running,) = status.programs
+            (running,) = status.processes
             assert (running.id, running.username, running.program) == (process.id, "alice", "waits")
             assert (running.waits_for, running.contexts, running.open_requests) == ("input", 1, 0)
             assert running.attached
@@ -84,18 +86,18 @@ def test_a_status_tells_what_runs_and_what_it_has(on_server: OnServer) -> None:
             assert 0 < group.used <= group.total
             assert any(each.name == "dummy" for each in status.plugins)
             (worker,) = status.workers
-            assert worker.programs == 1
+            assert worker.processes == 1
             assert worker.resumes is not None
             assert worker.resumes > 0
             await process.signal("go on")
             await process.result()
             status = await client.status()
-            assert (status.running, status.programs, status.ended) == (0, [], {"returned": 1})
+            assert (status.running, status.processes, status.ended) == (0, [], {"returned": 1})
 
     on_server(scenario)
 
 
-def test_users_see_their_own_programs_and_an_observer_everybodys(on_server: OnServer) -> None:
+def test_users_see_their_own_processes_and_an_observer_everybodys(on_server: OnServer) -> None:
     async def scenario(pie: Pie) -> None:
         pie.install("waits", WAITS)
         keys = {
@@ -105,7 +107,7 @@ def test_users_see_their_own_programs_and_an_observer_everybodys(on_server: OnSe
         clients = {user: Client(pie.server.socket_url, api_key=key) for user, key in keys.items()}
         async with clients["alice"], clients["bob"], clients["olga"]:
             started_by = {user: await started(pie, clients[user]) for user in ("alice", "bob")}
-            seen = {user: (await client.status()).programs for user, client in clients.items()}
+            seen = {user: (await client.status()).processes for user, client in clients.items()}
             assert [_owner(each) for each in seen["alice"]] == [("alice", started_by["alice"].id)]
             assert [_owner(each) for each in seen["bob"]] == [("bob", started_by["bob"].id)]
             assert {user for user, _ in map(_owner, seen["olga"])} == {"alice", "bob"}
@@ -116,8 +118,8 @@ def test_users_see_their_own_programs_and_an_observer_everybodys(on_server: OnSe
     on_server(scenario, auth="enabled: true")
 
 
-def _owner(program: ProgramStatus) -> tuple[str, str]:
-    return program.username, program.id
+def _owner(process: ProcessStatus) -> tuple[str, str]:
+    return process.username, process.id
 
 
 def test_metrics_and_status_tell_the_same(on_server: OnServer) -> None:
@@ -150,6 +152,7 @@ def test_metrics_and_status_tell_the_same(on_server: OnServer) -> None:
             assert metrics["pie_processes"][()] == 0
             assert metrics["pie_plugin_load_seconds"]["dummy",] > 0
             assert metrics["pie_guest_resumes_total"]["0",] > 0
+            assert metrics["pie_host_calls_total"]["0",] > 10
             assert metrics["pie_ready"][()] == 1
             assert metrics["process_resident_memory_bytes"][()] > 0
 
@@ -230,3 +233,35 @@ def test_engine_and_worker_processes_are_told_apart(on_server: OnServer) -> None
 
     models = MODELS.splitlines()
     on_server(scenario, models="\n".join(models[:3]), runtime="workers: 2")
+
+
+@pytest.mark.slow
+def test_what_is_lost_and_replaced_is_counted(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            (replica,) = (await client.status()).models[0].replicas
+            assert replica.pid is not None
+            os.kill(replica.pid, signal.SIGKILL)
+            back = await _until(client, lambda status: status.models[0].replicas[0].restarts == 1)
+            assert back.models[0].replicas[0].pid != replica.pid
+            (worker,) = back.workers
+            os.kill(worker.pid, signal.SIGKILL)
+            back = await _until(
+                client, lambda status: status.worker_restarts == 1 and len(status.workers) == 1
+            )
+            assert back.workers[0].pid != worker.pid
+            await client.run("text-completion", {"prompt": "Hi", "max_tokens": 2})
+        metrics = await metrics_of(pie)
+        assert metrics["pie_engine_restarts_total"]["first", "0"] == 1
+        assert metrics["pie_worker_restarts_total"][()] == 1
+
+    on_server(scenario, models="models: [{name: first, driver: {type: dummy}}]", runtime="workers: 1")
+
+
+async def _until(client: Client, holds: Callable[[ServerStatus], bool]) -> ServerStatus:
+    for _ in range(1200):
+        status = await client.status()
+        if holds(status):
+            return status
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"it never came to be: {status}")

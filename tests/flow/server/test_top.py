@@ -81,7 +81,7 @@ def shown(
     return console.file.getvalue().splitlines()
 
 
-def test_one_look_shows_server_models_and_programs(on_server: OnServer) -> None:
+def test_one_look_shows_server_models_and_processes(on_server: OnServer) -> None:
     async def scenario(pie: Pie) -> None:
         pie.install("waits", WAITS)
         async with pie.client() as client:
@@ -93,7 +93,7 @@ def test_one_look_shows_server_models_and_programs(on_server: OnServer) -> None:
             assert re.match(
                 r"pie \S+ at 127\.0\.0\.1:\d+  ready  up \d+:\d\d  2 clients  lag \d+ ms$", lines[0]
             )
-            assert "programs  1 running, 1 launched, 0 ended" in lines
+            assert "processes 1 running, 1 launched, 0 ended" in lines
             assert any(line.startswith("first  loaded  dummy") for line in lines)
             assert re.search(r"^waits +alice +1 +input +0$", out, re.MULTILINE)
             await process.signal("go on")
@@ -138,7 +138,7 @@ def test_rates_are_those_between_two_looks(on_server: OnServer) -> None:
 def test_it_fits_the_terminal(on_server: OnServer, width: int, height: int) -> None:
     async def scenario(pie: Pie) -> None:
         before, after = await two_looks(pie)
-        many = msgspec.structs.replace(after, programs=after.programs * 20)
+        many = msgspec.structs.replace(after, processes=after.processes * 20)
         for each in (False, True):
             lines = shown(many, before, width, height, each)
             assert max(map(len, lines)) <= width
@@ -232,7 +232,7 @@ def test_a_key_that_is_missing_or_wrong_is_said_with_the_option(on_server: OnSer
         assert (code, err) == (0, "")
         assert "ready" in out
         async with Client(pie.server.socket_url, api_key=key) as client:
-            assert (await client.status()).programs == []
+            assert (await client.status()).processes == []
 
     on_server(scenario, auth="enabled: true")
 
