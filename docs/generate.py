@@ -131,17 +131,51 @@ def _architecture_row(each: ArchitectureDeclaration) -> str:
 
 
 def architecture_files() -> str:
-    """The file of each architecture with its length: what a new one costs."""
+    """The file of each architecture with its length, and whatever else only that architecture uses."""
+    files = dict(_architecture_files())
+    reached = {path: _reached(path) for path in files}
     rows = []
+    for path, names in files.items():
+        others = set().union(*(each for other, each in reached.items() if other != path))
+        own = sorted(reached[path] - others - {path})
+        near = [each for each in own if each.stem.startswith(path.stem)]
+        layers = ", ".join(f"{each.stem} {_length(each)}" for each in own if each not in near)
+        total = _length(path) + sum(map(_length, near))
+        listed = ", ".join(f"`{name}`" for name in names)
+        place = path.relative_to(ROOT)
+        rows.append(f"| {listed} | `{place}` | {_length(path)} | {total} | {layers or 'none'} |\n")
+    head = "| architecture | file | lines | with configuration and build | layers that no other uses yet |\n"
+    return head + "| --- | --- | --- | --- | --- |\n" + "".join(rows)
+
+
+def _architecture_files() -> Iterator[tuple[Path, list[str]]]:
     for plugin in sorted(_built_in().plugins, key=lambda each: each.name):
         names = [
             each.removeprefix("architecture ") for each in plugin.provides if each.startswith("architecture ")
         ]
         if names:
-            path = Path("plugins", *plugin.module.split(".")[1:]).with_suffix(".py")
-            count = len((ROOT / path).read_text().splitlines())
-            rows.append(f"| {', '.join(f'`{name}`' for name in names)} | `{path}` | {count} |\n")
-    return "| architecture | file | lines |\n| --- | --- | --- |\n" + "".join(rows)
+            yield ROOT.joinpath("plugins", *plugin.module.split(".")[1:]).with_suffix(".py"), names
+
+
+def _length(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def _reached(path: Path) -> set[Path]:
+    """The modules of plugins/models that a file needs, itself included."""
+    found, waiting = {path}, [path]
+    while waiting:
+        new = set(_imported(waiting.pop())) - found
+        found |= new
+        waiting += new
+    return found
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pie_plugins.models."):
+            module = ROOT.joinpath("plugins", *(node.module or "").split(".")[1:]).with_suffix(".py")
+            yield from [module] if module.is_file() else []
 
 
 def checkpoints() -> str:

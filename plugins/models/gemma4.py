@@ -22,12 +22,23 @@ from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.layers.experts import add_gated_mlp
 from pie_plugins.models.layers.gemma4_config import GROUPS, Gemma4Config
 from pie_plugins.models.layers.head_shapes import read_head_shapes
+from pie_plugins.models.layers.per_layer_rows import add_per_layer_embedding, add_per_layer_input
 from pie_plugins.models.layers.transformers_reference import causal_logits
+from pie_plugins.models.layers.weight_rows import add_ends, add_fused, add_norms
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
 if TYPE_CHECKING:
     from pie_plugins.models.layers.parameters import Parameters
     from pie_plugins.models.layers.sandwich import SandwichDecoder
+
+
+NORMS = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "pre_feedforward_layernorm",
+    "post_feedforward_layernorm",
+)
+EXPERT_NORMS = ("post_feedforward_layernorm_1", "pre_feedforward_layernorm_2", "post_feedforward_layernorm_2")
 
 
 def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
@@ -38,28 +49,24 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
     if not text.is_tied:
         raise keys.error("tie_word_embeddings is false; this architecture is implemented for true")
     keys.only("use_bidirectional_attention", "vision")  # inside images, which come as media spans
+    keys.ignore("tie_word_embeddings")  # said outside
     layers, vocab_size = keys.integer("num_hidden_layers"), keys.integer("vocab_size")
     layer_types = keys.texts("layer_types") or ()
     per_layer_size = keys.integer("hidden_size_per_layer_input", 0)
     keys.only("vocab_size_per_layer_input", *((vocab_size,) if per_layer_size else (vocab_size, 262144)))
     has_experts = keys.flag("enable_moe_block", False)
-    config = Gemma4Config(
+    config = keys.into(
+        Gemma4Config,
         prefix=text.prefix,
-        vocab_size=vocab_size,
-        hidden_size=keys.integer("hidden_size"),
-        intermediate_size=keys.integer("intermediate_size"),
-        num_attention_heads=keys.integer("num_attention_heads"),
-        rms_norm_eps=keys.number("rms_norm_eps"),
-        max_position_embeddings=keys.integer("max_position_embeddings"),
         layer_types=layer_types,
         shapes=read_head_shapes(keys, layer_types),
         num_writing_layers=layers - keys.integer("num_kv_shared_layers", 0),
         widens_reading_layers=keys.flag("use_double_wide_mlp", False),
         per_layer_size=per_layer_size,
         soft_cap=keys.number("final_logit_softcapping", 0.0) or None,
-        num_experts=keys.integer("num_experts", 0) if has_experts else 0,
-        experts_per_token=keys.integer("top_k_experts", 0) if has_experts else 0,
-        expert_size=keys.integer("moe_intermediate_size", 0) if has_experts else 0,
+        num_experts=keys.integer("num_experts") if has_experts else 0,
+        experts_per_token=keys.integer("top_k_experts") if has_experts else 0,
+        expert_size=keys.integer("moe_intermediate_size") if has_experts else 0,
     )
     if not has_experts:
         keys.ignore("num_experts", "top_k_experts", "moe_intermediate_size")
@@ -93,82 +100,57 @@ class Gemma4:
         )
 
     def weights(self, config: Gemma4Config) -> WeightTable:
-        table, hf, hidden = WeightTable(), config.prefix, config.hidden_size
-        table.take("embedding", hf_source(f"{hf}.embed_tokens.weight", config.vocab_size, hidden))
+        table, stem = WeightTable(), config.prefix
+        add_ends(table, config, f"{stem}.embed_tokens", f"{stem}.norm")
         if config.per_layer_size:
-            _add_per_layer_embedding(table, config)
+            vocab, width = config.vocab_size, config.num_layers * config.per_layer_size
+            add_per_layer_embedding(table, vocab, width, config.hidden_size, config.per_layer_size, stem)
         for layer in range(config.num_layers):
-            _add_attention(table, config, layer)
-            _add_feed_forward(table, config, layer)
-            _add_rest(table, config, layer)
-        table.take("norm", hf_source(f"{hf}.norm.weight", hidden))
-        table.leave("lm_head.weight")  # the embedding again
-        table.leave(
-            "model.vision_tower.*", "model.audio_tower.*", "model.embed_vision.*", "model.embed_audio.*"
-        )
+            ours, hf = f"layers.{layer}", f"{stem}.layers.{layer}"
+            _add_attention(table, config, layer, ours, f"{hf}.self_attn")
+            _add_feed_forward(table, config, layer, ours, hf)
+            add_norms(table, {name: name for name in NORMS}, config.hidden_size, ours, hf)
+            table.take(f"{ours}.scalar", hf_source(f"{hf}.layer_scalar", 1))
+            if config.per_layer_size:
+                add_per_layer_input(table, config.hidden_size, config.per_layer_size, ours, hf)
+        towers = ("vision_tower", "audio_tower", "embed_vision", "embed_audio")
+        table.leave(*(f"model.{tower}.*" for tower in towers))
         return table
 
     def build(self, config: Gemma4Config, parameters: Parameters) -> SandwichDecoder:
-        from pie_plugins.models.layers.gemma4_build import build_gemma4  # torch: not before a model is built
+        from pie_plugins.models.layers.gemma4_build import build_gemma4 as build  # torch: not before
 
-        return build_gemma4(config, parameters)
-
-
-def _add_per_layer_embedding(table: WeightTable, config: Gemma4Config) -> None:
-    hf, size = config.prefix, config.per_layer_size
-    width = config.num_layers * size
-    table.take("per_layer.table", hf_source(f"{hf}.embed_tokens_per_layer.weight", config.vocab_size, width))
-    projection = hf_source(f"{hf}.per_layer_model_projection.weight", width, config.hidden_size)
-    table.take("per_layer.projection.weight", projection)
-    table.take("per_layer.norm", hf_source(f"{hf}.per_layer_projection_norm.weight", size))
+        return build(config, parameters)
 
 
-def _add_attention(table: WeightTable, config: Gemma4Config, layer: int) -> None:
-    ours, hf = f"layers.{layer}", f"{config.prefix}.layers.{layer}.self_attn"
+def _add_attention(table: WeightTable, config: Gemma4Config, layer: int, ours: str, hf: str) -> None:
     shape, hidden = config.shapes[config.layer_types[layer]], config.hidden_size
     q_rows, kv_rows = config.num_attention_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    rows = {"q": q_rows}
-    table.take(f"{ours}.q_norm", hf_source(f"{hf}.q_norm.weight", shape.head_dim))
+    rows, norms = {"q": q_rows}, {"q_norm": "q_norm"}
     if config.writer(layer) == layer:
         rows |= {"k": kv_rows} if shape.keys_are_values else {"k": kv_rows, "v": kv_rows}
-        table.take(f"{ours}.k_norm", hf_source(f"{hf}.k_norm.weight", shape.head_dim))
+        norms |= {"k_norm": "k_norm"}
     else:
         table.leave(*(f"{hf}.{name}.weight" for name in ("k_proj", "v_proj", "k_norm", "v_norm")))
-    sources = [hf_source(f"{hf}.{name}_proj.weight", count, hidden) for name, count in rows.items()]
-    table.fuse(f"{ours}.projection.weight", sources)
+    add_norms(table, norms, shape.head_dim, ours, hf)
+    add_fused(table, f"{ours}.projection", f"{hf}.{{}}_proj.weight", rows, hidden)
     table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, q_rows))
 
 
-def _add_feed_forward(table: WeightTable, config: Gemma4Config, layer: int) -> None:
-    ours, hf, hidden = f"layers.{layer}", f"{config.prefix}.layers.{layer}", config.hidden_size
+def _add_feed_forward(table: WeightTable, config: Gemma4Config, layer: int, ours: str, hf: str) -> None:
+    hidden, count, size = config.hidden_size, config.num_experts, config.expert_size
     add_gated_mlp(table, config.mlp_size(layer), hidden, f"{ours}.mlp", f"{hf}.mlp")
-    if not config.num_experts:
-        return
-    count, size = config.num_experts, config.expert_size
-    table.take(f"{ours}.router", hf_source(f"{hf}.router.proj.weight", count, hidden, keep_float32=True))
-    table.take(f"{ours}.router_scale", hf_source(f"{hf}.router.scale", hidden, keep_float32=True))
-    table.take(f"{ours}.expert_scale", hf_source(f"{hf}.router.per_expert_scale", count, keep_float32=True))
-    table.take(f"{ours}.experts.gate_up", hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden))
-    table.take(f"{ours}.experts.down", hf_source(f"{hf}.experts.down_proj", count, hidden, size))
-    for name in (
-        "post_feedforward_layernorm_1",
-        "pre_feedforward_layernorm_2",
-        "post_feedforward_layernorm_2",
-    ):
-        table.take(f"{ours}.{name}", hf_source(f"{hf}.{name}.weight", hidden))
-
-
-def _add_rest(table: WeightTable, config: Gemma4Config, layer: int) -> None:
-    ours, hf, hidden = f"layers.{layer}", f"{config.prefix}.layers.{layer}", config.hidden_size
-    for name in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
-        table.take(f"{ours}.{name}_layernorm", hf_source(f"{hf}.{name}_layernorm.weight", hidden))
-    table.take(f"{ours}.scalar", hf_source(f"{hf}.layer_scalar", 1))
-    if config.per_layer_size:
-        down = hf_source(f"{hf}.per_layer_input_gate.weight", config.per_layer_size, hidden)
-        up = hf_source(f"{hf}.per_layer_projection.weight", hidden, config.per_layer_size)
-        table.take(f"{ours}.per_layer_gate.weight", down)
-        table.take(f"{ours}.per_layer_projection.weight", up)
-        table.take(f"{ours}.per_layer_norm", hf_source(f"{hf}.post_per_layer_input_norm.weight", hidden))
+    if count:
+        for name, stored, shape in (
+            ("router", "proj.weight", (count, hidden)),
+            ("router_scale", "scale", (hidden,)),
+            ("expert_scale", "per_expert_scale", (count,)),
+        ):
+            table.take(f"{ours}.{name}", hf_source(f"{hf}.router.{stored}", *shape, keep_float32=True))
+        gate_up = hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden)
+        table.take(f"{ours}.experts.gate_up", gate_up)
+        table.take(f"{ours}.experts.down", hf_source(f"{hf}.experts.down_proj", count, hidden, size))
+        add_norms(table, {name: name for name in EXPERT_NORMS}, hidden, ours, hf)
 
 
 DECLARATION = ArchitectureDeclaration(

@@ -13,11 +13,13 @@ from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.architecture import CacheLayout, LatentLayout, StateLayout
 from pie_plugins.models.layers.config import ConfigKeys
-from pie_plugins.models.layers.delta_shape import DeltaShape
-from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting, add_gated_mlp
+from pie_plugins.models.layers.delta_shape import DeltaShape, add_kimi_delta
+from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting, add_experts, add_gated_mlp
 from pie_plugins.models.layers.kimi_linear_config import KimiLinearConfig
+from pie_plugins.models.layers.latent_decoder import LatentShape, add_latent_attention
 from pie_plugins.models.layers.transformers_reference import causal_logits
-from pie_plugins.models.weight_table import WeightTable, hf_source
+from pie_plugins.models.layers.weight_rows import PRE_NORMS, add_ends, add_norms
+from pie_plugins.models.weight_table import WeightTable
 
 if TYPE_CHECKING:
     from pie_plugins.models.layers.decoder import Decoder
@@ -34,19 +36,11 @@ def read_kimi_linear(keys: ConfigKeys) -> KimiLinearConfig:
     keys.ignore("rope_theta", "rope_scaling", "rope_parameters")  # nothing rotates
     layers = keys.integer("num_hidden_layers")
     delta, delta_layers = _read_delta(keys, layers)
-    config = KimiLinearConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=keys.integer("hidden_size"),
-        intermediate_size=keys.integer("intermediate_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=keys.integer("num_attention_heads"),
-        kv_lora_rank=keys.integer("kv_lora_rank"),
-        qk_nope_head_dim=keys.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=keys.integer("qk_rope_head_dim"),
-        v_head_dim=keys.integer("v_head_dim"),
-        rms_norm_eps=keys.number("rms_norm_eps"),
+    config = keys.into(
+        KimiLinearConfig,
         max_position_embeddings=keys.integer("model_max_length"),
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
+        latent=keys.into(LatentShape, q_lora_rank=0),
         delta=delta,
         delta_layers=delta_layers,
         experts=_read_experts(keys, layers),
@@ -110,78 +104,35 @@ class KimiLinear:
 
     def cache_layouts(self, config: KimiLinearConfig) -> tuple[CacheLayout, ...]:
         recurrent = len(config.delta_layers)
-        width = config.kv_lora_rank + config.qk_rope_head_dim
         return (
-            LatentLayout("latent", config.num_hidden_layers - recurrent, width),
+            LatentLayout("latent", config.num_hidden_layers - recurrent, config.latent.row_size),
             StateLayout("delta", recurrent, config.delta.state()),
         )
 
     def weights(self, config: KimiLinearConfig) -> WeightTable:
-        table, vocab, hidden = WeightTable(), config.vocab_size, config.hidden_size
-        table.take("embedding", hf_source("model.embed_tokens.weight", vocab, hidden))
+        table, hidden = WeightTable(), config.hidden_size
+        add_ends(table, config, "model.embed_tokens", "model.norm")
         for layer in range(config.num_hidden_layers):
             ours, hf = f"layers.{layer}", f"model.layers.{layer}"
-            add = _add_delta if layer in config.delta_layers else _add_latent
-            add(table, config, ours, f"{hf}.self_attn")
+            if layer in config.delta_layers:
+                add_kimi_delta(table, config.delta, hidden, ours, f"{hf}.self_attn")
+            else:
+                add_latent_attention(table, config.latent, ours, f"{hf}.self_attn")
             if layer in config.experts.layers:
-                _add_experts(table, config, ours, f"{hf}.block_sparse_moe")
+                names = ("w1", "w3"), "w2"
+                add_experts(table, config.experts, hidden, ours, f"{hf}.block_sparse_moe", *names)
             else:
                 add_gated_mlp(table, config.intermediate_size, hidden, ours, f"{hf}.mlp")
                 table.also_called(f"{hf}.block_sparse_moe.", f"{hf}.mlp.")  # by transformers
-            table.take(f"{ours}.input_norm", hf_source(f"{hf}.input_layernorm.weight", hidden))
-            table.take(f"{ours}.mlp_norm", hf_source(f"{hf}.post_attention_layernorm.weight", hidden))
-        table.take("norm", hf_source("model.norm.weight", hidden))
-        if config.tie_word_embeddings:
-            table.leave("lm_head.weight")
-        else:
-            table.take("head.weight", hf_source("lm_head.weight", vocab, hidden))
+            add_norms(table, PRE_NORMS, hidden, ours, hf)
         return table
 
     def build(self, config: KimiLinearConfig, parameters: Parameters) -> Decoder:
         from pie_plugins.models.layers.kimi_linear_build import (
-            build_kimi_linear,
-        )  # torch: not before a model is built
+            build_kimi_linear as build,
+        )  # torch: not before
 
-        return build_kimi_linear(config, parameters)
-
-
-def _add_delta(table: WeightTable, config: KimiLinearConfig, ours: str, hf: str) -> None:
-    delta, hidden = config.delta, config.hidden_size
-    heads, dim, width = delta.num_value_heads, delta.value_dim, delta.num_value_heads * delta.value_dim
-    rows = {"q": width, "k": width, "v": width, "f_a": dim, "g_a": dim, "b": heads}
-    sources = [hf_source(f"{hf}.{name}_proj.weight", count, hidden) for name, count in rows.items()]
-    table.fuse(f"{ours}.projection.weight", sources)
-    convolutions = [hf_source(f"{hf}.{name}_conv1d.weight", width, 1, delta.kernel) for name in "qkv"]
-    table.fuse(f"{ours}.convolution", convolutions)
-    table.take(f"{ours}.decay.weight", hf_source(f"{hf}.f_b_proj.weight", width, dim))
-    table.take(f"{ours}.gate.weight", hf_source(f"{hf}.g_b_proj.weight", width, dim))
-    table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, width))
-    table.take(f"{ours}.rate", hf_source(f"{hf}.A_log", 1, 1, heads, 1, keep_float32=True))
-    table.take(f"{ours}.rate_bias", hf_source(f"{hf}.dt_bias", width, keep_float32=True))
-    table.take(f"{ours}.norm", hf_source(f"{hf}.o_norm.weight", dim))
-
-
-def _add_latent(table: WeightTable, config: KimiLinearConfig, ours: str, hf: str) -> None:
-    hidden, heads, rank = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
-    plain, turned, value = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    query = hf_source(f"{hf}.q_proj.weight", heads * (plain + turned), hidden)
-    row = hf_source(f"{hf}.kv_a_proj_with_mqa.weight", rank + turned, hidden)
-    table.fuse(f"{ours}.down_projection.weight", [query, row])
-    table.take(f"{ours}.latent_norm", hf_source(f"{hf}.kv_a_layernorm.weight", rank))
-    table.take(f"{ours}.expansion", hf_source(f"{hf}.kv_b_proj.weight", heads * (plain + value), rank))
-    table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, heads * value))
-
-
-def _add_experts(table: WeightTable, config: KimiLinearConfig, ours: str, hf: str) -> None:
-    count, size, hidden = config.experts.num_experts, config.experts.intermediate_size, config.hidden_size
-    table.take(f"{ours}.router", hf_source(f"{hf}.gate.weight", count, hidden, keep_float32=True))
-    correction = hf_source(f"{hf}.gate.e_score_correction_bias", count, keep_float32=True)
-    table.take(f"{ours}.correction", correction)
-    experts = [f"{hf}.experts.{expert}" for expert in range(count)]
-    halves = [hf_source(f"{each}.{half}.weight", size, hidden) for each in experts for half in ("w1", "w3")]
-    table.stack(f"{ours}.experts.gate_up", halves)
-    table.stack(f"{ours}.experts.down", [hf_source(f"{each}.w2.weight", hidden, size) for each in experts])
-    add_gated_mlp(table, config.experts.shared_size, hidden, f"{ours}.shared", f"{hf}.shared_experts")
+        return build(config, parameters)
 
 
 DECLARATION = ArchitectureDeclaration(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from pie_core.errors import LoadError
 
 V = TypeVar("V", int, float, bool, str)
+C = TypeVar("C")
 
 # Keys that do not change what a forward pass computes: training, generation, bookkeeping.
 IGNORED = frozenset(
@@ -82,6 +84,14 @@ class ConfigKeys:
 
     def text(self, key: str, default: str = _REQUIRED) -> str:
         return self._typed(key, str, default)
+
+    def into(self, kind: type[C], **given: Any) -> C:
+        """A dataclass: what is not given are keys of the same names, of the types that its fields have."""
+        read: dict[Any, Any] = {int: self.integer, float: self.number, bool: self.flag, str: self.text}
+        types = get_type_hints(kind)
+        fields: Any = dataclasses.fields(kind)  # type: ignore[arg-type]  # a type variable cannot ask for a dataclass
+        own = [each.name for each in fields if each.name not in given and each.default is dataclasses.MISSING]
+        return kind(**{name: read[types[name]](name) for name in own}, **given)
 
     def section(self, *keys: str) -> ConfigKeys | None:
         """The mapping under the first of these keys that has one; None where none has."""

@@ -63,16 +63,10 @@ def read_dense(
     """The keys that all members of the family share. `head_dim` is the default; None means hidden / heads."""
     hidden_size, heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
     keys.only("hidden_act", "silu")
-    config = DenseConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=keys.integer("intermediate_size"),
-        num_hidden_layers=keys.integer("num_hidden_layers"),
-        num_attention_heads=heads,
+    config = keys.into(
+        DenseConfig,
         num_key_value_heads=keys.integer("num_key_value_heads", heads),
         head_dim=keys.integer("head_dim", head_dim or hidden_size // max(heads, 1)),
-        rms_norm_eps=keys.number("rms_norm_eps"),
-        max_position_embeddings=keys.integer("max_position_embeddings"),
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
         rope=rope or read_rope(keys, rope_theta),
         qkv_bias=qkv_bias,

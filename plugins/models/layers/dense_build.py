@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-
 from pie_plugins.models.layers.attention import Attention
 from pie_plugins.models.layers.axes_rope_settings import AxesRopeSettings
+from pie_plugins.models.layers.build import build_decoder, build_heads, build_norm, head_norm
 from pie_plugins.models.layers.decoder import Decoder, Part, PreNormLayer
 from pie_plugins.models.layers.dense import DenseConfig
 from pie_plugins.models.layers.moe import build_experts, build_gated_mlp
-from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.rope import Rope, build_rope
 from pie_plugins.models.layers.rope_variants import interleaved_axes_rope
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef
+from pie_plugins.models.layers.step import CacheRef
 
 
 def build_dense(config: DenseConfig, parameters: Parameters) -> Decoder:
     rope = dense_rope(config)
-    embedding = parameters.tensor("embedding")
-    tied = config.tie_word_embeddings
-    return Decoder(
-        embedding=embedding,
-        layers=tuple(
-            dense_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)
-        ),
-        norm=RMSNorm(parameters.tensor("norm"), config.rms_norm_eps),
-        head=parameters.tied_linear(embedding) if tied else parameters.linear("head"),
-    )
+    layers = [dense_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)]
+    norm = build_norm(parameters, "norm", config.rms_norm_eps)
+    return build_decoder(layers, norm, parameters, config.tie_word_embeddings)
 
 
 def dense_rope(config: DenseConfig) -> Rope:
@@ -40,9 +31,9 @@ def dense_rope(config: DenseConfig) -> Rope:
 def dense_layer(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> PreNormLayer:
     name, eps = f"layers.{layer}", config.rms_norm_eps
     return PreNormLayer(
-        mixer_norm=RMSNorm(parameters.tensor(f"{name}.input_norm"), eps),
+        mixer_norm=build_norm(parameters, f"{name}.input_norm", eps),
         mixer=_attention(config, parameters, rope, layer),
-        mlp_norm=RMSNorm(parameters.tensor(f"{name}.mlp_norm"), eps),
+        mlp_norm=build_norm(parameters, f"{name}.mlp_norm", eps),
         mlp=_feed_forward(config, parameters, layer),
     )
 
@@ -55,25 +46,12 @@ def _feed_forward(config: DenseConfig, parameters: Parameters, layer: int) -> Pa
 
 
 def _attention(config: DenseConfig, parameters: Parameters, rope: Rope, layer: int) -> Attention:
-    name = f"layers.{layer}"
+    name, norm = f"layers.{layer}", None
+    if config.qk_norm:
+        norm = head_norm(parameters.tensor(f"{name}.q_norm"), parameters.tensor(f"{name}.k_norm"), config)
     return Attention(
         qkv=parameters.linear(f"{name}.qkv", config.qkv_bias),
         output=parameters.linear(f"{name}.output", config.output_bias),
-        heads=AttentionHeads(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            norm=_head_norm(config, parameters, name) if config.qk_norm else None,
-            norm_eps=config.rms_norm_eps,
-            rope=rope,
-            scale=config.head_dim**-0.5,
-        ),
+        heads=build_heads(config, rope, norm, config.rms_norm_eps),
         cache=CacheRef(0, layer),
     )
-
-
-def _head_norm(config: DenseConfig, parameters: Parameters, name: str) -> torch.Tensor:
-    """One norm over all query and key heads: its weight has a row for each."""
-    q = parameters.tensor(f"{name}.q_norm").expand(config.num_attention_heads, -1)
-    k = parameters.tensor(f"{name}.k_norm").expand(config.num_key_value_heads, -1)
-    return torch.cat((q, k))

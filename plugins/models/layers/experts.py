@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pie_plugins.models.layers.config import ConfigKeys
@@ -77,36 +78,87 @@ def read_softmax_experts(keys: ConfigKeys, num_layers: int, *, is_stacked: bool 
     return experts
 
 
+def read_softmax_experts_beside_one(keys: ConfigKeys, num_layers: int) -> ExpertSettings:
+    """As the configurations of Qwen's hybrids say it: every layer has experts, and one that all tokens go through."""
+    keys.only("norm_topk_prob", True)
+    keys.ignore("intermediate_size")  # of dense layers, which there are none of
+    experts = ExpertSettings(
+        layers=frozenset(range(num_layers)),
+        num_experts=keys.integer("num_experts"),
+        experts_per_token=keys.integer("num_experts_per_tok"),
+        intermediate_size=keys.integer("moe_intermediate_size"),
+        routing=SoftmaxRouting(normalize=True),
+        shared_size=keys.integer("shared_expert_intermediate_size"),
+    )
+    experts.check(keys)
+    return experts
+
+
+def read_group_experts(
+    keys: ConfigKeys, layers: Iterable[int], size: int, shared_size: int, groups: tuple[int, int]
+) -> ExpertSettings:
+    """As DeepSeek's configurations say it. `groups`: how many there are, and how many of them are kept."""
+    experts = ExpertSettings(
+        layers=frozenset(layers),
+        num_experts=keys.integer("n_routed_experts"),
+        experts_per_token=keys.integer("num_experts_per_tok"),
+        intermediate_size=size,
+        routing=GroupRouting(
+            keys.flag("norm_topk_prob"), keys.number("routed_scaling_factor"), groups[0], groups[1]
+        ),
+        shared_size=shared_size,
+    )
+    experts.check(keys)
+    return experts
+
+
 def _num_experts(keys: ConfigKeys) -> int:
     """Published under one name, saved by transformers under another."""
     saved = keys.integer("num_local_experts", 0)
     return keys.integer("num_experts", saved) if saved else keys.integer("num_experts")
 
 
-def add_experts(table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str) -> None:
+def add_experts(
+    table: WeightTable,
+    settings: ExpertSettings,
+    hidden: int,
+    ours: str,
+    hf: str,
+    first: Sequence[str] = ("gate_proj", "up_proj"),
+    last: str = "down_proj",
+) -> None:
     """The tensors of one layer; `ours` and `hf` are what the names of both sides begin with.
 
-    The gate and up matrices of an expert are stacked one behind the other, so that both are one matrix in memory.
+    The `first` matrices of an expert are stacked one behind the other, so that they are one matrix in memory.
     """
-    count, size = settings.num_experts, settings.intermediate_size
-    experts = [f"{hf}.experts.{expert}" for expert in range(count)]
+    add_router(table, settings, hidden, ours, hf)
+    add_routed(table, settings, hidden, ours, hf, first, last)
+    if settings.shared_size:
+        add_gated_mlp(table, settings.shared_size, hidden, f"{ours}.shared", f"{hf}.shared_experts")
+
+
+def add_router(table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str) -> None:
+    count = settings.num_experts
     table.take(f"{ours}.router", hf_source(f"{hf}.gate.weight", count, hidden, keep_float32=True))
     if isinstance(settings.routing, GroupRouting):
         name = f"{hf}.gate.e_score_correction_bias"
         table.take(f"{ours}.correction", hf_source(name, count, keep_float32=True))
-    table.stack(
-        f"{ours}.experts.gate_up",
-        [
-            hf_source(f"{expert}.{half}_proj.weight", size, hidden)
-            for expert in experts
-            for half in ("gate", "up")
-        ],
-    )
-    table.stack(
-        f"{ours}.experts.down", [hf_source(f"{expert}.down_proj.weight", hidden, size) for expert in experts]
-    )
-    if settings.shared_size:
-        add_gated_mlp(table, settings.shared_size, hidden, f"{ours}.shared", f"{hf}.shared_experts")
+
+
+def add_routed(
+    table: WeightTable,
+    settings: ExpertSettings,
+    hidden: int,
+    ours: str,
+    hf: str,
+    first: Sequence[str],
+    last: str = "down_proj",
+) -> None:
+    size, experts = settings.intermediate_size, [f"{hf}.experts.{e}" for e in range(settings.num_experts)]
+    inner = [hf_source(f"{expert}.{name}.weight", size, hidden) for expert in experts for name in first]
+    outer = [hf_source(f"{expert}.{last}.weight", hidden, size) for expert in experts]
+    table.stack(f"{ours}.experts.gate_up", inner)
+    table.stack(f"{ours}.experts.down", outer)
 
 
 def add_stacked_experts(
@@ -115,7 +167,7 @@ def add_stacked_experts(
     """The routed experts of one layer, stacked in the file (`transposed`: turned too, on the hub), or one by one."""
     count, size = settings.num_experts, settings.intermediate_size
     experts = [f"{hf}.experts.{expert}" for expert in range(count)]
-    table.take(f"{ours}.router", hf_source(f"{hf}.gate.weight", count, hidden, keep_float32=True))
+    add_router(table, settings, hidden, ours, hf)
     halves = [
         hf_source(f"{each}.{half}_proj.weight", size, hidden) for each in experts for half in ("gate", "up")
     ]
@@ -125,6 +177,15 @@ def add_stacked_experts(
     for name, stacked, single in (("gate_up", gate_up, halves), ("down", down, singles)):
         ways = [[replace(stacked, hf_transposed=True)]] if transposed else []
         table.either(f"{ours}.experts.{name}", *ways, [stacked], single)
+
+
+def add_feed_forward_beside_one(
+    table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str
+) -> None:
+    """Routed experts, and a shared one that is gated for each token."""
+    add_stacked_experts(table, settings, hidden, ours, hf)
+    add_gated_mlp(table, settings.shared_size, hidden, f"{ours}.shared", f"{hf}.shared_expert")
+    table.take(f"{ours}.shared.gate.weight", hf_source(f"{hf}.shared_expert_gate.weight", 1, hidden))
 
 
 def add_gated_mlp(table: WeightTable, size: int, hidden: int, ours: str, hf: str) -> None:

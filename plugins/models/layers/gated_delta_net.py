@@ -11,7 +11,8 @@ from torch.nn import functional
 from pie_plugins.models.layers.delta_rule import DeltaRule
 from pie_plugins.models.layers.delta_shape import DeltaShape
 from pie_plugins.models.layers.linear import Linear
-from pie_plugins.models.layers.short_conv import ShortConvolution
+from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.layers.short_conv import ShortConvolution, convolution
 from pie_plugins.models.layers.step import CacheRef, Step
 
 CONVOLUTION, MATRIX = 0, 1  # the parts of a layer's state
@@ -49,3 +50,19 @@ class GatedDeltaNet:
         normed = step.rms_norm(read, self.norm, self.norm_eps)
         gated = normed.flatten(1) * functional.silu(gate.to(torch.float32))
         return self.output(gated.to(x.dtype), step)
+
+
+def build_gated_delta(
+    shape: DeltaShape, parameters: Parameters, name: str, norm_eps: float, cache: CacheRef
+) -> GatedDeltaNet:
+    return GatedDeltaNet(
+        projection=parameters.linear(f"{name}.projection"),
+        output=parameters.linear(f"{name}.output"),
+        convolution=convolution(parameters.tensor(f"{name}.convolution")),
+        rate=-parameters.tensor(f"{name}.rate").exp(),
+        rate_bias=parameters.tensor(f"{name}.rate_bias"),
+        norm=parameters.tensor(f"{name}.norm"),
+        norm_eps=norm_eps,
+        shape=shape,
+        cache=cache,
+    )

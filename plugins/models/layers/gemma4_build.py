@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
-
+from pie_plugins.models.layers.build import build_norm, with_key_norm
 from pie_plugins.models.layers.decoder import Part
 from pie_plugins.models.layers.gemma4_config import Gemma4Config
 from pie_plugins.models.layers.head_shapes import SLIDING
@@ -15,33 +11,24 @@ from pie_plugins.models.layers.moe import Experts
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.normed_value_attention import NormedValueAttention
 from pie_plugins.models.layers.parameters import Parameters
-from pie_plugins.models.layers.per_layer_embedding import PerLayerEmbedding, PerLayerInput
+from pie_plugins.models.layers.per_layer_embedding import (
+    build_per_layer_embedding,
+    build_per_layer_input,
+)
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.rope_variants import frequencies, proportional_rope
 from pie_plugins.models.layers.router import ScaledRouter
-from pie_plugins.models.layers.sandwich import NormedPart, SandwichDecoder, SandwichLayer
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef, Step
+from pie_plugins.models.layers.sandwich import (
+    MlpBesideExperts,
+    NormedPart,
+    SandwichDecoder,
+    SandwichLayer,
+)
+from pie_plugins.models.layers.step import AttentionHeads, CacheRef
 
 
 def build_gemma4(config: Gemma4Config, parameters: Parameters) -> SandwichDecoder:
     return _Builder(config, parameters).decoder()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MlpBesideExperts:
-    """norm(mlp(norm(x))) + norm(experts(norm(x))); the router looks at x itself."""
-
-    mlp: NormedPart
-    mlp_norm: RMSNorm
-    router: ScaledRouter
-    experts: Experts
-    experts_input_norm: RMSNorm
-    experts_norm: RMSNorm
-
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
-        plain = self.mlp_norm(self.mlp(x, step), step)
-        mixed = self.experts(self.experts_input_norm(x, step), self.router(x), step)
-        return plain.add_(self.experts_norm(mixed, step))
 
 
 class _Builder:
@@ -50,10 +37,11 @@ class _Builder:
         self._ropes = {kind: self._rope(kind) for kind in config.kinds()}
 
     def decoder(self) -> SandwichDecoder:
-        embedding = self._parameters.tensor("embedding")
+        embedding, size = self._parameters.tensor("embedding"), self._config.per_layer_size
+        eps = self._config.rms_norm_eps
         return SandwichDecoder(
             embedding=embedding,
-            per_layer=self._per_layer_embedding() if self._config.per_layer_size else None,
+            per_layer=build_per_layer_embedding(self._parameters, size, eps) if size else None,
             layers=tuple(self._layer(layer) for layer in range(self._config.num_layers)),
             norm=self._norm("norm"),
             head=self._parameters.tied_linear(embedding),
@@ -61,18 +49,19 @@ class _Builder:
         )
 
     def _layer(self, layer: int) -> SandwichLayer:
-        name = f"layers.{layer}"
+        name, eps = f"layers.{layer}", self._config.rms_norm_eps
+        takes_in = bool(self._config.per_layer_size)
         return SandwichLayer(
             mixer=NormedPart(self._norm(f"{name}.input_layernorm"), self._attention(layer)),
             mixer_norm=self._norm(f"{name}.post_attention_layernorm"),
             feed_forward=self._feed_forward(name),
             feed_forward_norm=self._norm(f"{name}.post_feedforward_layernorm"),
-            per_layer=self._per_layer_input(name) if self._config.per_layer_size else None,
+            per_layer=build_per_layer_input(self._parameters, name, eps) if takes_in else None,
             scalar=self._parameters.tensor(f"{name}.scalar"),
         )
 
     def _norm(self, name: str) -> RMSNorm:
-        return RMSNorm(self._parameters.tensor(name), self._config.rms_norm_eps)
+        return build_norm(self._parameters, name, self._config.rms_norm_eps)
 
     def _rope(self, kind: str) -> Rope:
         shape = self._config.shapes[kind]
@@ -86,8 +75,7 @@ class _Builder:
         shape, reads_only = config.shapes[kind], writer != layer
         norm = self._parameters.tensor(f"{name}.q_norm").expand(config.num_attention_heads, -1)
         if not reads_only:
-            k_norm = self._parameters.tensor(f"{name}.k_norm").expand(shape.num_kv_heads, -1)
-            norm = torch.cat((norm, k_norm))
+            norm = with_key_norm(norm, self._parameters.tensor(f"{name}.k_norm"), shape.num_kv_heads)
         return NormedValueAttention(
             projection=self._parameters.linear(f"{name}.projection"),
             output=self._parameters.linear(f"{name}.output"),
@@ -127,19 +115,4 @@ class _Builder:
             experts=Experts(tensor(f"{name}.experts.gate_up"), tensor(f"{name}.experts.down"), gelu_gated),
             experts_input_norm=self._norm(f"{name}.pre_feedforward_layernorm_2"),
             experts_norm=self._norm(f"{name}.post_feedforward_layernorm_2"),
-        )
-
-    def _per_layer_embedding(self) -> PerLayerEmbedding:
-        return PerLayerEmbedding(
-            table=self._parameters.tensor("per_layer.table"),
-            projection=self._parameters.linear("per_layer.projection"),
-            norm=self._norm("per_layer.norm"),
-            size=self._config.per_layer_size,
-        )
-
-    def _per_layer_input(self, name: str) -> PerLayerInput:
-        return PerLayerInput(
-            gate=self._parameters.linear(f"{name}.per_layer_gate"),
-            projection=self._parameters.linear(f"{name}.per_layer_projection"),
-            norm=self._norm(f"{name}.per_layer_norm"),
         )

@@ -28,6 +28,7 @@ class Gemma4Config:
     num_experts: int  # 0 = none
     experts_per_token: int
     expert_size: int
+    tie_word_embeddings: bool = True  # the only way it is implemented
 
     @property
     def num_layers(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pie_plugins.models.layers.delta_shape import DeltaShape
 from pie_plugins.models.layers.experts import ExpertSettings
+from pie_plugins.models.layers.latent_decoder import LatentShape
 
 LATENT_GROUP, STATE_GROUP = 0, 1
 
@@ -16,14 +17,10 @@ class KimiLinearConfig:
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
-    num_attention_heads: int
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int  # though nothing rotates
-    v_head_dim: int
     rms_norm_eps: float
     max_position_embeddings: int
     tie_word_embeddings: bool
+    latent: LatentShape  # whose rotary part does not rotate
     delta: DeltaShape
     delta_layers: frozenset[int]
     experts: ExpertSettings

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from pie_plugins.models.layers.build import build_decoder, build_norm
 from pie_plugins.models.layers.decoder import Decoder, PreNormLayer
 from pie_plugins.models.layers.latent_attention import LatentAttention, LowRankQuery
-from pie_plugins.models.layers.latent_decoder import IndexSettings, LatentConfig
+from pie_plugins.models.layers.latent_decoder import IndexSettings, LatentConfig, LatentShape
 from pie_plugins.models.layers.moe import build_experts, build_gated_mlp
-from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.rope import Rope, build_rope
 from pie_plugins.models.layers.sparse_indexer import SparseIndexer
@@ -16,24 +18,19 @@ LATENT_NORM_EPS = 1e-6  # of the norms inside attention, whatever rms_norm_eps s
 
 
 def build_latent(config: LatentConfig, parameters: Parameters) -> Decoder:
-    rope = build_rope(config.qk_rope_head_dim, config.rope, interleaved=True)
-    embedding = parameters.tensor("embedding")
-    tied = config.tie_word_embeddings
-    return Decoder(
-        embedding=embedding,
-        layers=tuple(_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)),
-        norm=RMSNorm(parameters.tensor("norm"), config.rms_norm_eps),
-        head=parameters.tied_linear(embedding) if tied else parameters.linear("head"),
-    )
+    rope = build_rope(config.attention.qk_rope_head_dim, config.rope, interleaved=True)
+    layers = [_layer(config, parameters, rope, layer) for layer in range(config.num_hidden_layers)]
+    norm = build_norm(parameters, "norm", config.rms_norm_eps)
+    return build_decoder(layers, norm, parameters, config.tie_word_embeddings)
 
 
 def _layer(config: LatentConfig, parameters: Parameters, rope: Rope, layer: int) -> PreNormLayer:
     name, eps = f"layers.{layer}", config.rms_norm_eps
     has_experts = layer in config.experts.layers
     return PreNormLayer(
-        mixer_norm=RMSNorm(parameters.tensor(f"{name}.input_norm"), eps),
+        mixer_norm=build_norm(parameters, f"{name}.input_norm", eps),
         mixer=_attention(config, parameters, rope, layer),
-        mlp_norm=RMSNorm(parameters.tensor(f"{name}.mlp_norm"), eps),
+        mlp_norm=build_norm(parameters, f"{name}.mlp_norm", eps),
         mlp=build_experts(config.experts, parameters, name)
         if has_experts
         else build_gated_mlp(parameters, name),
@@ -41,38 +38,42 @@ def _layer(config: LatentConfig, parameters: Parameters, rope: Rope, layer: int)
 
 
 def _attention(config: LatentConfig, parameters: Parameters, rope: Rope, layer: int) -> LatentAttention:
-    name, index = f"layers.{layer}", config.index
+    index = config.index
+    plain = build_latent_attention(
+        config.attention, parameters, rope, config.softmax_scale, f"layers.{layer}", CacheRef(0, layer)
+    )
+    if index is None:
+        return plain
+    indexer = _indexer(config, index, parameters, rope, layer) if layer in index.layers else None
+    return replace(plain, indexer=indexer, chosen=CacheRef(1, index.chosen_by(layer)))
+
+
+def build_latent_attention(
+    shape: LatentShape, parameters: Parameters, rope: Rope | None, scale: float, name: str, cache: CacheRef
+) -> LatentAttention:
+    plain, value = shape.qk_nope_head_dim, shape.v_head_dim
+    expansion = parameters.tensor(f"{name}.expansion").view(shape.num_attention_heads, plain + value, -1)
+    keys, values = expansion.split((plain, value), 1)
     return LatentAttention(
         down=parameters.linear(f"{name}.down_projection"),
-        query=_query(parameters, name) if config.q_lora_rank else None,
-        latent_norm=RMSNorm(parameters.tensor(f"{name}.latent_norm"), LATENT_NORM_EPS),
+        query=_query(parameters, name) if shape.q_lora_rank else None,
+        latent_norm=build_norm(parameters, f"{name}.latent_norm", LATENT_NORM_EPS),
         output=parameters.linear(f"{name}.output"),
-        heads=_heads(config, parameters, rope, name),
-        cache=CacheRef(0, layer),
-        indexer=_indexer(config, index, parameters, rope, layer)
-        if index is not None and layer in index.layers
-        else None,
-        chosen=None if index is None else CacheRef(1, index.chosen_by(layer)),
+        heads=LatentHeads(
+            num_heads=shape.num_attention_heads,
+            rope=rope,
+            rope_dim=shape.qk_rope_head_dim,
+            key_expansion=keys,
+            value_expansion=values,
+            scale=scale,
+        ),
+        cache=cache,
     )
 
 
 def _query(parameters: Parameters, name: str) -> LowRankQuery:
-    norm = RMSNorm(parameters.tensor(f"{name}.query_norm"), LATENT_NORM_EPS)
+    norm = build_norm(parameters, f"{name}.query_norm", LATENT_NORM_EPS)
     return LowRankQuery(norm, parameters.linear(f"{name}.query"))
-
-
-def _heads(config: LatentConfig, parameters: Parameters, rope: Rope, name: str) -> LatentHeads:
-    plain, value = config.qk_nope_head_dim, config.v_head_dim
-    expansion = parameters.tensor(f"{name}.expansion").view(config.num_attention_heads, plain + value, -1)
-    keys, values = expansion.split((plain, value), 1)
-    return LatentHeads(
-        num_heads=config.num_attention_heads,
-        rope=rope,
-        rope_dim=config.qk_rope_head_dim,
-        key_expansion=keys,
-        value_expansion=values,
-        scale=config.softmax_scale,
-    )
 
 
 def _indexer(
@@ -86,6 +87,6 @@ def _indexer(
         key_norm=parameters.tensor(f"{name}.key_norm"),
         key_norm_bias=parameters.tensor(f"{name}.key_norm_bias"),
         head_weights=parameters.tensor(f"{name}.head_weights"),
-        heads=IndexHeads(index.num_heads, turned, config.qk_rope_head_dim, index.top_k),
+        heads=IndexHeads(index.num_heads, turned, config.attention.qk_rope_head_dim, index.top_k),
         cache=CacheRef(1, index.chosen_by(layer)),
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pie_plugins.models.layers.architecture import LatentLayout
 from pie_plugins.models.layers.config import ConfigKeys
-from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting, add_experts, add_gated_mlp
+from pie_plugins.models.layers.experts import ExpertSettings, add_experts, add_gated_mlp, read_group_experts
 from pie_plugins.models.layers.rope_settings import RopeSettings, YarnScaling, read_rope
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
@@ -38,21 +38,37 @@ class IndexSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class LatentConfig:
-    vocab_size: int
+class LatentShape:
+    """The sizes of latent attention."""
+
     hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
     num_attention_heads: int
-    max_position_embeddings: int
-    rms_norm_eps: float
-    tie_word_embeddings: bool
-    rope: RopeSettings
     q_lora_rank: int  # 0: queries are projected directly
     kv_lora_rank: int
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
+
+    @property
+    def row_size(self) -> int:
+        """Of what is kept of a token."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def query_size(self) -> int:
+        return self.num_attention_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class LatentConfig:
+    vocab_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+    rms_norm_eps: float
+    tie_word_embeddings: bool
+    rope: RopeSettings
+    attention: LatentShape
     num_mtp_layers: int
     experts: ExpertSettings
     index: IndexSettings | None = None
@@ -62,11 +78,15 @@ class LatentConfig:
         magnitude = 1.0
         if isinstance(self.rope.scaling, YarnScaling):
             magnitude = self.rope.scaling.softmax_magnitude
-        return magnitude * magnitude / math.sqrt(self.qk_nope_head_dim + self.qk_rope_head_dim)
+        return (
+            magnitude
+            * magnitude
+            / math.sqrt(self.attention.qk_nope_head_dim + self.attention.qk_rope_head_dim)
+        )
 
     @property
-    def query_size(self) -> int:
-        return self.num_attention_heads * (self.qk_nope_head_dim + self.qk_rope_head_dim)
+    def hidden_size(self) -> int:
+        return self.attention.hidden_size
 
 
 def read_latent(keys: ConfigKeys) -> LatentConfig:
@@ -77,26 +97,18 @@ def read_latent(keys: ConfigKeys) -> LatentConfig:
     # Latent attention has no key heads of its own, and head_dim follows from its parts, whatever files say.
     keys.ignore("num_key_value_heads", "head_dim", "qk_head_dim")
     keys.ignore("aux_loss_alpha", "seq_aux", "output_router_logits", "ep_size")  # training, and parallelism
-    config = LatentConfig(
-        vocab_size=keys.integer("vocab_size"),
-        hidden_size=keys.integer("hidden_size"),
-        intermediate_size=keys.integer("intermediate_size"),
-        num_hidden_layers=keys.integer("num_hidden_layers"),
-        num_attention_heads=keys.integer("num_attention_heads"),
-        max_position_embeddings=keys.integer("max_position_embeddings"),
-        rms_norm_eps=keys.number("rms_norm_eps"),
+    rank = keys.integer("q_lora_rank", 0)
+    config = keys.into(
+        LatentConfig,
         tie_word_embeddings=keys.flag("tie_word_embeddings", False),
         rope=read_rope(keys, 10000.0),
-        q_lora_rank=keys.integer("q_lora_rank", 0),
-        kv_lora_rank=keys.integer("kv_lora_rank"),
-        qk_nope_head_dim=keys.integer("qk_nope_head_dim"),
-        qk_rope_head_dim=keys.integer("qk_rope_head_dim"),
-        v_head_dim=keys.integer("v_head_dim"),
+        attention=keys.into(LatentShape, q_lora_rank=rank),
         num_mtp_layers=keys.integer("num_nextn_predict_layers", 0),
         experts=_read_experts(keys),
     )
-    if config.qk_rope_head_dim < 2 or config.qk_rope_head_dim % 2:
-        raise keys.error(f"qk_rope_head_dim is {config.qk_rope_head_dim}, expected an even number")
+    turned = config.attention.qk_rope_head_dim
+    if turned < 2 or turned % 2:
+        raise keys.error(f"qk_rope_head_dim is {turned}, expected an even number")
     return config
 
 
@@ -105,22 +117,13 @@ def _read_experts(keys: ConfigKeys) -> ExpertSettings:
     keys.only("topk_method", "noaux_tc")
     keys.only("moe_layer_freq", 1)
     keys.only("moe_router_dtype", "float32")
-    size = keys.integer("moe_intermediate_size")
-    experts = ExpertSettings(
-        layers=_expert_layers(keys),
-        num_experts=keys.integer("n_routed_experts"),
-        experts_per_token=keys.integer("num_experts_per_tok"),
-        intermediate_size=size,
-        routing=GroupRouting(
-            normalize=keys.flag("norm_topk_prob"),
-            scale=keys.number("routed_scaling_factor"),
-            num_groups=keys.integer("n_group"),
-            kept_groups=keys.integer("topk_group"),
-        ),
-        shared_size=size * keys.integer("n_shared_experts"),
+    size, groups = (
+        keys.integer("moe_intermediate_size"),
+        (keys.integer("n_group"), keys.integer("topk_group")),
     )
-    experts.check(keys)
-    return experts
+    return read_group_experts(
+        keys, _expert_layers(keys), size, size * keys.integer("n_shared_experts"), groups
+    )
 
 
 def _expert_layers(keys: ConfigKeys) -> frozenset[int]:
@@ -143,10 +146,11 @@ def read_index(
         top_k=keys.integer("index_topk"),
         interleaved_rope=interleaved_rope,
     )
-    if index.top_k < 1 or index.head_dim < config.qk_rope_head_dim or not config.q_lora_rank:
+    turned, rank = config.attention.qk_rope_head_dim, config.attention.q_lora_rank
+    if index.top_k < 1 or index.head_dim < turned or not rank:
         raise keys.error(
-            f"index_topk is {index.top_k}, index_head_dim {index.head_dim}, q_lora_rank {config.q_lora_rank}; expected"
-            f" at least 1, at least qk_rope_head_dim ({config.qk_rope_head_dim}), and a rank"
+            f"index_topk is {index.top_k}, index_head_dim {index.head_dim}, q_lora_rank {rank}; expected at least 1,"
+            f" at least qk_rope_head_dim ({turned}), and a rank"
         )
     return index
 
@@ -166,8 +170,7 @@ class LatentDecoder:
         return config
 
     def cache_layouts(self, config: LatentConfig) -> tuple[LatentLayout, ...]:
-        width = config.kv_lora_rank + config.qk_rope_head_dim
-        latent = LatentLayout("latent", config.num_hidden_layers, width)
+        latent = LatentLayout("latent", config.num_hidden_layers, config.attention.row_size)
         if config.index is None:
             return (latent,)
         return latent, LatentLayout("index", len(config.index.layers), config.index.head_dim)
@@ -180,7 +183,7 @@ class LatentDecoder:
             ours, hf = f"layers.{layer}", f"{prefix}model.layers.{layer}"
             table.take(f"{ours}.input_norm", hf_source(f"{hf}.input_layernorm.weight", hidden))
             table.take(f"{ours}.mlp_norm", hf_source(f"{hf}.post_attention_layernorm.weight", hidden))
-            _add_attention(table, config, ours, f"{hf}.self_attn")
+            add_latent_attention(table, config.attention, ours, f"{hf}.self_attn")
             if config.index is not None and layer in config.index.layers:
                 _add_indexer(table, config, config.index, f"{ours}.indexer", f"{hf}.self_attn.indexer")
             if layer in config.experts.layers:
@@ -207,25 +210,27 @@ class LatentDecoder:
         return build_latent(config, parameters)
 
 
-def _add_attention(table: WeightTable, config: LatentConfig, ours: str, hf: str) -> None:
+def add_latent_attention(table: WeightTable, shape: LatentShape, ours: str, hf: str) -> None:
     """The projections of the hidden states are one matrix: query or its low rank, then the latent row."""
-    hidden, rank, latent = config.hidden_size, config.q_lora_rank, config.kv_lora_rank
-    heads, query = config.num_attention_heads, config.query_size
+    hidden, rank, latent = shape.hidden_size, shape.q_lora_rank, shape.kv_lora_rank
+    heads, query = shape.num_attention_heads, shape.query_size
     first = hf_source(f"{hf}.q_a_proj.weight" if rank else f"{hf}.q_proj.weight", rank or query, hidden)
-    row = hf_source(f"{hf}.kv_a_proj_with_mqa.weight", latent + config.qk_rope_head_dim, hidden)
+    row = hf_source(f"{hf}.kv_a_proj_with_mqa.weight", shape.row_size, hidden)
     table.fuse(f"{ours}.down_projection.weight", [first, row])
     if rank:
         table.take(f"{ours}.query_norm", hf_source(f"{hf}.q_a_layernorm.weight", rank))
         table.take(f"{ours}.query.weight", hf_source(f"{hf}.q_b_proj.weight", query, rank))
     table.take(f"{ours}.latent_norm", hf_source(f"{hf}.kv_a_layernorm.weight", latent))
-    expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
+    expanded = heads * (shape.qk_nope_head_dim + shape.v_head_dim)
     table.take(f"{ours}.expansion", hf_source(f"{hf}.kv_b_proj.weight", expanded, latent))
-    table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, heads * config.v_head_dim))
+    table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, heads * shape.v_head_dim))
 
 
 def _add_indexer(table: WeightTable, config: LatentConfig, index: IndexSettings, ours: str, hf: str) -> None:
     hidden, dim, heads = config.hidden_size, index.head_dim, index.num_heads
-    table.take(f"{ours}.query.weight", hf_source(f"{hf}.wq_b.weight", heads * dim, config.q_lora_rank))
+    table.take(
+        f"{ours}.query.weight", hf_source(f"{hf}.wq_b.weight", heads * dim, config.attention.q_lora_rank)
+    )
     table.take(f"{ours}.key.weight", hf_source(f"{hf}.wk.weight", dim, hidden))
     table.take(f"{ours}.key_norm", hf_source(f"{hf}.k_norm.weight", dim))
     table.take(f"{ours}.key_norm_bias", hf_source(f"{hf}.k_norm.bias", dim))

@@ -12,7 +12,8 @@ from torch.nn import functional
 from pie_plugins.models.layers.chunks import in_chunks, pair_decay
 from pie_plugins.models.layers.linear import Linear
 from pie_plugins.models.layers.mamba_shape import MambaShape
-from pie_plugins.models.layers.short_conv import ShortConvolution
+from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.layers.short_conv import ShortConvolution, convolution
 from pie_plugins.models.layers.step import CacheRef, Step
 
 CONVOLUTION, MATRIX = 0, 1  # the parts of a layer's state
@@ -89,3 +90,21 @@ class Mamba2:
         gated = (read + rows * self.skip).flatten(1) * functional.silu(gate)
         normed = step.rms_norm(gated.view(-1, *self.norm.shape), self.norm, self.norm_eps)
         return self.output(normed.flatten(1).to(x.dtype), step)
+
+
+def build_mamba(
+    shape: MambaShape, parameters: Parameters, name: str, norm_eps: float, cache: CacheRef
+) -> Mamba2:
+    bias = parameters.tensor(f"{name}.convolution_bias") if shape.has_bias else None
+    return Mamba2(
+        projection=parameters.linear(f"{name}.projection"),
+        output=parameters.linear(f"{name}.output"),
+        convolution=convolution(parameters.tensor(f"{name}.convolution"), bias),
+        rate=-parameters.tensor(f"{name}.rate").exp(),
+        time_bias=parameters.tensor(f"{name}.time_bias"),
+        skip=parameters.tensor(f"{name}.skip")[:, None],
+        norm=parameters.tensor(f"{name}.norm").view(shape.num_groups, -1),
+        norm_eps=norm_eps,
+        shape=shape,
+        cache=cache,
+    )

@@ -24,7 +24,6 @@ class NemotronHConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     mamba: MambaShape
-    convolution_bias: bool
     experts: ExpertSettings | None
     latent_size: int  # of the rows that routed experts work on; 0 = hidden_size
 

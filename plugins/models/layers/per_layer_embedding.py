@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pie_plugins.models.layers.build import build_norm
 from pie_plugins.models.layers.linear import Linear
 from pie_plugins.models.layers.norm import RMSNorm
+from pie_plugins.models.layers.parameters import Parameters
 from pie_plugins.models.layers.step import Step
 
 
@@ -43,3 +45,20 @@ class PerLayerInput:
     def __call__(self, x: Tensor, side: Tensor, step: Step) -> Tensor:
         gated = functional.gelu(self.gate(x, step), approximate="tanh").mul_(side)
         return self.norm(self.projection(gated, step), step)
+
+
+def build_per_layer_embedding(parameters: Parameters, size: int, norm_eps: float) -> PerLayerEmbedding:
+    return PerLayerEmbedding(
+        table=parameters.tensor("per_layer.table"),
+        projection=parameters.linear("per_layer.projection"),
+        norm=build_norm(parameters, "per_layer.norm", norm_eps),
+        size=size,
+    )
+
+
+def build_per_layer_input(parameters: Parameters, name: str, norm_eps: float) -> PerLayerInput:
+    return PerLayerInput(
+        gate=parameters.linear(f"{name}.per_layer_gate"),
+        projection=parameters.linear(f"{name}.per_layer_projection"),
+        norm=build_norm(parameters, f"{name}.per_layer_norm", norm_eps),
+    )

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from pie_plugins.models.layers.decoder import Part
 from pie_plugins.models.layers.linear import Linear
+from pie_plugins.models.layers.moe import Experts
 from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.per_layer_embedding import PerLayerEmbedding, PerLayerInput
+from pie_plugins.models.layers.router import ScaledRouter
 from pie_plugins.models.layers.step import Step
 
 
@@ -24,6 +26,23 @@ class NormedPart:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return self.part(self.norm(x, step), step)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MlpBesideExperts:
+    """norm(mlp(norm(x))) + norm(experts(norm(x))); the router looks at x itself."""
+
+    mlp: NormedPart
+    mlp_norm: RMSNorm
+    router: ScaledRouter
+    experts: Experts
+    experts_input_norm: RMSNorm
+    experts_norm: RMSNorm
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        plain = self.mlp_norm(self.mlp(x, step), step)
+        mixed = self.experts(self.experts_input_norm(x, step), self.router(x), step)
+        return plain.add_(self.experts_norm(mixed, step))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
