@@ -6,6 +6,7 @@ The benchmarks that compare guests with the bare driver run both on the same loa
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -45,6 +46,8 @@ class WatchedDriver:
         self._open: dict[Ticket, tuple[int, int, float, float, float]] = {}
         self.steps: list[Step] = []
         self.submit_cpu_s = 0.0  # what `submit` took so far; the dummy does all its work there
+        self._flows = threading.Event()
+        self._flows.set()
 
     def submit(self, batch: ForwardBatch) -> Ticket:
         submitted_at, begin = time.perf_counter(), time.thread_time()
@@ -55,6 +58,7 @@ class WatchedDriver:
         return ticket
 
     def collect(self, ticket: Ticket) -> ForwardResult:
+        self._flows.wait()
         result = self._driver.collect(ticket)
         requests, rows, submitting_cpu_s, submitted_at, submit_cpu_s = self._open.pop(ticket)
         collected_at = time.perf_counter()
@@ -62,6 +66,13 @@ class WatchedDriver:
             Step(requests, rows, submitting_cpu_s, collected_at, result.busy_s, submitted_at, submit_cpu_s)
         )
         return result
+
+    def hold(self) -> None:
+        """No step ends until `release`: what is asked for meanwhile goes on together."""
+        self._flows.clear()
+
+    def release(self) -> None:
+        self._flows.set()
 
     def take_steps(self) -> list[Step]:
         """The steps since the last call."""

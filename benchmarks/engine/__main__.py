@@ -1,7 +1,7 @@
 """What the engine and its guests cost beside the driver, and how busy they keep it: the whole grid.
 
-    python -m benchmarks.engine [--quick] [--json FILE] [--plot docs/frontier.svg]
-    python -m benchmarks.engine --again FILE --plot docs/frontier.svg     (from figures that were kept)
+    python -m benchmarks.engine [--quick] [--all] [--json FILE] [--plot docs/frontier.svg] [--page docs/benchmarks.md]
+    python -m benchmarks.engine --again FILE --plot …     (from figures that were kept)
 
 The scenarios have commands of their own; `--all` runs them, too.
 """
@@ -21,6 +21,7 @@ from benchmarks.engine import (
     latencies,
     oversubscription,
     pauses,
+    report,
     resume,
     waiting,
     workers,
@@ -42,9 +43,11 @@ SCENARIOS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _parse(arguments)
     results = json.loads(chosen.again.read_text(encoding="utf-8")) if chosen.again else _measured(chosen)
-    say("\n".join(grid.table(results["grid"])))
+    say("\n".join([*report.goals_table(results), "", *grid.table(results["grid"])]))
     if chosen.plot is not None:
         chosen.plot.write_text(grid.plot(results["grid"]), encoding="utf-8")
+    if chosen.page is not None:
+        report.write_section(chosen.page, results)
 
 
 def _measured(chosen: argparse.Namespace) -> Results:
@@ -71,6 +74,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--again", type=Path, metavar="FILE", help="figures of an earlier run, to show or draw"
     )
+    parser.add_argument("--page", type=Path, metavar="FILE", help="whose section of figures to replace")
     return parser.parse_args(arguments)
 
 

@@ -80,8 +80,9 @@ async def crowds(app: WatchedApplication, kind: Kind, step_ms: float, size: Size
     await Crowd(app, source, [{"tokens": size.tokens}]).run()  # compiled, and everything touched once
     cells = []
     for guests in size.guests:
-        app.watched.take_steps()
-        await Crowd(app, source, [{"tokens": size.tokens}] * guests).run()
+        crowd = Crowd(app, source, [{"tokens": size.tokens}] * guests)
+        await crowd.go_together(app)
+        await crowd.end()
         cells.append(Cell(kind.name, step_ms, guests, decode_of(app, guests)))
         say(_line(cells[-1]))
     return cells

@@ -38,7 +38,12 @@ def configured(
         "max_model_len": 65536,
         **(driver or {}),
     }
-    settings = {"speculation_depth": depth, "max_batch_requests": MAX_GUESTS, **(scheduler or {})}
+    settings = {
+        "speculation_depth": depth,
+        "max_batch_requests": MAX_GUESTS,
+        "max_batch_tokens": 8 * MAX_GUESTS,
+        **(scheduler or {}),
+    }
     return parse_config(
         f"runtime: {{workers: {workers}}}\n"
         f"models: [{{name: dummy, driver: {{type: dummy, options: {_flow(options)}}}, "
@@ -75,6 +80,20 @@ class Crowd:
     def go(self) -> None:
         for state in self._states:
             state.messages.put("go")
+
+    async def go_together(self, app: WatchedApplication) -> None:
+        """Nobody's first step ends before all have asked for theirs."""
+        await self.ready()
+        app.watched.hold()
+        try:
+            self.go()
+            while (found := await status(app)).waiting + found.running < len(self._tasks):
+                if any(task.done() for task in self._tasks):
+                    raise SystemExit("a program ended before all had begun")
+                await asyncio.sleep(0.01)
+        finally:
+            app.watched.take_steps()
+            app.watched.release()
 
     async def end(self) -> list[Any]:
         """What they returned."""
