@@ -54,6 +54,7 @@ class Context:
     lost: bool = False  # ... and every later one: there is nothing behind this id
     last_generation: GenerationEnd | None = None
     prefix: list[bytes] = field(default_factory=list)  # keys of its first blocks, see scheduler.prefixes
+    offered: int = 0  # so many of them are there for others
     last_used: int = 0  # a count of passes that ended
     seat: int = -1  # its place in the cohort, see scheduler.cohort; -1 = none
     sampler: SamplerSpec | None = None  # of its last pass, which a Step repeats
@@ -75,11 +76,11 @@ class Context:
     def rewind(self, length: int) -> None:
         """Back to its first `length` rows, as if the later ones had never been; no guess is left."""
         assert not self.runs_ahead, "guesses are dropped first"
-        before = self.history.length
         self.history.truncate(length)
         self.evictions.truncate(length)
-        if length < before:
-            self.prefix.clear()  # found again when it is needed
+        blocks = length // self.pages.block_rows
+        del self.prefix[blocks:]
+        self.offered = min(self.offered, blocks)
         self.submitted = self.written = self.pages.truncate(min(self.written, length))
 
     def evict(self, start: int, stop: int) -> None:
@@ -96,7 +97,7 @@ class Context:
         """Gives its pages up; its rows are computed again when it goes on."""
         assert not self.runs_ahead, "guesses are dropped first"
         self.pages.release()
-        self.written = self.submitted = 0
+        self.written = self.submitted = self.offered = 0
 
     def take_over(self, other: Context) -> None:
         """Becomes a copy of `other` with a noise stream of its own; pages are shared, not copied."""
@@ -105,7 +106,7 @@ class Context:
         self.pages = other.pages.fork(other.written)
         self.history, self.evictions = other.history.copy(), other.evictions.copy()
         self.written = self.submitted = other.written
-        self.prefix = list(other.prefix)
+        self.prefix, self.offered = list(other.prefix), other.offered
         self.stream = other.derive_stream()
         self.unborn = False
 

@@ -111,7 +111,9 @@ class Engine:
         self._latencies = Latencies(clock)
         can = driver.capabilities
         identity = (can.architecture, can.weights_revision, can.kv_dtype)
-        self._prefix_cache = PrefixCache(self._cache, identity, enabled=options.prefix_cache)
+        self._prefix_cache = PrefixCache(
+            self._cache, identity, enabled=options.prefix_cache, states_every=options.checkpoint_tokens
+        )
         self._prefixes = Prefixes(self._prefix_cache)
         arrivals, endings, tokens = itertools.count(), itertools.count(1), self._quotas.tokens
         self._cohort = Cohort(can, options, self._cache, self._prefixes, tokens.number, arrivals)
@@ -365,7 +367,7 @@ class Engine:
         for context in [each for each in self._contexts if each.process == command.process]:
             self._intake.fail_all(context, error)
             self._passes.drop_ahead(context)
-            self._contexts.forget(context)
+            self._forget(context)
             running = self._passes.of(context)
             if running is not None:
                 self._passes.end(running, error)
@@ -493,6 +495,11 @@ class Engine:
     def _drop(self, context: Context, command: DropContext) -> None:
         self._intake.fail_all(context, no_context(context.id))
         self._passes.forget_generation(context)
+        self._forget(context)
+
+    def _forget(self, context: Context) -> None:
+        if not context.busy:
+            self._prefixes.turn_ended(context)
         self._contexts.forget(context)
 
     def _pass_ended(self, context: Context, error: PieError | None) -> None:
@@ -502,6 +509,8 @@ class Engine:
         elif error is not None:
             self._intake.fail_behind(context, error)
         else:
+            if context.last_generation is not None:
+                self._prefixes.turn_ended(context)
             self._intake.wake(context)
 
     # ---- when memory is full

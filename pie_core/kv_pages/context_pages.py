@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +16,9 @@ from pie_core.kv_pages.intervals import Range
 from pie_core.kv_pages.moves import Move, plan_move
 from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.pool import PagePool
-from pie_core.kv_pages.state_slots import StateSlots
+from pie_core.kv_pages.state_slots import EMPTY, StateSlots
+
+STATE_BLOCK_ROWS = 16
 
 
 class Cache:
@@ -25,6 +28,12 @@ class Cache:
         self.spaces = tuple(spaces)
         self.pools = tuple(PagePool(each.group.name, each.num_pages) for each in spaces)
         self.host = HostSpace(spaces, self.pools, swap_bytes)
+        rows = [each.page_size for each in spaces if each.group.kind != "state"]
+        self.block_rows = (
+            math.lcm(*rows) if rows else STATE_BLOCK_ROWS
+        )  # what is shared, is shared by so many
+        self.states_every = 0  # rows; where states on the way are kept to be shared, a multiple of block_rows
+        self.settles_later = False  # what a step leaves behind is shared before it goes
         self._longest = min(
             (each.page_size * each.num_pages for each in spaces if each.group.kind in ("paged", "latent")),
             default=sys.maxsize,
@@ -75,6 +84,11 @@ class ContextPages:
                 for group, (space, pool) in enumerate(pairs)
             ),
         )
+
+    @property
+    def block_rows(self) -> int:
+        """What is shared with others, is shared by so many rows."""
+        return self._cache.block_rows
 
     @property
     def num_pages(self) -> tuple[int, ...]:
@@ -134,10 +148,11 @@ class ContextPages:
         Paged groups take the pages of all `reserved` rows at once, so that no pass is stuck half way; groups with a
         window take those of the next rows. `outcomes` is the number of states that a step can end with.
         """
-        if self.is_swapped or any(outcomes > slots.pool.num_free for slots in self._state):
+        if self.is_swapped or not all(slots.pool.has(outcomes) for slots in self._state):
             return 0
         for pages in self._paged:
             if pages.window is not None:
+                pages.pool.has(pages.missing(written, written + count))
                 count = min(count, pages.room(written))
             elif not pages.pool.has(pages.missing(written, written + reserved)):
                 return 0
@@ -154,25 +169,63 @@ class ContextPages:
             copy = pages.reserve(written, written + ahead)
             if copy is not None:
                 copies.append(copy)
-        for slots in self._state:
-            slots.begin(outcomes)
+        if self._state:
+            kept = self._lengths_to_keep(written, outcomes[0])
+            for slots in self._state:
+                slots.begin(outcomes, kept)
         return copies
 
-    def block(self, start: int, size: int) -> tuple[Int32, ...]:
-        """By group, the pages of `size` rows from `start`; all of them whole, and all here."""
-        return tuple(pages.of_rows(start, start + size) for pages in self._paged)
-
-    def adopt(self, written: int, size: int, block: Sequence[Int32]) -> None:
-        """Shares the pages of the next `size` rows with whoever wrote them."""
-        for pages, held in zip(self._paged, block, strict=True):
-            pages.adopt(written, held)
+    def _lengths_to_keep(self, written: int, length: int) -> list[int]:
+        """Where states are shared that a step passes on its way to `length`: every so often, and at the last block."""
+        every, rows = self._cache.states_every, self._cache.block_rows
+        if not every or length - written == 1:
+            return []
+        kept = list(range((written // every + 1) * every, length, every))
+        last = (length - 1) // rows * rows
+        return kept if last <= written or last in kept[-1:] else [*kept, last]
 
     def finish(self, length: int) -> None:
         """The oldest step went well and `length` rows are valid."""
+        for slots in self._state:
+            slots.finish(length)
+        if not self._cache.settles_later:
+            self.settle(length)
+
+    def settle(self, length: int) -> None:
+        """Whoever wants to share what is not needed behind `length` rows has done so."""
         for pages in self._windowed:
             pages.leave_window(length)
         for slots in self._state:
-            slots.finish(length)
+            slots.settle()
+
+    # ---- sharing
+
+    def block(self, start: int, stop: int) -> list[Int32]:
+        """By group, the pages of these rows, from a page boundary on; none for states, and where some have left."""
+        return [
+            _NO_PAGES if isinstance(each, StateSlots) else _all_or_none(each, start, stop)
+            for each in self.groups
+        ]
+
+    def states_at(self, length: int) -> tuple[int, ...] | None:
+        """The slots of the states after so many rows; None where one is not here."""
+        slots = tuple(each.state_at(length) for each in self._state)
+        return None if EMPTY in slots else slots
+
+    def has_room_behind(self, length: int, stop: int, outcomes: int) -> bool:
+        """Whether rows up to `stop` fit once the first `length` are shared with others."""
+        return all(slots.pool.has(outcomes) for slots in self._state) and all(
+            pages.pool.has(pages.missing_behind(length, stop)) for pages in self._paged
+        )
+
+    def adopt(self, written: int, length: int, pages: Sequence[Int32], states: Sequence[int]) -> None:
+        """Goes on from `length` rows that others have written, on pages and slots that are held for it already."""
+        slots = iter(states)
+        for each, held in zip(self.groups, pages, strict=True):
+            if isinstance(each, StateSlots):
+                each.adopt(length, next(slots))
+            else:
+                each.adopt(written, length, held)
 
     def abort(self) -> None:
         """The oldest step failed, or nobody wants its rows: all is as it was."""
@@ -226,6 +279,7 @@ class ContextPages:
     def plan_swap_out(self, written: int) -> Move:
         """The way to host memory, with the first `written` rows and nothing else: what is kept for going back goes."""
         assert not self.is_swapped
+        self.settle(written)
         self.drop_checkpoints()
         for pages in self._paged:
             pages.truncate(written)
@@ -262,3 +316,11 @@ class ContextPages:
             length = min(restarts)
             restarts = [slots.restart(length) for slots in self._state]
         return length if all(pages.can_restart(length) for pages in self._paged) else 0
+
+
+_NO_PAGES: Int32 = np.empty(0, np.int32)
+
+
+def _all_or_none(pages: PageList, start: int, stop: int) -> Int32:
+    held = pages.of_rows(start, stop)
+    return held if len(held) == pages.needs(start, stop) else _NO_PAGES

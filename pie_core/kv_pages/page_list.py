@@ -99,6 +99,13 @@ class PageList:
         fills_hole = written < first and not self.lists_any(written, written + 1)
         return max(self._pages_for(length) - self._end, 0) + fills_hole
 
+    def missing_behind(self, length: int, stop: int) -> int:
+        """How many pages the rows from `length`, which is shared, to `stop` take; with a window, the next of them."""
+        copied = length % self.page_size > 0
+        if self.window is not None:
+            return 1
+        return self._pages_for(stop) - self._pages_for(length) + copied
+
     def size_at(self, length: int) -> int:
         """How many pages the context has once it has so many rows."""
         return self._size + max(self._pages_for(length) - self._end, 0)
@@ -168,14 +175,25 @@ class PageList:
             self._size = kept
 
     def of_rows(self, start: int, stop: int) -> Int32:
-        first = int(np.searchsorted(self.logical, start // self.page_size))
-        return self._pages[first : first + (stop - start) // self.page_size].copy()
+        """The pages of these rows, as far as they are here; `start` is at a page boundary."""
+        low, high = np.searchsorted(self.logical, [start // self.page_size, self._pages_for(stop)])
+        return self._pages[low:high].copy()
 
-    def adopt(self, written: int, pages: Int32) -> None:
-        """These pages hold the rows behind `written`, which is at a page boundary; what was reserved there goes."""
+    def needs(self, start: int, stop: int) -> int:
+        """How many pages hold these rows."""
+        return self._pages_for(stop) - start // self.page_size
+
+    def adopt(self, written: int, length: int, pages: Int32) -> None:
+        """These pages, held already for the context, end its first `length` rows; what is out of reach goes.
+
+        They begin behind `written`, which is at a page boundary, or where what a row at `length` reads begins.
+        """
         self.truncate(written)
-        self.pool.share(pages)
-        self._append(pages.tolist(), self._end, self._end + len(pages))
+        stop = self._pages_for(length)
+        first = first_needed(length, self.window, self.page_size) // self.page_size
+        self._keep(int(np.searchsorted(self.logical, first)), self._size)
+        self._left = max(self._left, first) if self.window is not None else self._left
+        self._append(pages.tolist(), stop - len(pages), stop)
 
     def lists_any(self, start: int, stop: int) -> bool:
         """Whether some row of the range lies on a page that is here."""
@@ -250,6 +268,12 @@ class PageList:
         if first:
             self._pages, self._logical = self._pages[first:stop].copy(), self._logical[first:stop].copy()
         self._size = stop - first
+
+
+def first_needed(length: int, window: int | None, page_size: int) -> int:
+    """The first row that a row at `length` may read; as a page boundary."""
+    first = 0 if window is None else max(length - window + 1, 0)
+    return first // page_size * page_size
 
 
 def _enlarged(values: Int32, size: int) -> Int32:

@@ -4,6 +4,8 @@ A page that is let go while the driver has steps is free once those are over: th
 
 Two pools can be partners, one of the device and one of host memory. *Twins* are pages of both that hold the same:
 whoever moves from one to the other need not copy them. A page has its twin until it is written again or free.
+
+A cache may keep pages for whoever wants them next. Those that nobody else holds are *idle*: as good as free.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ class PagePool:
     """Hands out pages and takes them back when the last holder lets go. For a state group, pages are slots."""
 
     __slots__ = (
-        *("_finished", "_free", "_holders", "_leaving", "_num_leaving", "_started", "_twins"),
-        *("name", "num_pages", "partner", "reclaim"),
+        *("_finished", "_free", "_holders", "_kept", "_leaving", "_num_leaving", "_started", "_twins"),
+        *("name", "num_idle", "num_pages", "partner", "reclaim"),
     )
 
     def __init__(self, name: str, num_pages: int) -> None:
@@ -32,8 +34,11 @@ class PagePool:
         self._holders = np.zeros(num_pages, np.int32)
         self._started = self._finished = 0  # steps
         self._num_leaving = 0
-        # Gives back so many pages that are held for nobody in particular, or fewer.
-        self.reclaim: Callable[[PagePool, int], None] | None = None
+        self._kept: Int32 | None = None  # how many of the holders are the cache
+        self.num_idle = 0
+        self.reclaim: Callable[[PagePool, int], None] | None = (
+            None  # lets go of so many idle pages, or of all
+        )
         self._leaving: deque[tuple[int, list[int]]] = deque()  # the last step that may touch these pages
         self.partner: PagePool | None = None
         self._twins: dict[int, int] = {}  # page -> page of the partner
@@ -54,15 +59,21 @@ class PagePool:
     def num_free(self) -> int:
         return len(self._free)
 
+    @property
+    def num_unheld(self) -> int:
+        """With those that are free once the driver's steps are over."""
+        return len(self._free) + self._num_leaving
+
     def has(self, count: int) -> bool:
         """Whether so many pages can be taken now, after others have given back what they need not hold."""
         missing = count - len(self._free) - self._num_leaving
-        if missing > 0 and self.reclaim is not None:
+        if missing > 0 and self.num_idle and self.reclaim is not None:
             self.reclaim(self, missing)
         return count <= len(self._free)
 
-    def num_held_once(self, pages: Int32) -> int:
-        return int(np.count_nonzero(self._holders[pages] == 1))
+    def is_idle(self, pages: Int32) -> bool:
+        """Whether some of these pages are."""
+        return self._kept is not None and bool(np.any(self._holders[pages] == self._kept[pages]))
 
     def allocate(self, count: int) -> list[int]:
         """Pages with one holder, the caller."""
@@ -82,12 +93,16 @@ class PagePool:
         held = self._holders[pages]
         assert (held > 0).all(), "a free page cannot be shared"
         self._holders[pages] = held + 1
+        if self._kept is not None:
+            self.num_idle -= int(np.count_nonzero(held == self._kept[pages]))
 
     def release(self, pages: Int32 | Sequence[int]) -> None:
         """One holder less for each of these pages; they are distinct and in use."""
         held = self._holders[pages]
         assert (held > 0).all(), "a free page cannot be released"
         self._holders[pages] = held - 1
+        if self._kept is not None:
+            self.num_idle += int(np.count_nonzero((held - 1 == self._kept[pages]) & (held > 1)))
         freed: list[int] = np.asarray(pages, np.int32)[held == 1].tolist()
         if self._twins:
             self.part(freed)
@@ -100,11 +115,31 @@ class PagePool:
     def is_shared(self, page: int) -> bool:
         return bool(self._holders[page] > 1)
 
+    # ---- a cache
+
+    def cache_with(self, reclaim: Callable[[PagePool, int], None]) -> None:
+        """From now on a cache keeps pages of the pool."""
+        self._kept, self.reclaim = np.zeros(self.num_pages, np.int32), reclaim
+
+    def keep(self, pages: Int32) -> None:
+        """The cache holds them, too; each as often as it likes."""
+        assert self._kept is not None
+        assert (self._holders[pages] > 0).all(), "a free page cannot be kept"
+        self._holders[pages] += 1
+        self._kept[pages] += 1
+
+    def let_go(self, pages: Int32) -> None:
+        """The cache keeps them once less."""
+        assert self._kept is not None
+        self.num_idle -= int(np.count_nonzero(self._holders[pages] == self._kept[pages]))
+        self._kept[pages] -= 1
+        self.release(pages)
+
     # ---- twins
 
     @property
     def num_used(self) -> int:
-        return self.num_pages - len(self._free) - self._num_leaving
+        return self.num_pages - self.num_unheld
 
     def twins_of(self, pages: Int32) -> list[int | None]:
         """Those pages of the partner that hold the same."""

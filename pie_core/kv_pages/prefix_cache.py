@@ -2,77 +2,123 @@
 
 A block's key is a hash of the key before it and of its rows, so a chain of keys stands for a whole prefix:
 
-    root(tenant, weights, KV type) ── key(rows 0-15) ── key(rows 16-31) ── …
+    root(tenant, weights, KV type) ── key(rows 0-15) ── key(rows 16-31) ── key(rows 32-37)
+                                                                            where a turn ended
 
-The cache holds the pages like any context does. When a pool runs short, it lets go of blocks that nobody else holds:
-first those that were used least and longest ago, and that no cached block follows.
+A block has up to three parts, by kind of cache group: rows on pages that every later row may read (paged, latent), rows
+that only a window's length reads (window), and states after some of its rows (state). Going on from a length takes the
+first part of all blocks before it, the second of those within a window of it, and a state after just that many rows.
+
+The cache holds pages like any context does. When a pool runs short, it lets go of what nobody else holds and is worth
+least (`kv_pages.priorities`): of the first part only blocks that no cached block follows, for it would not be found
+without them. Worth is what it costs to compute again, times how often it was used and once more: rows cost more the
+more rows they read, and a state as much as the rows since the state before it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.context_pages import Cache
+from pie_core.kv_pages.page_list import first_needed
 from pie_core.kv_pages.pool import PagePool
+from pie_core.kv_pages.priorities import Priorities
 
 MAX_USES = 8  # beyond, more of them say nothing
+READING_COSTS_AS_MUCH = 8192  # so many rows to read cost about what everything else about a row does
+TAIL_SHARE = 0.25  # of a block's rows; fewer are not worth a copy of their page
+FEWEST_BLOCKS = 1024
+MAX_TRIED = 8  # blocks that begin alike
+MAX_BLOCKS_SINCE_STATE = 64
+
+_NO_PAGES: Int32 = np.empty(0, np.int32)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What decides the KV of some rows, given what stands before them."""
+
+    tokens: Int32
+    positions: Int32
+    masks: Sequence[tuple[int, Int32]] = ()
+
+    def common_with(self, other: Rows) -> int:
+        """How many rows are the same, from the first one on; masked rows are compared whole or not at all."""
+        if self.masks or other.masks:
+            return 0
+        count = min(len(self.tokens), len(other.tokens))
+        same = (self.tokens[:count] == other.tokens[:count]) & (
+            self.positions[:count] == other.positions[:count]
+        )
+        return int(np.argmin(same)) if not same.all() else count
+
+
+@dataclass(slots=True, eq=False)
 class Block:
+    key: bytes
     parent: bytes
-    pages: tuple[Int32, ...]  # by cache group
+    start: int  # rows before it
+    rows: Rows
+    pages: list[Int32]  # by cache group; none in groups of states, and where they were let go
+    states: dict[int, tuple[int, ...]] = field(
+        default_factory=dict
+    )  # by rows up to then: a slot of each group
     uses: int = 0
-    is_spared: bool = False  # another block follows it, and would not be found without it
+    since: float = 0.0  # when it was last used, by the clock of those that can go
+    followers: int = 0  # blocks that would not be found without it
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.rows.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """Rows that need not be computed. What it names is held for whoever takes it."""
+
+    length: int
+    pages: list[Int32]  # by cache group
+    states: tuple[int, ...]
+    blocks: Sequence[Block]
 
 
 class PrefixCache:
-    def __init__(self, cache: Cache, identity: Sequence[str], *, enabled: bool) -> None:
+    def __init__(
+        self, cache: Cache, identity: Sequence[str], *, enabled: bool, states_every: int = 256
+    ) -> None:
         self._cache = cache
         self._identity = identity
-        self._blocks: dict[bytes, Block] = {}  # least recently used first
-        kinds = {space.group.kind for space in cache.spaces}
-        # A window or a state behind the prefix would have to be kept as well.
-        self.enabled = enabled and bool(kinds) and kinds <= {"paged", "latent"}
-        self.rows = math.lcm(*(space.page_size for space in cache.spaces))  # of a block
+        self._blocks: dict[bytes, Block] = {}
+        self._beginnings: dict[tuple[bytes, int], list[Block]] = {}  # by parent and first token, oldest first
+        self._leaves: Priorities[bytes] = Priorities()
+        self._windows: Priorities[bytes] = Priorities()
+        self._states: Priorities[tuple[bytes, int]] = Priorities()
+        self._kinds = [space.group.kind for space in cache.spaces]
+        self.rows = cache.block_rows
+        self.enabled = enabled and bool(self._kinds)
         if self.enabled:
             for pool in cache.pools:
-                pool.reclaim = self._reclaim
+                pool.cache_with(self._reclaim)
+            cache.settles_later = "window" in self._kinds or "state" in self._kinds
+            if "state" in self._kinds:
+                cache.states_every = max(states_every // self.rows, 1) * self.rows
+        # Blocks without pages, where a model has states alone, cost no more than what is found by them.
+        blocks_of_a_page = max(cache.states_every // self.rows, 1)
+        self._max_blocks = FEWEST_BLOCKS + 2 * blocks_of_a_page * sum(pool.num_pages for pool in cache.pools)
 
     def root(self, tenant: str) -> bytes:
         return _digest(part.encode() for part in (*self._identity, tenant))
 
-    def key(
-        self, before: bytes, tokens: Int32, positions: Int32, masks: Sequence[tuple[int, Int32]]
-    ) -> bytes:
-        parts = [before, tokens.tobytes(), positions.tobytes()]
-        for row, runs in masks:
+    def key(self, before: bytes, rows: Rows) -> bytes:
+        parts = [before, rows.tokens.tobytes(), rows.positions.tobytes()]
+        for row, runs in rows.masks:
             parts += [str(row).encode(), runs.tobytes()]
         return _digest(parts)
-
-    def find(self, key: bytes) -> tuple[Int32, ...] | None:
-        """The pages of a block; it counts as used."""
-        block = self._blocks.pop(key, None)
-        if block is None:
-            return None
-        self._blocks[key] = block
-        block.uses = min(block.uses + 1, MAX_USES)
-        return block.pages
-
-    def add(self, key: bytes, parent: bytes, pages: tuple[Int32, ...]) -> None:
-        if key in self._blocks:
-            return
-        for pool, held in zip(self._cache.pools, pages, strict=True):
-            pool.share(held)
-        self._blocks[key] = Block(parent, pages)
-        if parent in self._blocks:
-            self._blocks[parent].is_spared = True
 
     @property
     def num_blocks(self) -> int:
@@ -80,33 +126,302 @@ class PrefixCache:
 
     def idle_pages(self) -> list[int]:
         """By cache group: pages that nobody but the cache holds."""
-        return [self._num_idle(group) for group in range(len(self._cache.pools))]
+        return [pool.num_idle for pool in self._cache.pools]
 
-    def _num_idle(self, group: int) -> int:
-        held = [block.pages[group] for block in self._blocks.values()]
-        return self._cache.pools[group].num_held_once(np.concatenate(held)) if held else 0
+    # ---- finding
+
+    def chain(self, keys: Iterable[bytes]) -> list[Block]:
+        """The blocks of these keys, up to the first that is not here."""
+        found = []
+        for key in keys:
+            block = self._blocks.get(key)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def beginning_like(self, before: bytes, rows: Rows) -> tuple[Block, int] | None:
+        """The block behind `before` whose first rows are these, as many as possible; and the rows up to there."""
+        best: tuple[Block, int] | None = None
+        candidates = self._beginnings.get((before, int(rows.tokens[0])), ()) if len(rows.tokens) else ()
+        for block in candidates[-MAX_TRIED:]:
+            length = self._usable(block, block.rows.common_with(rows))
+            if length - block.start >= TAIL_SHARE * self.rows and (best is None or length > best[1]):
+                best = (block, length)
+        return best
+
+    def _usable(self, block: Block, common: int) -> int:
+        if "state" not in self._kinds:
+            return block.start + common
+        return max((length for length in block.states if length <= block.start + common), default=0)
+
+    def hit(self, written: int, chain: Sequence[Block], tail: tuple[Block, int] | None) -> Hit | None:
+        """The most of these blocks from which a context that has `written` rows can go on; it is held from now on."""
+        for length, blocks in _lengths(chain, tail):
+            states = blocks[-1].states.get(length) if "state" in self._kinds else ()
+            if states is None or not self._reaches_windows(written, length, blocks):
+                continue
+            pages = [
+                self._pages(group, written, length, blocks) if kind != "state" else _NO_PAGES
+                for group, kind in enumerate(self._kinds)
+            ]
+            found = Hit(length, pages, states, blocks)
+            self._hold(found)
+            return found
+        return None
+
+    def let_go(self, hit: Hit) -> None:
+        """Nobody takes it."""
+        for pool, pages in self._held_by(hit.pages, hit.states):
+            pool.release(pages)
+
+    def use(self, hit: Hit) -> None:
+        """Somebody has taken it."""
+        last = hit.blocks[-1]
+        for block in hit.blocks:
+            block.uses = min(block.uses + 1, MAX_USES)
+            self._rank(block)
+        if hit.length in last.states:
+            self._states.set((last.key, hit.length), self._worth_of_state(last))
+
+    def _first_row(self, group: int, written: int, length: int) -> int:
+        """Of those that a row at `length` reads and that a context of `written` rows has not got itself."""
+        space = self._cache.spaces[group]
+        window = space.group.window if space.group.kind == "window" else None
+        return max(first_needed(length, window, space.page_size), written)
+
+    def _reaches_windows(self, written: int, length: int, blocks: Sequence[Block]) -> bool:
+        for group, kind in enumerate(self._kinds):
+            if kind == "window":
+                first = self._first_row(group, written, length)
+                for block in reversed(blocks):
+                    if block.stop <= first:
+                        break
+                    if not len(block.pages[group]):
+                        return False
+        return True
+
+    def _pages(self, group: int, written: int, length: int, blocks: Sequence[Block]) -> Int32:
+        size = self._cache.spaces[group].page_size
+        first = self._first_row(group, written, length)
+        parts = [block.pages[group] for block in blocks if block.stop > first]
+        if not parts:
+            return _NO_PAGES
+        joined = np.concatenate(parts)
+        begin = next(block.start for block in blocks if block.stop > first) // size
+        return joined[first // size - begin : -(-length // size) - begin]
+
+    def _hold(self, hit: Hit) -> None:
+        for pool, pages in self._held_by(hit.pages, hit.states):
+            pool.share(pages)
+
+    def _held_by(self, pages: Sequence[Int32], states: Sequence[int]) -> Iterator[tuple[PagePool, Int32]]:
+        slots = iter(states)
+        for pool, kind, held in zip(self._cache.pools, self._kinds, pages, strict=True):
+            if kind == "state":
+                held = np.array([slot for slot in (next(slots, None),) if slot is not None], np.int32)
+            if len(held):
+                yield pool, held
+
+    # ---- adding
+
+    def add(
+        self,
+        key: bytes,
+        parent: bytes,
+        start: int,
+        rows: Rows,
+        pages: list[Int32],
+        state: tuple[int, ...] | None = None,
+    ) -> None:
+        """Rows that are written; `state` is the one after the last of them. What is here already is kept."""
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._new_block(key, parent, start, rows, pages)
+        elif not self._has_windows(block) and self._has_windows_in(pages):
+            self._take_windows(block, pages)
+        if state and block.stop not in block.states:
+            self._keep([_NO_PAGES] * len(pages), state)
+            block.states[block.stop] = state
+            self._states.set((key, block.stop), self._worth_of_state(block))
+
+    def _new_block(self, key: bytes, parent: bytes, start: int, rows: Rows, pages: list[Int32]) -> Block:
+        copied = Rows(rows.tokens.copy(), rows.positions.copy(), rows.masks)
+        block = self._blocks[key] = Block(key, parent, start, copied, pages)
+        self._keep(pages)
+        before = self._blocks.get(parent)
+        if before is not None:
+            before.followers += 1
+            self._leaves.remove(parent)
+        while len(self._blocks) > self._max_blocks and (worst := self._leaves.pop()) is not None:
+            self._remove(self._blocks[worst])
+        self._drop_beginnings_of(block)
+        self._beginnings.setdefault((parent, int(rows.tokens[0])), []).append(block)
+        self._rank(block)
+        return block
+
+    def _drop_beginnings_of(self, block: Block) -> None:
+        """A block that ended where a turn did says nothing more than the one it has become."""
+        alike = self._beginnings.get((block.parent, int(block.rows.tokens[0])), [])
+        for each in [
+            each for each in alike if each.stop < block.stop and not each.states and not each.followers
+        ]:
+            if each.rows.common_with(block.rows) == len(each.rows.tokens):
+                self._remove(each)
+
+    def _has_windows(self, block: Block) -> bool:
+        return self._has_windows_in(block.pages)
+
+    def _has_windows_in(self, pages: Sequence[Int32]) -> bool:
+        return all(len(held) for held, kind in zip(pages, self._kinds, strict=True) if kind == "window")
+
+    def _take_windows(self, block: Block, pages: Sequence[Int32]) -> None:
+        self._drop_windows(block)
+        taken = [
+            held if kind == "window" else _NO_PAGES for held, kind in zip(pages, self._kinds, strict=True)
+        ]
+        self._keep(taken)
+        block.pages = [new if len(new) else old for old, new in zip(block.pages, taken, strict=True)]
+        self._rank(block)
+
+    def _keep(self, pages: Sequence[Int32], states: Sequence[int] = ()) -> None:
+        for pool, held in self._held_by(pages, states):
+            pool.keep(held)
+
+    def _release(self, pages: Sequence[Int32], states: Sequence[int] = ()) -> None:
+        for pool, held in self._held_by(pages, states):
+            pool.let_go(held)
+
+    # ---- what it is worth, and letting go
+
+    def _rank(self, block: Block) -> None:
+        """It is used now."""
+        block.since = self._leaves.clock
+        self._rank_leaf(block)
+        worth = _cost(block) * (1 + block.uses)
+        if "window" in self._kinds and self._has_windows(block):
+            self._windows.set(block.key, worth)
+
+    def _rank_leaf(self, block: Block) -> None:
+        if not block.followers:
+            self._leaves.set(block.key, _cost(block) * (1 + block.uses), block.since)
+
+    def _worth_of_state(self, block: Block) -> float:
+        """As much as the rows since the state before it; going back further than it pays to look is enough."""
+        cost, before = _cost(block), self._blocks.get(block.parent)
+        for _ in range(MAX_BLOCKS_SINCE_STATE):
+            if before is None or before.states:
+                break
+            cost += _cost(before)
+            before = self._blocks.get(before.parent)
+        return cost * (1 + block.uses)
 
     def _reclaim(self, pool: PagePool, count: int) -> None:
-        """Lets go of blocks until the pool gets so many pages back."""
+        """Lets go of what is worth least until the pool gets so many pages back, if there are as many idle ones."""
         group = self._cache.pools.index(pool)
-        count = min(count, self._num_idle(group))
-        for _ in range(len(self._blocks) * (MAX_USES.bit_length() + 2)):
-            if count <= 0 or not self._blocks:
-                return
-            key = next(iter(self._blocks))
-            block = self._blocks.pop(key)
-            given_back = pool.num_held_once(block.pages[group])
-            if not given_back or block.uses or block.is_spared:
-                block.uses //= 2
-                block.is_spared = False
-                self._blocks[key] = block
-            else:
-                self._let_go(block)
-                count -= given_back
+        let_go = {"window": self._drop_worst_windows, "state": self._drop_worst_state}.get(
+            self._kinds[group], self._drop_worst_block
+        )
+        enough = pool.num_unheld + min(count, pool.num_idle)
+        used: list[Block] = []
+        while pool.num_unheld < enough and (let_go(group, used) or self._find_stranded(group)):
+            pass
+        for block in used:
+            self._rank(block)
+            for length in block.states:
+                self._states.set((block.key, length), self._worth_of_state(block))
 
-    def _let_go(self, block: Block) -> None:
-        for pool, held in zip(self._cache.pools, block.pages, strict=True):
-            pool.release(held)
+    def _drop_worst_block(self, group: int, used: list[Block]) -> bool:
+        """False: there is none left. What gives nothing back, for somebody holds it, is put aside."""
+        key = self._leaves.pop()
+        if key is None:
+            return False
+        block = self._blocks[key]
+        if self._cache.pools[group].is_idle(block.pages[group]):
+            self._remove(block)
+        else:
+            used.append(block)
+        return True
+
+    def _find_stranded(self, group: int) -> bool:
+        """Blocks that somebody went on from and then evicted: nobody holds them, but those behind them are in use."""
+        if self._kinds[group] in ("window", "state"):
+            return False
+        pool = self._cache.pools[group]
+        stranded = [
+            each for each in self._blocks.values() if each.followers and pool.is_idle(each.pages[group])
+        ]
+        for block in stranded:
+            self._leaves.set(block.key, _cost(block), block.since)
+        return bool(stranded)
+
+    def _drop_worst_windows(self, group: int, used: list[Block]) -> bool:
+        key = self._windows.pop()
+        if key is None:
+            return False
+        block = self._blocks[key]
+        if self._cache.pools[group].is_idle(block.pages[group]):
+            self._drop_windows(block)
+        else:
+            used.append(block)
+        return True
+
+    def _drop_worst_state(self, group: int, used: list[Block]) -> bool:
+        entry = self._states.pop()
+        if entry is None:
+            return False
+        key, length = entry
+        block = self._blocks[key]
+        place = self._kinds[:group].count("state")
+        if self._cache.pools[group].is_idle(np.array([block.states[length][place]], np.int32)):
+            self._drop_state(block, length)
+        else:
+            used.append(block)
+        return True
+
+    def _drop_windows(self, block: Block) -> None:
+        self._windows.remove(block.key)
+        dropped = [
+            held if kind == "window" else _NO_PAGES
+            for held, kind in zip(block.pages, self._kinds, strict=True)
+        ]
+        self._release(dropped)
+        block.pages = [
+            _NO_PAGES if kind == "window" else held
+            for held, kind in zip(block.pages, self._kinds, strict=True)
+        ]
+
+    def _drop_state(self, block: Block, length: int) -> None:
+        self._states.remove((block.key, length))
+        self._release([_NO_PAGES] * len(self._kinds), block.states.pop(length))
+
+    def _remove(self, block: Block) -> None:
+        for length in list(block.states):
+            self._drop_state(block, length)
+        self._release(block.pages)
+        self._leaves.remove(block.key)
+        self._windows.remove(block.key)
+        del self._blocks[block.key]
+        place = (block.parent, int(block.rows.tokens[0]))
+        self._beginnings[place].remove(block)
+        if not self._beginnings[place]:
+            del self._beginnings[place]
+        before = self._blocks.get(block.parent)
+        if before is not None:
+            before.followers -= 1
+            self._rank_leaf(before)
+
+
+def _lengths(chain: Sequence[Block], tail: tuple[Block, int] | None) -> Iterator[tuple[int, Sequence[Block]]]:
+    """From which lengths one could go on, the greatest first, and the blocks up to there."""
+    if tail is not None:
+        yield tail[1], [*chain, tail[0]]
+    for count in range(len(chain), 0, -1):
+        yield chain[count - 1].stop, chain[:count] if count < len(chain) else chain
+
+
+def _cost(block: Block) -> float:
+    return len(block.rows.tokens) * (1 + block.start / READING_COSTS_AS_MUCH)
 
 
 def _digest(parts: Iterable[bytes]) -> bytes:

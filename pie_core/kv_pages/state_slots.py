@@ -21,7 +21,7 @@ EMPTY = -1
 
 
 class StateSlots:
-    __slots__ = ("_checkpoints", "_writing", "current", "group", "length", "pool")
+    __slots__ = ("_checkpoints", "_fresh", "_keeping", "_writing", "current", "group", "length", "pool")
 
     def __init__(self, group: int, pool: PagePool) -> None:
         self.group = group
@@ -29,6 +29,8 @@ class StateSlots:
         self.current = EMPTY
         self.length = 0  # of the current state
         self._writing: list[list[tuple[int, int]]] = []  # for each step under way, (length, slot) it writes
+        self._keeping: list[int] = []  # for each of them, how many of these are for others only
+        self._fresh: list[tuple[int, int]] = []  # ... and those of steps that are over, until `settle`
         self._checkpoints: list[tuple[int, int]] = []  # (length, slot), ascending
 
     @property
@@ -62,13 +64,22 @@ class StateSlots:
         """What it reads."""
         return self._writing[-2][-1][1] if len(self._writing) > 1 else self.current
 
-    def begin(self, lengths: Sequence[int]) -> None:
-        """Takes a slot for the state after each of these lengths."""
-        self._writing.append(list(zip(lengths, self.pool.allocate(len(lengths)), strict=True)))
+    @property
+    def is_scarce(self) -> bool:
+        """Contexts that want to run need slots more than anybody who would go back."""
+        return 2 * (self.pool.num_free + self.pool.num_idle) < self.pool.num_pages
+
+    def begin(self, lengths: Sequence[int], kept: Sequence[int] = ()) -> None:
+        """Takes a slot for the state after each of these lengths, and if there are enough after `kept` before them."""
+        if kept and (self.is_scarce or not self.pool.has(len(kept) + len(lengths))):
+            kept = ()
+        after = [*kept, *lengths]
+        self._writing.append(list(zip(after, self.pool.allocate(len(after)), strict=True)))
+        self._keeping.append(len(kept))
 
     def finish(self, length: int) -> None:
         """The oldest step has ended and `length` rows are valid: their state is current, the others go back."""
-        written = dict(self._writing.pop(0))
+        written = self._take_kept()
         if length == self.length:
             self.pool.release(list(written.values()))
             return
@@ -76,25 +87,50 @@ class StateSlots:
         self.current, self.length = written.pop(length), length
         self.pool.release(list(written.values()))
 
+    def _take_kept(self) -> dict[int, int]:
+        """What the oldest step has written for the context itself."""
+        written, kept = self._writing.pop(0), self._keeping.pop(0)
+        self._fresh += written[:kept]
+        return dict(written[kept:])
+
+    def settle(self) -> None:
+        """Whoever wants to share states on the way to the current one has done so."""
+        for _, slot in self._fresh:
+            self.pool.release([slot])
+        self._fresh.clear()
+
     def abort(self) -> None:
         """The oldest step has failed: what it wrote goes back."""
+        del self._keeping[0]
         self.pool.release([slot for _, slot in self._writing.pop(0)])
 
     def drop_latest(self, steps: int) -> None:
         """The latest steps were for nothing."""
         for _ in range(steps):
+            self._keeping.pop()
             self.pool.release([slot for _, slot in self._writing.pop()])
 
     def checkpoint(self, limit: int) -> None:
         """Keeps the current state for going back to; beyond `limit` of them, the oldest goes."""
-        if self.current == EMPTY or (self._checkpoints and self._checkpoints[-1][0] == self.length):
+        is_kept = bool(self._checkpoints) and self._checkpoints[-1][0] == self.length
+        if self.current == EMPTY or is_kept or self.is_scarce:
             return
-        if 2 * self.pool.num_free < self.pool.num_pages:
-            return  # slots are scarce: contexts that want to run need them more
         self.pool.share([self.current])
         self._checkpoints.append((self.length, self.current))
         if len(self._checkpoints) > limit:
             self.pool.release([self._checkpoints.pop(0)[1]])
+
+    def state_at(self, length: int) -> int:
+        """The slot of the state after so many rows; EMPTY: it is not here."""
+        if length == self.length:
+            return self.current
+        kept = (*self._fresh, *self._checkpoints)
+        return next((slot for rows, slot in kept if rows == length), EMPTY)
+
+    def adopt(self, length: int, slot: int) -> None:
+        """Goes on from this state, which is held already for the context."""
+        self._let_go_of_current()
+        self.current, self.length = slot, length
 
     def drop_checkpoints(self) -> bool:
         """Whether there were any."""
@@ -111,6 +147,7 @@ class StateSlots:
 
     def truncate(self, length: int) -> None:
         """Goes back to a length that `restart` gave."""
+        self.settle()
         while self._checkpoints and self._checkpoints[-1][0] > length:
             self.pool.release([self._checkpoints.pop()[1]])
         if length == self.length:
@@ -133,6 +170,7 @@ class StateSlots:
         return child
 
     def release(self) -> None:
+        self.settle()
         self.drop_checkpoints()
         self._let_go_of_current()
         self.drop_latest(len(self._writing))
@@ -145,4 +183,4 @@ class StateSlots:
     def _held(self) -> list[int]:
         current = [] if self.current == EMPTY else [self.current]
         writing = [slot for step in self._writing for _, slot in step]
-        return current + [slot for _, slot in self._checkpoints] + writing
+        return current + [slot for _, slot in (*self._checkpoints, *self._fresh)] + writing

@@ -381,7 +381,7 @@ class Cohort:
         context.written = context.submitted = min(written, claimed)
         context.pages.drop_latest(0, context.submitted)
         context.last_used = max(context.last_used, used)
-        self._prefixes.written(context, int(columns.joined[place]))
+        self._prefixes.written(context, turn_ended=False)
         if request != NOBODY:
             self.resume(self._resumed(running, RequestId(request), place, claimed))
 

@@ -221,7 +221,9 @@ class Loop:
             running = chunk.running
             counts = running.request is not None and running.ended is None and not running.dropped
             if counts and place not in result.failed:
-                self._prefixes.written(running.context, chunk.start)
+                many = chunk.stop - chunk.start > 1
+                self._prefixes.written(running.context, turn_ended=many and chunk.is_last)
+                running.context.pages.settle(running.context.written)
 
     def _copy_pages(self, chunks: Chunks) -> None:
         by_group: dict[int, list[PageCopy]] = defaultdict(list)

@@ -6,12 +6,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from pie_core.engine.context import Context
-from pie_core.kv_pages.prefix_cache import PrefixCache
+from pie_core.kv_pages.prefix_cache import TAIL_SHARE, Block, Hit, PrefixCache, Rows
 from pie_core.scheduler.request import Chunk, Pass
 
 
 class Prefixes:
-    """Whole blocks only, and only up to the first row of a pass that has to give something."""
+    """Only up to the first row of a pass that has to give something."""
 
     def __init__(self, cache: PrefixCache) -> None:
         self.hit_tokens = self.lookup_tokens = 0
@@ -35,73 +35,98 @@ class Prefixes:
         """The oldest step is over, whatever came of it."""
         self._computing -= Counter(self._steps.popleft())
 
-    def written(self, context: Context, start: int) -> None:
-        """The rows from `start` on have their KV: whole blocks of them can be taken over by others."""
-        size = self._cache.rows
-        if context.written // size == start // size or not self._applies(context):
+    def written(self, context: Context, *, turn_ended: bool) -> None:
+        """More rows have their KV: whole blocks of them can be taken over by others, and the rest where a turn ends."""
+        if context.written // self._cache.rows > context.offered and self._applies(context):
+            self._offer_blocks(context)
+        if turn_ended:
+            self.turn_ended(context)
+
+    def turn_ended(self, context: Context) -> None:
+        """Others may go on from where the context stands now, in the middle of a block perhaps."""
+        rows = self._cache.rows
+        start, stop = context.written // rows * rows, context.written
+        if stop - start < TAIL_SHARE * rows or not self._applies(context):
             return
+        state = context.pages.states_at(stop)
+        pages = context.pages.block(start, stop)
+        if state is not None and any(map(len, pages)) | bool(state):
+            self._extend(context, start)
+            before = self._key_before(context, start // rows)
+            tail = _rows(context, start, stop)
+            self._cache.add(self._cache.key(before, tail), before, start, tail, pages, state)
+
+    def _offer_blocks(self, context: Context) -> None:
+        rows = self._cache.rows
         self._extend(context, context.written)
-        for block in range(start // size, context.written // size):
-            before = context.prefix[block - 1] if block else self._cache.root(context.tenant)
-            self._cache.add(context.prefix[block], before, context.pages.block(block * size, size))
+        for block in range(context.offered, context.written // rows):
+            start, stop = block * rows, (block + 1) * rows
+            self._cache.add(
+                context.prefix[block],
+                self._key_before(context, block),
+                start,
+                _rows(context, start, stop),
+                context.pages.block(start, stop),
+                context.pages.states_at(stop),
+            )
+        context.offered = context.written // rows
 
     def _applies(self, context: Context) -> bool:
         """What was written after an eviction depends on more than what stands before it."""
-        return self._cache.enabled and not context.evictions.evicted
+        return self._cache.enabled and not context.evictions.evicted and not context.pages.is_swapped
 
     def _can_take_over(self, waiting: Pass) -> bool:
         context = waiting.context
-        size = self._cache.rows
-        is_settled = context.written == context.submitted and context.written % size == 0
-        return waiting.remaining > size and is_settled and self._applies(context)
+        is_settled = context.written == context.submitted and context.written % self._cache.rows == 0
+        return waiting.remaining > 1 and is_settled and self._applies(context)
 
     def _take_over(self, waiting: Pass, begun: set[bytes]) -> bool:
         """False: the next block is being computed, or about to be."""
-        context, before = waiting.context, waiting.context.written
+        context, rows = waiting.context, self._cache.rows
         if not waiting.looked_up:
             waiting.looked_up = True
             self.lookup_tokens += waiting.remaining
-        missing = self._adopt(context, _first_output(waiting) // self._cache.rows)
+        limit = _first_output(waiting)
+        self._extend(context, limit)
+        keys = context.prefix[context.written // rows : limit // rows]
+        chain = self._cache.chain(keys)
+        missing = keys[len(chain)] if len(chain) < len(keys) else None
         is_computed = missing is not None and missing in self._computing
-        waits = is_computed or (missing is not None and missing in begun)
-        if context.written > before and not is_computed and (waits or not self._has_room_for_rest(waiting)):
-            context.written = context.submitted = before  # others need these pages more
-            context.pages.truncate(before)
-        elif missing is not None and not waits:
+        if missing in begun and not is_computed:
+            return False  # others need these pages more
+        tail = None if is_computed else self._tail(context, context.written + len(chain) * rows, limit)
+        hit = self._cache.hit(context.written, chain, tail)
+        if hit is not None and not is_computed and not _has_room_behind(hit.length, waiting):
+            self._cache.let_go(hit)
+            return True
+        if hit is not None:
+            self._adopt(context, hit)
+        if missing is not None and not is_computed:
             begun.add(missing)
-        self.hit_tokens += context.written - before
-        return not waits
+        return not is_computed
 
-    def _adopt(self, context: Context, last: int) -> bytes | None:
-        """Takes over the blocks before `last`; the key of the first that is not there."""
-        size = self._cache.rows
-        self._extend(context, last * size)
-        for block in range(context.written // size, last):
-            key = context.prefix[block]
-            pages = self._cache.find(key)
-            if pages is None:
-                return key
-            context.pages.adopt(context.written, size, pages)
-            context.written = context.submitted = context.written + size
-        return None
+    def _tail(self, context: Context, start: int, limit: int) -> tuple[Block, int] | None:
+        """Some block that begins like the rows from `start`, as far as they need not be computed."""
+        before = self._key_before(context, start // self._cache.rows)
+        return self._cache.beginning_like(before, _rows(context, start, min(limit, start + self._cache.rows)))
 
-    def _has_room_for_rest(self, waiting: Pass) -> bool:
-        pages, outcomes = waiting.context.pages, 1 + waiting.num_drafts
-        return pages.fitting_rows(waiting.context.written, 1, waiting.remaining, outcomes) > 0
+    def _adopt(self, context: Context, hit: Hit) -> None:
+        context.pages.adopt(context.written, hit.length, hit.pages, hit.states)
+        self._cache.use(hit)
+        self.hit_tokens += hit.length - context.written
+        context.written = context.submitted = hit.length
+        context.offered = max(context.offered, hit.length // self._cache.rows)
 
     def _extend(self, context: Context, length: int) -> None:
         """Brings the context's keys up to so many rows."""
-        size, history = self._cache.rows, context.history
-        keys = context.prefix
-        while (len(keys) + 1) * size <= length:
-            start, stop = len(keys) * size, (len(keys) + 1) * size
-            tokens, positions = history.rows(start, stop)
-            masks = [(row, history.masks[row]) for row in range(start, stop) if row in history.masks]
-            keys.append(
-                self._cache.key(
-                    keys[-1] if keys else self._cache.root(context.tenant), tokens, positions, masks
-                )
-            )
+        rows, keys = self._cache.rows, context.prefix
+        while (len(keys) + 1) * rows <= length:
+            start = len(keys) * rows
+            before = self._key_before(context, len(keys))
+            keys.append(self._cache.key(before, _rows(context, start, start + rows)))
+
+    def _key_before(self, context: Context, block: int) -> bytes:
+        return context.prefix[block - 1] if block else self._cache.root(context.tenant)
 
     def _blocks_of(self, chunks: Iterable[Chunk]) -> list[bytes]:
         """Whole blocks in chunks of prompts, where their keys are known."""
@@ -124,3 +149,14 @@ def _first_output(waiting: Pass) -> int:
     if waiting.probes is not None:
         asked.append(waiting.probes.rows[0])
     return min(asked)
+
+
+def _rows(context: Context, start: int, stop: int) -> Rows:
+    tokens, positions = context.history.rows(start, stop)
+    masks = context.history.masks
+    masked = [(row, masks[row]) for row in range(start, stop) if row in masks] if masks else []
+    return Rows(tokens, positions, masked)
+
+
+def _has_room_behind(length: int, waiting: Pass) -> bool:
+    return waiting.context.pages.has_room_behind(length, waiting.stop, 1 + waiting.num_drafts)

@@ -39,7 +39,7 @@ def test_every_step_counts_once_by_its_size_and_its_device_time() -> None:
     for context in range(1, 6):
         engine.create(context)
     for context in range(1, 6):
-        engine.submit(context, [1, 2])
+        engine.submit(context, [context, 2])
     engine.run()
     found = status(engine)
     assert (found.steps, found.passes, found.tokens) == (2, 5, 10)

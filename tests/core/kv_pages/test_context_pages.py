@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -14,6 +15,7 @@ from pie_core.errors import OutOfPages
 from pie_core.kv_pages.context_pages import Cache, ContextPages
 from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.pool import PagePool
+from pie_core.kv_pages.prefix_cache import PrefixCache, Rows
 from pie_core.kv_pages.state_slots import EMPTY, StateSlots
 
 
@@ -203,6 +205,7 @@ class Owner:
         self.pages = pages
         self.rows = rows
         self.evicted: set[int] = set()
+        self.evicts = False
 
 
 class ContextPagesMachine(RuleBasedStateMachine):
@@ -214,8 +217,11 @@ class ContextPagesMachine(RuleBasedStateMachine):
         window=st.integers(1, 6),
         slots=st.integers(2, 12),
         host=st.integers(0, 24),
+        shares=st.booleans(),
     )
-    def set_up(self, page_size: int, num_pages: int, window: int, slots: int, host: int) -> None:
+    def set_up(
+        self, page_size: int, num_pages: int, window: int, slots: int, host: int, shares: bool
+    ) -> None:
         self.window = window
         spaces = [
             paged(page_size, num_pages, host),
@@ -225,7 +231,9 @@ class ContextPagesMachine(RuleBasedStateMachine):
         self.cache = Cache(spaces, None)
         self.memory: list[dict[tuple[int, int], object]] = [{} for _ in spaces]
         self.host_memory: list[dict[tuple[int, int], object]] = [{} for _ in spaces]
+        self.prefixes = PrefixCache(self.cache, ("weights",), enabled=shares, states_every=4)
         self.owners = [Owner(ContextPages.empty(self.cache), [])]
+        self.known: list[list[int]] = []  # rows that were offered
         self.fresh = 0
 
     def owner(self, number: int) -> Owner:
@@ -251,9 +259,51 @@ class ContextPagesMachine(RuleBasedStateMachine):
             return
         self.put(owner, count)
         owner.pages.finish(len(owner.rows))
+        if how % 3 and not owner.evicts:
+            self.offer(owner)
+        owner.pages.settle(len(owner.rows))
         if how % 2:
             owner.pages.truncate(len(owner.rows))  # gives back what was reserved
             owner.pages.checkpoint(limit=3)
+
+    def keys(self, rows: list[int]) -> list[bytes]:
+        keys, size = [self.prefixes.root("t")], self.prefixes.rows
+        for start in range(0, len(rows) - size + 1, size):
+            keys.append(self.prefixes.key(keys[-1], some_rows(rows[start : start + size])))
+        return keys
+
+    def offer(self, owner: Owner) -> None:
+        """Whole blocks, and what is behind them."""
+        if not self.prefixes.enabled:
+            return
+        self.known = [*self.known[-9:], list(owner.rows)]
+        size, keys = self.prefixes.rows, self.keys(owner.rows)
+        for start in range(0, len(owner.rows), size):
+            stop, before = min(start + size, len(owner.rows)), keys[start // size]
+            rows = some_rows(owner.rows[start:stop])
+            pages, states = owner.pages.block(start, stop), owner.pages.states_at(stop)
+            if len(pages[0]):
+                self.prefixes.add(self.prefixes.key(before, rows), before, start, rows, pages, states)
+
+    @precondition(lambda self: self.known and len(self.owners) < 5)
+    @rule(number=st.integers(0, 9), length=st.integers(1, 40))
+    def take(self, number: int, length: int) -> None:
+        """A new owner wants the first of these rows."""
+        rows = self.known[number % len(self.known)][:length]
+        size, keys = self.prefixes.rows, self.keys(rows)
+        chain = self.prefixes.chain(keys[1:])
+        start = len(chain) * size
+        tail = self.prefixes.beginning_like(keys[len(chain)], some_rows(rows[start : start + size]))
+        hit = self.prefixes.hit(0, chain, tail)
+        if hit is None:
+            return
+        if number % 2:
+            self.prefixes.let_go(hit)
+            return
+        owner = Owner(ContextPages.empty(self.cache), rows[: hit.length])
+        owner.pages.adopt(0, hit.length, hit.pages, hit.states)
+        self.prefixes.use(hit)
+        self.owners.append(owner)
 
     def put(self, owner: Owner, count: int) -> None:
         start = len(owner.rows)
@@ -302,7 +352,7 @@ class ContextPagesMachine(RuleBasedStateMachine):
     def fork(self, number: int) -> None:
         owner = self.owner(number)
         self.owners.append(Owner(owner.pages.fork(len(owner.rows)), list(owner.rows)))
-        self.owners[-1].evicted = set(owner.evicted)
+        self.owners[-1].evicted, self.owners[-1].evicts = set(owner.evicted), owner.evicts
 
     @rule(number=st.integers(0, 9), start=st.integers(0, 30), count=st.integers(0, 12))
     def evict(self, number: int, start: int, count: int) -> None:
@@ -311,6 +361,7 @@ class ContextPagesMachine(RuleBasedStateMachine):
         stop = min(start + count, len(owner.rows))
         owner.pages.evict([(start, stop)])
         owner.evicted |= set(range(start, stop))
+        owner.evicts = True
 
     @rule(number=st.integers(0, 9), length=st.integers(0, 40))
     def truncate(self, number: int, length: int) -> None:
@@ -364,20 +415,38 @@ class ContextPagesMachine(RuleBasedStateMachine):
     def no_page_is_lost_or_counted_wrongly(self) -> None:
         for pool in (*self.cache.pools, *self.cache.host.pools):
             holders: Counter[int] = Counter()
+            if pool in self.cache.pools:
+                kept = self.kept(self.cache.pools.index(pool))
+                holders.update(kept)
+                assert pool.num_idle == sum(pool._holders[page] == count for page, count in kept.items())
             for held in (held for owner in self.owners for held in owner.pages.groups if held.pool is pool):
                 holders.update(held._held() if isinstance(held, StateSlots) else held.pages.tolist())
             assert pool.num_free == pool.num_pages - len(holders)
             assert {page: int(pool._holders[page]) for page in holders} == dict(holders)
+
+    def kept(self, group: int) -> Counter[int]:
+        """What the cache holds."""
+        kept: Counter[int] = Counter()
+        for block in self.prefixes._blocks.values():
+            kept.update(block.pages[group].tolist())
+            if group == 2:
+                kept.update(states[0] for states in block.states.values())
+        return kept
 
     def teardown(self) -> None:
         if not hasattr(self, "cache"):
             return
         for owner in self.owners:
             owner.pages.release()
+        assert all(pool.has(pool.num_pages) for pool in self.cache.pools), "idle pages are as good as free"
         assert all(
             pool.num_free == pool.num_pages and not pool._twins
             for pool in (*self.cache.pools, *self.cache.host.pools)
         )
+
+
+def some_rows(values: list[int]) -> Rows:
+    return Rows(np.array(values, np.int32), np.zeros(len(values), np.int32))
 
 
 def copy_page(

@@ -6,11 +6,9 @@ import signal
 import subprocess
 import sys
 from random import Random
-from typing import Any
 
 import pytest
 
-from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.page_list import PageList
 from pie_core.scheduler import run_ahead
 from pie_core.scheduler.request import Pass
@@ -80,12 +78,10 @@ def test_a_stale_staged_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_prefix_that_is_not_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pie_core.kv_pages.prefix_cache import PrefixCache
+    from pie_core.kv_pages.prefix_cache import PrefixCache, Rows
 
-    def forgets_what_stood_before(
-        self: PrefixCache, before: bytes, tokens: Int32, positions: Int32, masks: Any
-    ) -> bytes:
-        return tokens.tobytes()
+    def forgets_what_stood_before(self: PrefixCache, before: bytes, rows: Rows) -> bytes:
+        return rows.tokens.tobytes() + rows.positions.tobytes()
 
     monkeypatch.setattr(PrefixCache, "key", forgets_what_stood_before)
     report = simulate(40, seed=0)
