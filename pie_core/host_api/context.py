@@ -63,13 +63,14 @@ class HostContext:
         "_handed_out",
         "_open_passes",
         "_released",
-        "_repeats",
+        "_rows",
+        "_rows_of_turns",
         "_transcript",
         "_turn",
         "guest",
         "id",
         "model",
-        "rows",
+        "repeats",
     )
 
     def __init__(
@@ -79,11 +80,13 @@ class HostContext:
         self.model = model
         self.id: ContextId = model.engine.new_context_id()
         self._transcript = transcript
-        self.rows = rows
+        self._rows = rows
+        self.repeats: SamplerSpec | None = None  # what a messages.Step would draw with, if one may follow
+        # What turns did is noted where they are counted; the transcript and the rows learn it when somebody asks.
         self._turn = ContextTurn(self)
         self._turn.done = True
-        self._repeats: SamplerSpec | None = None  # what a messages.Step would draw with, if one may follow
-        self._fed: list[int] = []  # by turns: for the transcript, when somebody asks for it
+        self._fed: list[int] = []
+        self._rows_of_turns = 0
         self._confirmed = rows.length
         self._open_passes = 0
         self._handed_out: list[int] = []  # drained: in the transcript, and not yet written by a pass
@@ -100,13 +103,22 @@ class HostContext:
     def transcript(self, transcript: Transcript) -> None:
         self._transcript = transcript
 
+    @property
+    def rows(self) -> PositionRuns:
+        if self._rows_of_turns:
+            self._rows.length += (
+                self._rows_of_turns
+            )  # at the positions that follow, as the pass before had it
+            self._rows_of_turns = 0
+        return self._rows
+
     def check_usable(self) -> None:
         if self._released:
             raise NotFound("this context was released; create, fork or open another")
 
     def submitted(self, count: int, positions: Sequence[int] | None = None) -> None:
         """A pass is on its way that writes `count` rows, at the next positions or at these."""
-        self._repeats = None
+        self.repeats = None
         self._open_passes += 1
         if positions is None:
             self.rows.extend(count)
@@ -116,11 +128,7 @@ class HostContext:
     def may_repeat(self, sampler: SamplerSpec) -> None:
         """The pass just submitted draws one token behind its last row; turns with the same sampler may follow it."""
         if not self._handed_out:
-            self._repeats = sampler
-
-    def repeats(self, sampler: SamplerSpec) -> bool:
-        """Whether a token fed at the next position, and one drawn with this sampler, can be a turn."""
-        return self._repeats is sampler or (self._repeats is not None and self._repeats == sampler)
+            self.repeats = sampler
 
     def turn(self, token: int, *, is_awaited: bool) -> ContextTurn:
         """Feeds a token, and draws the one behind it. Turns that the program waits for, one by one, share an object."""
@@ -128,7 +136,7 @@ class HostContext:
         turn.done, turn.error = False, None
         turn.token = token
         self._open_passes += 1
-        self.rows.length += 1  # at the position that follows, as the pass before had it
+        self._rows_of_turns += 1
         turn.request = self.model.engine.step(self.id, token, turn)
         return turn
 
@@ -140,14 +148,15 @@ class HostContext:
     def turned(self, token: int, length: int) -> None:
         """A turn has fed its token, and the context has this many rows."""
         self._fed.append(token)
+        is_one_more = length == self._confirmed + 1
         self._confirmed = length
         self._open_passes -= 1
-        if not self._open_passes and self.rows.length != length:
+        if not (is_one_more or self._open_passes):
             self._set_right()
 
     def failed(self) -> None:
         """A pass ended without a trace."""
-        self._repeats = None
+        self.repeats = None
         self._end_pass()
 
     def fork(self) -> HostContext:
@@ -172,7 +181,7 @@ class HostContext:
         tokens = self.transcript.drain()
         if tokens:
             self._handed_out += tokens
-            self._repeats = None
+            self.repeats = None
         return tokens
 
     def note_fed(self, tokens: list[int]) -> None:
@@ -190,7 +199,7 @@ class HostContext:
                 "empty input: the context holds no tokens to continue from; add a turn, tokens or a cue"
             )
         length = self.rows.length - 1
-        self._repeats = None
+        self.repeats = None
         self.rows.truncate(length)
         self._confirmed = min(self._confirmed, length)
         self.transcript.take_back()
@@ -198,7 +207,7 @@ class HostContext:
 
     def keep(self, length: int) -> None:
         """The engine dropped the rows past `length`."""
-        self._repeats = None
+        self.repeats = None
         self.rows.truncate(length)
         self._confirmed = min(self._confirmed, length)
 
@@ -208,13 +217,13 @@ class HostContext:
     def restore(self, opened: SnapshotOpened) -> None:
         attachment = msgspec.msgpack.decode(opened.attachment, type=Attachment)
         self.transcript.restore(attachment.transcript)
-        self.rows = PositionRuns(opened.length, attachment.runs)
+        self._rows, self._rows_of_turns = PositionRuns(opened.length, attachment.runs), 0
         self._confirmed = opened.length
 
     def close(self) -> None:
         if not self._released:
             self._released = True
-            self._repeats = None
+            self.repeats = None
             self.model.engine.send(DropContext(context=self.id))
 
     def _end_pass(self) -> None:

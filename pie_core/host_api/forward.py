@@ -304,7 +304,7 @@ def execute(guest: ProgramState, forward: HostPass) -> PendingPass:
     context = forward.context
     context.check_usable()
     sampler = forward.repeatable
-    if sampler is not None and len(forward.tokens) == 1 and context.repeats(sampler):
+    if sampler is not None and len(forward.tokens) == 1 and context.repeats == sampler:
         return PendingPass(context.turn(forward.tokens[0], is_awaited=False))
     given = forward.tokens[: len(forward.tokens) - forward.num_drafts]
 
@@ -360,7 +360,7 @@ def probe_bytes(guest: ProgramState, pending: PendingPass, index: int) -> str:
 
 @interface.function("step", suspends=True)
 def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSampler) -> Pending[int]:
-    if context.repeats(sampler.spec):
+    if context.repeats is sampler.spec or context.repeats == sampler.spec:
         return context.turn(token, is_awaited=True)
     context.check_usable()
 

@@ -47,7 +47,7 @@ class GuestState(Protocol):
 class Pending(Generic[T]):
     """A result that comes later. Used on the event loop's thread only; resolved or failed once."""
 
-    __slots__ = ("_callbacks", "abandoned", "done", "error", "on_abandon", "value")
+    __slots__ = ("_callback", "_callbacks", "abandoned", "done", "error", "on_abandon", "value")
 
     def __init__(self, on_abandon: Callable[[], None] | None = None) -> None:
         self.done = False
@@ -55,7 +55,10 @@ class Pending(Generic[T]):
         self.value: T | None = None
         self.error: BaseException | None = None
         self.on_abandon = on_abandon
-        self._callbacks: list[Callable[[], None]] | None = None
+        self._callback: Callable[[], None] | None = None
+        self._callbacks: list[Callable[[], None]] | None = (
+            None  # those after the first, which is alone as a rule
+        )
 
     @classmethod
     def of(cls, value: T) -> Pending[T]:
@@ -81,10 +84,16 @@ class Pending(Generic[T]):
             raise RuntimeError("a Pending was resolved or failed twice")
         self.value = value
         self.done = True
+        first, self._callback = self._callback, None
+        if first is not None:
+            first()
+            if self._callbacks is not None:
+                self._call_the_others()
+
+    def _call_the_others(self) -> None:
         callbacks, self._callbacks = self._callbacks, None
-        if callbacks is not None:
-            for callback in callbacks:
-                callback()
+        for callback in callbacks or ():
+            callback()
 
     def fail(self, error: BaseException) -> None:
         """Like resolve, with the error that the waiter gets instead of a value."""
@@ -118,14 +127,16 @@ class Pending(Generic[T]):
         """Calls back once when done; at once if it is done already."""
         if self.done:
             callback()
-        elif self._callbacks is None:
-            self._callbacks = [callback]
+        elif self._callback is None:
+            self._callback = callback
         else:
-            self._callbacks.append(callback)
+            self._callbacks = [*(self._callbacks or ()), callback]
 
     def forget(self, callback: Callable[[], None]) -> None:
         """Takes back an on_done; unknown callbacks are ignored."""
-        if self._callbacks is not None and callback in self._callbacks:
+        if self._callback == callback:
+            self._callback = self._callbacks.pop(0) if self._callbacks else None
+        elif self._callbacks is not None and callback in self._callbacks:
             self._callbacks.remove(callback)
 
     def abandon(self) -> None:
@@ -133,7 +144,7 @@ class Pending(Generic[T]):
         if self.done or self.abandoned:
             return
         self.abandoned = True
-        self._callbacks = None
+        self._callback = self._callbacks = None
         if self.on_abandon is not None:
             self.on_abandon()
 

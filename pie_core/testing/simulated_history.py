@@ -64,7 +64,14 @@ EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
 COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
     *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
-    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged", "steps_together", "cohort_rows"),
+    *(
+        "run_ahead_hits",
+        "run_ahead_misses",
+        "run_ahead_drops",
+        "forks_of_staged",
+        "steps_together",
+        "cohort_rows",
+    ),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
 
