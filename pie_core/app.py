@@ -26,7 +26,7 @@ from pie_core.engine.options import EngineOptions
 from pie_core.engine.traced_engine import engine_of
 from pie_core.errors import LoadError
 from pie_core.host_api.engine_client import EngineClient
-from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel, served_model
+from pie_core.host_api.guest_state import ClientLink, ProgramState, ServedModel, Standing, served_model
 from pie_core.host_api.interfaces import INTERFACES
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.manifest import AskedLimits, Grants, checked_input, require_granted
@@ -34,6 +34,7 @@ from pie_core.models import with_paths
 from pie_core.paths import programs_cache_dir, snapshots_dir
 from pie_core.plugins import PluginRegistry, load_plugins
 from pie_core.processes.daemon_threads import in_daemon_thread
+from pie_core.processes.launches import Launches, OwnPrograms
 from pie_core.processes.messages import LoadModel
 from pie_core.processes.program_runner import ProgramRunner
 from pie_core.processes.remote_port import RemotePort
@@ -89,6 +90,7 @@ class Application:
         self._stack = AsyncExitStack()
         self._ports: dict[ModelName, Ports] = {}
         self._limits = _guest_limits(config.runtime)
+        self.launches = Launches(config.runtime, OwnPrograms(self))
         self.models: dict[ModelName, ServedModel] = {}
         self.load_seconds: dict[ModelName, float] = {}  # how long the models that are loaded took
         self.runtime: Runtime
@@ -117,6 +119,7 @@ class Application:
                 self._config.runtime.num_workers, _start_message(self._config), self._progress
             )
             self._stack.push_async_callback(self._workers.close)
+        self._stack.push_async_callback(self.launches.close)
 
     async def close(self) -> None:
         await self._stack.aclose()
@@ -133,27 +136,29 @@ class Application:
         tenant: Tenant | None = None,
         priority: int = 0,
         traceparent: str | None = None,
+        parent: ProgramState | None = None,
     ) -> ProgramState:
         """The state of a program that is about to run; without a tenant, the configuration's or the user's own."""
-        tenant = tenant or Tenant(self._config.auth.tenant or username)
-        process = ProcessId(secrets.token_hex(8))
         return ProgramState(
-            process,
+            ProcessId(secrets.token_hex(8)),
             username,
-            tenant,
+            tenant or Tenant(self._config.auth.tenant or username),
             self.models,
             client,
             self._limits.output_bytes,
             priority=priority,
             traceparent=traceparent,
+            launcher=self.launches,
+            parent=parent,
         )
 
     async def run(self, source: ProgramSource, arguments: Mapping[str, Any], state: ProgramState) -> Any:
         """Runs a program to its end and returns its value. Raises GuestError or what the program let through."""
-        inputs, limits = self.launch_terms(source, arguments)
+        inputs, standing = self.launch_terms(source, arguments, state.inherited)
+        state.standing = standing
         runner = self._workers or self._runner
         with self._traced(source, state):
-            returned = await runner.run(source, json.dumps(inputs), limits, state)
+            returned = await runner.run(source, json.dumps(inputs), standing.limits, state)
         return None if returned is None else json.loads(returned)
 
     @contextmanager
@@ -166,14 +171,21 @@ class Application:
             yield
 
     def launch_terms(
-        self, source: ProgramSource, arguments: Mapping[str, Any]
-    ) -> tuple[Mapping[str, Any], Limits]:
-        """The input with its defaults, and the limits. Raises RequestError where the manifest forbids the launch."""
-        if source.manifest is None:
-            return arguments, self._limits
-        require_granted(source.manifest, _grants(self._config.runtime))
-        inputs = checked_input(source.manifest, arguments)
-        return inputs, _narrowed(self._limits, source.manifest.capabilities.limits)
+        self, source: ProgramSource, arguments: Mapping[str, Any], inherited: Standing | None = None
+    ) -> tuple[Mapping[str, Any], Standing]:
+        """The input with its defaults, and what the program may do: at most what the one that launches it may.
+
+        Raises RequestError where the manifest forbids the launch.
+        """
+        limits, manifest = self._limits if inherited is None else inherited.limits, source.manifest
+        children = self._config.runtime.children_per_program
+        if manifest is None:
+            return arguments, Standing(limits, children, "runtime.children_per_program")
+        require_granted(manifest, Grants(children=children, limits=_most(limits)))
+        inputs = checked_input(manifest, arguments)
+        asked = manifest.capabilities
+        option = f"children under [capabilities] in the Pie.toml of {manifest.label}"
+        return inputs, Standing(_narrowed(limits, asked.limits), asked.children, option)
 
     async def prepare(self) -> None:
         """Loads the Python guest before the first program needs it."""
@@ -405,14 +417,12 @@ def _guest_limits(config: RuntimeConfig) -> Limits:
     )
 
 
-def _grants(config: RuntimeConfig) -> Grants:
-    return Grants(
-        limits=AskedLimits(
-            memory_mb=config.memory_mb,
-            cpu_s=config.cpu_s,
-            wall_s=config.wall_s,
-            output_bytes=config.output_bytes,
-        )
+def _most(limits: Limits) -> AskedLimits:
+    return AskedLimits(
+        memory_mb=limits.memory_bytes // MIB,
+        cpu_s=limits.cpu_seconds_per_resume,
+        wall_s=limits.wall_seconds,
+        output_bytes=limits.output_bytes,
     )
 
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import msgspec
 from pydantic import Field
 
 from pie_core.config.annotations import Expects
@@ -151,7 +152,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Grants:
-    """What a server gives to programs; so far none of it exists."""
+    """What a server gives to programs; network and files do not exist yet."""
 
     kinds: tuple[Kind, ...] = ("run",)
     network: tuple[str, ...] = ()
@@ -222,6 +223,19 @@ def _parameters(tables: Mapping[str, object], place: Place) -> dict[str, Paramet
     if problems:
         raise ConfigError("\n".join(problems))
     return parameters
+
+
+def parse_input(given: str) -> dict[str, Any]:
+    """Raises InvalidRequest."""
+    try:
+        arguments = msgspec.json.decode(given or "{}")
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise InvalidRequest(f"the input is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise InvalidRequest(
+            f"the input must be a JSON object, so that a program can look up its keys: {given[:60]}"
+        )
+    return arguments
 
 
 def checked_input(manifest: Manifest, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,8 +312,9 @@ def require_granted(manifest: Manifest, grants: Grants) -> None:
     _require_all(manifest.label, "network", asked.network, grants.network)
     _require_all(manifest.label, "files", asked.files, grants.files)
     if asked.children > grants.children:
-        raise Unsupported(
-            _refusal(manifest.label, "children", f"{asked.children} at a time", str(grants.children))
+        raise LimitExceeded(
+            f"{_refusal(manifest.label, 'children', f'{asked.children} at a time', str(grants.children))}:"
+            " raise `runtime.children_per_program` in its configuration, or ask for fewer"
         )
     _require_limits(manifest.label, asked.limits, grants.limits)
 

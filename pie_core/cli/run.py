@@ -74,8 +74,9 @@ def run(
     Exit codes: 0 done, 1 the program failed, 2 wrong usage or configuration, 130 Ctrl-C.
     """
     source = _found(program)
-    inputs = _checked(source, program_input(given, arguments or (), _parameter_types(source)))
+    inputs = program_input(given, arguments or (), _parameter_types(source))
     settings = load_config(config)
+    inputs = _checked(source, inputs, settings)
     start_logging(log_level or context.obj or settings.telemetry.log_level, settings.telemetry.log_format)
     terminal = Terminal(Path(program).stem, settings.server, quiet)
     try:
@@ -97,12 +98,12 @@ def _parameter_types(source: ProgramSource) -> dict[str, str]:
     return {name: parameter.type for name, parameter in parameters.items()}
 
 
-def _checked(source: ProgramSource, inputs: dict[str, Any]) -> dict[str, Any]:
+def _checked(source: ProgramSource, inputs: dict[str, Any], settings: Config) -> dict[str, Any]:
     """Before a model is loaded for nothing."""
     if source.manifest is None:
         return inputs
     try:
-        require_granted(source.manifest, Grants())
+        require_granted(source.manifest, Grants(children=settings.runtime.children_per_program))
         return checked_input(source.manifest, inputs)
     except RequestError as error:
         raise UsageProblem(str(error)) from None

@@ -290,6 +290,23 @@ class RuntimeConfig:
             description="... and the programs of a tenant together; with workers, each of them gives its part.",
         ),
     ] = None
+    children_per_program: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Programs that a program may run at a time, if its manifest does not ask for fewer.",
+        ),
+    ] = 256
+    children_per_tenant: Annotated[
+        int | None,
+        Field(ge=0, description="... and the programs of a tenant together; null is no limit."),
+    ] = 1024
+    children_depth: Annotated[
+        int,
+        Field(
+            ge=0, description="How deep launches may nest: 1 lets programs launch some that launch no more."
+        ),
+    ] = 16
     program_cache: Annotated[
         Path | None,
         Field(description="The folder of compiled programs; null is `cache/programs` in PIE_HOME."),

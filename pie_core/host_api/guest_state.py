@@ -15,6 +15,7 @@ from pie_core.host_api.program_trace import ProgramTrace
 from pie_core.host_api.replicas import Replicas
 from pie_core.ids import ModelName, ProcessId, Tenant
 from pie_core.sandbox.hosting import Pending
+from pie_core.sandbox.limits import Limits
 from pie_core.text.text_model import TextModel
 
 T = TypeVar("T", bound=Sized)
@@ -30,6 +31,38 @@ class ClientLink(Protocol):
     def on_stdout(self, data: bytes) -> Pending[None] | None: ...
 
     def on_stderr(self, data: bytes) -> Pending[None] | None: ...
+
+
+class LaunchedProgram(Protocol):
+    """A program that another one launched, as that one sees it."""
+
+    @property
+    def process(self) -> ProcessId: ...
+
+    @property
+    def ended(self) -> Pending[str | None]:
+        """Its return value as JSON text, or the error that ended it."""
+
+    def cancel(self) -> None: ...
+
+    def detach(self) -> None:
+        """Nobody will ask about it any more; it goes on."""
+
+
+class Launcher(Protocol):
+    """What programs launch others with."""
+
+    def launch(self, parent: ProgramState, program: str, given: str) -> Pending[LaunchedProgram]:
+        """`given` is the input as JSON text. Abandoning gives the launch up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a program may do and pass on, once it runs."""
+
+    limits: Limits
+    max_children: int  # that it may run at a time
+    children_option: str  # what raises that
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +183,8 @@ class ProgramState:
         inbox_capacity: int = 1024,
         priority: int = 0,
         traceparent: str | None = None,
+        launcher: Launcher | None = None,
+        parent: ProgramState | None = None,
     ) -> None:
         self.process = process
         self.username = username
@@ -159,6 +194,10 @@ class ProgramState:
         self.priority = priority
         self.traceparent = traceparent  # of the trace that it belongs to
         self.trace: ProgramTrace | None = None  # set while that is recorded here
+        self.launcher = launcher
+        self.depth: int = 0 if parent is None else parent.depth + 1  # of launches by programs
+        self.inherited = None if parent is None else parent.standing
+        self.standing: Standing | None = None
         self._max_sent_bytes = max_sent_bytes
         self._sent_bytes = 0
         self.messages: Inbox[str] = Inbox(inbox_capacity)

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
-from pie_core.host_api import chat, context, forward, generate, logging, model, poll, runtime, session
+from pie_core.host_api import (
+    chat,
+    children,
+    context,
+    forward,
+    generate,
+    logging,
+    model,
+    poll,
+    runtime,
+    session,
+)
 
 INTERFACES = tuple(
-    module.interface for module in (poll, runtime, logging, model, context, forward, generate, chat, session)
+    module.interface
+    for module in (poll, runtime, logging, model, context, forward, generate, chat, session, children)
 )

@@ -30,15 +30,18 @@ from pie_core.processes.garbage import set_survivors_aside
 from pie_core.processes.heartbeat import Heart
 from pie_core.processes.messages import Loading
 from pie_core.processes.program_runner import ProgramRunner
+from pie_core.processes.remote_launches import RemoteLauncher
 from pie_core.processes.worker_messages import (
     AddModel,
     Channel,
     Counts,
     Input,
     Launch,
+    LaunchedEnded,
     ModelAdded,
     Prepare,
     Prepared,
+    ProgramLaunched,
     Raised,
     ReadCounts,
     RemoveModel,
@@ -130,9 +133,16 @@ class RemoteLink:
 class RunningProgram:
     """One guest: its state, and the task in which it runs."""
 
-    def __init__(self, state: ProgramState, link: RemoteLink, task: asyncio.Task[Returned | Raised]) -> None:
+    def __init__(
+        self,
+        state: ProgramState,
+        link: RemoteLink,
+        launcher: RemoteLauncher,
+        task: asyncio.Task[Returned | Raised],
+    ) -> None:
         self.state = state
         self.link = link
+        self.launcher = launcher
         self.task = task
 
     def hear(self, given: Input) -> None:
@@ -181,6 +191,10 @@ class WorkerProcess:
                 self._with(message.process, lambda running: running.hear(message))
             case Taken(process, size):
                 self._with(process, lambda running: running.link.taken(size))
+            case ProgramLaunched(process):
+                self._with(process, lambda running: running.launcher.launched(message))
+            case LaunchedEnded(process):
+                self._with(process, lambda running: running.launcher.ended(message))
             case Stop(process):
                 self._with(process, lambda running: running.task.cancel())
             case AddModel():
@@ -260,6 +274,7 @@ class WorkerProcess:
 
     def _launch(self, asked: Launch) -> None:
         link = RemoteLink(asked.process, self._stream.send)
+        launcher = RemoteLauncher(asked.process, self._stream.send)
         state = ProgramState(
             asked.process,
             asked.username,
@@ -269,11 +284,12 @@ class WorkerProcess:
             self._start.output_bytes,
             priority=asked.priority,
             traceparent=asked.traceparent,
+            launcher=launcher,
         )
         state.messages = RemoteInbox(partial(self._want, Wanted(asked.process, "message")), _text)
         state.files = RemoteInbox(partial(self._want, Wanted(asked.process, "file")), bytes)
         task = self._loop.create_task(self._answer(asked, state))
-        self._running[asked.process] = RunningProgram(state, link, task)
+        self._running[asked.process] = RunningProgram(state, link, launcher, task)
         task.add_done_callback(partial(self._has_ended, asked.process))
 
     def _want(self, wanted: Wanted) -> None:

@@ -88,7 +88,39 @@ class Taken(Message, frozen=True):
     size: int
 
 
-ToWorker = StartWorker | AddModel | RemoveModel | Prepare | ReadCounts | Launch | Stop | Input | Taken
+class ProgramLaunched(Message, frozen=True):
+    """Answers LaunchProgram; without a process, with why it was not launched."""
+
+    parent: ProcessId
+    number: int
+    process: ProcessId | None
+    code: str = ""
+    message: str = ""
+
+
+class LaunchedEnded(Message, frozen=True):
+    """A program that one in this worker launched has ended: with a value, JSON, or with an error."""
+
+    parent: ProcessId
+    number: int
+    value: str | None
+    code: str = ""
+    message: str = ""
+
+
+ToWorker = (
+    StartWorker
+    | AddModel
+    | RemoveModel
+    | Prepare
+    | ReadCounts
+    | Launch
+    | Stop
+    | Input
+    | Taken
+    | ProgramLaunched
+    | LaunchedEnded
+)
 
 
 # ---- from the worker
@@ -141,4 +173,39 @@ class Raised(Message, frozen=True):
     message: str
 
 
-FromWorker = ModelAdded | Prepared | Counts | Wanted | Said | Returned | Raised | Loading
+class LaunchProgram(Message, frozen=True):
+    """A program launches another one, which it numbers; answered by ProgramLaunched."""
+
+    parent: ProcessId
+    number: int
+    program: str
+    given: str  # JSON
+
+
+class CancelLaunched(Message, frozen=True):
+    """Gives a launch up, or ends what was launched."""
+
+    parent: ProcessId
+    number: int
+
+
+class ForgetLaunched(Message, frozen=True):
+    """Nobody will ask about it any more; it goes on."""
+
+    parent: ProcessId
+    number: int
+
+
+FromWorker = (
+    ModelAdded
+    | Prepared
+    | Counts
+    | Wanted
+    | Said
+    | Returned
+    | Raised
+    | Loading
+    | LaunchProgram
+    | CancelLaunched
+    | ForgetLaunched
+)

@@ -27,12 +27,16 @@ from pie_core.ids import ModelName, ProcessId
 from pie_core.processes.child import Child
 from pie_core.processes.messages import Loading
 from pie_core.processes.pauses import Pauses
+from pie_core.processes.remote_launches import LaunchesOf
 from pie_core.processes.worker_messages import (
     AddModel,
+    CancelLaunched,
     Counts,
+    ForgetLaunched,
     FromWorker,
     Input,
     Launch,
+    LaunchProgram,
     ModelAdded,
     Prepare,
     Prepared,
@@ -67,6 +71,7 @@ class Run:
     state: ProgramState
     value: asyncio.Future[str | None]
     asked: list[Pending[Any]]
+    launches: LaunchesOf
 
     async def ended(self, patience_s: float) -> None:
         """Returns once the worker has cleaned up behind it, or when that takes too long."""
@@ -124,7 +129,8 @@ class Worker:
         self._child.send(RemoveModel(model))
 
     async def run(self, launch: Launch, state: ProgramState) -> str | None:
-        run = Run(launch.name, state, self._loop.create_future(), [])
+        launches = LaunchesOf(state, self._child.send)
+        run = Run(launch.name, state, self._loop.create_future(), [], launches)
         self.runs[launch.process] = run
         self._child.send(launch)
         try:
@@ -135,6 +141,7 @@ class Worker:
             raise
         finally:
             del self.runs[launch.process]
+            run.launches.close()
             for pending in run.asked:
                 pending.abandon()
 
@@ -173,6 +180,12 @@ class Worker:
                 self.runs[process].settle(value)
             case Raised(process, code, text) if process in self.runs:
                 self.runs[process].fail(error_from_code(code, text))
+            case LaunchProgram(process) if process in self.runs:
+                self.runs[process].launches.launch(message)
+            case CancelLaunched(process, number) if process in self.runs:
+                self.runs[process].launches.cancel(number)
+            case ForgetLaunched(process, number) if process in self.runs:
+                self.runs[process].launches.forget(number)
             case ModelAdded(model):
                 self._waiting[model].set_result(message)
             case Prepared():

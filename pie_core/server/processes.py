@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import json
 import logging
 import time
 from collections import Counter
@@ -20,7 +21,6 @@ from pie_core.app import Application
 from pie_core.config import ServerConfig
 from pie_core.errors import (
     Cancelled,
-    InvalidRequest,
     LimitExceeded,
     NotFound,
     PieError,
@@ -29,6 +29,7 @@ from pie_core.errors import (
 )
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.ids import ProcessId
+from pie_core.manifest import parse_input
 from pie_core.programs import ProgramSource
 from pie_core.sandbox.hosting import Pending
 from pie_core.server.credentials import Principal
@@ -181,6 +182,12 @@ class ServerProcess:
             raise error_from_code(self._last.error_code or "error", str(self._last.value))
         return str(self._last.value)
 
+    async def result_as_json(self) -> str | None:
+        """Like `returned`, as the program gave it."""
+        text = await self.returned()
+        assert self._last is not None
+        return (None if text == "null" else text) if self._last.is_json else json.dumps(text)
+
     async def run(self, app: Application, source: ProgramSource, arguments: Any) -> None:
         """The whole life, as a task that never fails."""
         self.end(await self._outcome(app, source, arguments))
@@ -247,15 +254,17 @@ class ProcessTable:
         keep_printed: bool = True,
         priority: int = 0,
         traceparent: str | None = None,
+        parent: ProgramState | None = None,
     ) -> ServerProcess:
         """Raises InvalidRequest for input that is not a JSON object, LimitExceeded or Unavailable."""
         arguments = parse_input(given)
-        self._app.launch_terms(source, arguments)
+        self._app.launch_terms(source, arguments, None if parent is None else parent.standing)
         self._check_room(principal)
-        self._check_priority(priority)
+        if parent is None:
+            self._check_priority(priority)
         process = ServerProcess(principal, inferlet, given, keep_printed, self._config)
         process.state = self._app.new_process(
-            principal.user, process, principal.tenant, priority, traceparent
+            principal.user, process, principal.tenant, priority, traceparent, parent
         )
         process.id = process.state.process
         self._processes[process.id] = self._running[process.id] = process
@@ -266,6 +275,10 @@ class ProcessTable:
         process.task.add_done_callback(lambda _: self._has_ended(process))
         log.info("process %s: %s of %s started", process.id, inferlet, principal.user, extra=process.about)
         return process
+
+    def of_program(self, state: ProgramState) -> ServerProcess:
+        """The process of a program that runs."""
+        return self._running[state.process]
 
     def find(self, principal: Principal, process_id: str) -> ServerProcess:
         """Raises NotFound, for somebody else's process just as for one that does not exist."""
@@ -349,16 +362,3 @@ class ProcessTable:
         timer = self._timers.pop(process.id, None)
         if timer is not None:
             timer.cancel()
-
-
-def parse_input(given: str) -> dict[str, Any]:
-    """Raises InvalidRequest."""
-    try:
-        arguments = msgspec.json.decode(given or "{}")
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the input is not JSON: {error}") from None
-    if not isinstance(arguments, dict):
-        raise InvalidRequest(
-            f"the input must be a JSON object, so that a program can look up its keys: {given[:60]}"
-        )
-    return arguments

@@ -25,6 +25,7 @@ from pie_core.server.connection import Connection
 from pie_core.server.credentials import Credentials
 from pie_core.server.http import HttpSide
 from pie_core.server.inspection import Inspector
+from pie_core.server.launches import ServerPrograms
 from pie_core.server.listening import BriefAboutBadRequests, Doorkeeper, bind, tls_context, url_of
 from pie_core.server.metrics import Metrics
 from pie_core.server.models import Models
@@ -86,6 +87,7 @@ class Server:
             Metrics(),
             self.inspector,
         )
+        self._app.launches.host = ServerPrograms(self.service)
         self.http = HttpSide(self.service, self._open_socket)
         # No body is unpacked on the way in: a few bytes can inflate to many.
         self._web = web.Server(

@@ -218,7 +218,7 @@ def test_extra_parameters_pass_where_the_manifest_says_so() -> None:
             "network: a.example; this pie grants none",
         ),
         ('[capabilities]\nfiles = ["scratch"]\n', Unsupported, "files: scratch; this pie grants none"),
-        ("[capabilities]\nchildren = 2\n", Unsupported, "children: 2 at a time; this pie grants 0"),
+        ("[capabilities]\nchildren = 2\n", LimitExceeded, "children: 2 at a time; this pie grants 0"),
         ("[capabilities.limits]\nmemory_mb = 9\n", LimitExceeded, "limits.memory_mb = 9; this pie grants 8"),
         ("[capabilities.limits]\ncpu_s = 2\n", LimitExceeded, "limits.cpu_s = 2.0; this pie grants 1"),
     ],

@@ -87,3 +87,11 @@ def test_the_tour_of_the_documentation_runs(start_pie: StartPie) -> None:
 def test_a_missing_prompt_is_asked_for_without_a_traceback(start_pie: StartPie) -> None:
     with pytest.raises(InvalidRequest, match="`prompt` is missing"):
         run_shipped(start_pie, "text-completion")
+
+
+def test_launch_caller_collects_what_its_children_return(start_pie: StartPie) -> None:
+    (answer,), _ = run_shipped(start_pie, "launch-caller", prompts=["Name a river."], max_tokens=12)
+    returned, _ = run_shipped(start_pie, "launch-callee", prompt="Name a river.", max_tokens=12)
+    assert answer == returned
+    answers, printed = run_shipped(start_pie, "launch-caller", max_tokens=4)
+    assert len(answers) == len(printed.strip().splitlines()) == 3

@@ -307,6 +307,9 @@ class Context(Resource):
         self.use("pin")
         world.calls[f"pin {start} {end}"] += 1
 
+    def priority(self, value: int) -> None:
+        self.use("priority")
+
 
 class PendingFlush(Resource):
     def __init__(self, end: int) -> None:
@@ -389,6 +392,12 @@ class ForwardPass(Resource):
         self.probes: list[tuple[int, Callable[[list[int]], tuple[list[int], list[float]]]]] = []
         self.allowed: Callable[[int], bool] = lambda token: True
         self.rows: list[list[int]] | None = None
+
+    def timeout_ns(self, duration: int) -> None:
+        world.calls[f"timeout of {duration} ns"] += 1
+
+    def priority(self, value: int) -> None:
+        world.calls[f"priority {value}"] += 1
 
     def input(self, tokens: Sequence[int]) -> None:
         self.inputs += tokens
@@ -503,6 +512,9 @@ class Generation(Resource):
 
     def timeout_ns(self, duration: int) -> None:
         world.calls[f"timeout of {duration} ns"] += 1
+
+    def priority(self, value: int) -> None:
+        world.calls[f"priority {value}"] += 1
 
     def start(self) -> None:
         self.context.use("generate")
@@ -644,6 +656,38 @@ class PendingMessage(Resource):
         return message
 
 
+class Child(Resource):
+    """A program that answers its prompt in capitals, a pass later."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        super().__init__()
+        self.answer: str | None = json.dumps(given["prompt"].upper())
+        self.end = world.submit()
+
+    def pid(self) -> str:
+        return "child"
+
+    def pollable(self) -> Pollable:
+        return Pollable(self.end)
+
+    def get(self) -> str | None:
+        assert not self._dropped
+        world.until(self.end)
+        if self.answer is None:
+            raise refuse("cancelled", "its parent ended it")
+        return self.answer
+
+    def cancel(self) -> None:
+        if world.now < self.end:
+            self.answer = None
+
+
+def launch(program: str, given: str) -> Child:
+    if program != "launch-callee":
+        raise refuse("not-found", f"no program {program!r}")
+    return Child(json.loads(given))
+
+
 CONTENTS: dict[str, dict[str, Any]] = {
     "types": {"Error": Error},
     "poll": {"Pollable": Pollable, "wait": wait, "timer": timer, "now_ns": now_ns},
@@ -652,6 +696,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "instance_id": lambda: "instance",
         "username": lambda: "somebody",
         "models": lambda: ["fake"],
+        "priority": lambda: 0,
     },
     "logging": {"Level": Level, "log": log},
     "model": {"Model": Model, "Tokenizer": Tokenizer},
@@ -673,6 +718,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "receive": PendingMessage,
         "receive_file": PendingMessage,
     },
+    "children": {"Child": Child, "launch": launch},
 }
 
 

@@ -125,6 +125,18 @@ def test_legacy_completion_returns_the_text() -> None:
     assert run("legacy-completion", prompt="hello", max_tokens=10)
 
 
+def test_launch_callee_returns_its_answer() -> None:
+    assert run("launch-callee", prompt="hello", max_tokens=10)
+
+
+def test_launch_caller_awaits_all_children_at_once(capsys: pytest.CaptureFixture[str], world: World) -> None:
+    assert run("launch-caller", prompts=["a", "b"]) == ["A", "B"]
+    assert capsys.readouterr().out == "a A\nb B\n"
+    assert world.most_at_once == 2
+    (refused,) = run("launch-caller", prompts=["a"], callee="nonesuch")
+    assert refused == "(not-found) no program 'nonesuch'"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_program_says_what_it_shows_and_what_it_takes(name: str) -> None:
     source = (FOLDER / name / "main.py").read_text()

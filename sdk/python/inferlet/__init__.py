@@ -6,13 +6,14 @@
         return await ctx.generate(Sampler.top_p(), max_tokens=64).collect_text()
 
 The parts, from the bottom: `host` (calls and waiting), `event_loop`, `errors`; `model`, `sample`, `forward`,
-`generation`, `context`; `chat`, `reasoning`, `session`, `runtime`; and `legacy`, the API of pie 0.2.
+`generation`, `context`; `chat`, `reasoning`, `session`, `runtime`, `children`; and `legacy`, the API of pie 0.2.
 """
 
 from __future__ import annotations
 
 from inferlet import chat, errors, mcp, messaging, reasoning, runtime, scheduling, session, tools, zo
 from inferlet.adapter import Adapter
+from inferlet.children import Child, launch
 from inferlet.context import Context
 from inferlet.errors import InferletError
 from inferlet.forward import Forward, Output, ProbeHandle, SampleHandle
@@ -38,6 +39,7 @@ __all__ = [
     "Adapter",
     "AnyJson",
     "Audio",
+    "Child",
     "Constraint",
     "Context",
     "Distribution",
@@ -71,6 +73,7 @@ __all__ = [
     "chat",
     "errors",
     "get_return_value",
+    "launch",
     "mcp",
     "messaging",
     "reasoning",

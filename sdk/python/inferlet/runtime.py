@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from wit_world.imports import logging, runtime
 
+from inferlet import children
+from inferlet.children import Child
 from inferlet.host import call
 
 
@@ -30,6 +35,11 @@ def models() -> list[str]:
 def priority() -> int:
     """The priority that the program was launched with, which is the highest that it may ask for."""
     return runtime.priority()
+
+
+def launch(program: str, arguments: Mapping[str, Any] | str | None = None) -> Child:
+    """See `inferlet.launch`."""
+    return children.launch(program, arguments)
 
 
 def log(message: str, level: str = "info") -> None:

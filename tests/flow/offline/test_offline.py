@@ -102,6 +102,17 @@ def test_a_program_has_the_priority_that_it_was_launched_with(pie: Pie) -> None:
     assert pie.run(source) == [0, {}]
 
 
+def test_a_program_launches_others(pie: Pie) -> None:
+    returned = pie.run("launch-callee", prompt="Hi", max_tokens=8)
+    assert pie.run("launch-caller", prompts=["Hi"] * 3, max_tokens=8) == [returned] * 3
+    asks_too_much = (
+        "from inferlet import launch\n"
+        "async def main(input):\n    return await launch('launch-callee', {'n': 1})\n"
+    )
+    with pytest.raises(InvalidRequest, match=r"`prompt` is missing.*unknown parameter `n`"):
+        pie.run(asks_too_much)
+
+
 def test_a_program_runs_from_its_text_and_its_events_come_in_order(pie: Pie) -> None:
     run = pie.launch(ECHO, n=1)
     events = list(run)

@@ -89,3 +89,53 @@ def test_a_launch_gives_a_priority_up_to_what_the_server_grants(start_server: St
                     await client.launch("priority", priority=4)
 
     asyncio.run(scenario())
+
+
+def test_children_are_processes_of_the_same_user_that_clients_find_and_end(start_server: StartServer) -> None:
+    parent = """
+        from inferlet import InferletError, launch, session
+
+        async def main(input):
+            child = launch(input["program"], {"n": 1})
+            session.send(child.pid)
+            try:
+                return await child
+            except InferletError as error:
+                return error.code
+    """
+    waits = """
+        from inferlet import session
+
+        async def main(input):
+            return {"heard": await session.receive(), "input": input}
+    """
+
+    async def scenario() -> None:
+        async with start_server(server="max_processes_per_user: 3") as pie:
+            pie.install("parent", parent, parameters="extra = true\n[capabilities]\nchildren = 1")
+            pie.install("waits", waits, parameters="extra = true")
+            async with pie.client() as client, pie.client(username="bob") as bob:
+                first = await client.launch("parent", {"program": "waits"})
+                pid = (await anext(aiter(first))).value
+                assert {each["id"]: each["program"] for each in await client.processes()} == {
+                    first.id: "parent",
+                    pid: "waits",
+                }
+                with pytest.raises(NotFound):
+                    await bob.attach(pid)
+                child = await client.attach(pid)
+                await child.signal("hello")
+                assert await first.result() == {"heard": "hello", "input": {"n": 1}}
+
+                second = await client.launch("parent", {"program": "waits"})
+                await (await client.attach((await anext(aiter(second))).value)).terminate()
+                assert await second.result() == "cancelled"
+
+                third = await client.launch("parent", {"program": "parent"})
+                assert (
+                    await third.result() == "guest"
+                )  # a KeyError of the child: its own input lacks `program`
+            await pie.server.stop(0)
+            await pie.server.all_left()
+
+    asyncio.run(scenario())
