@@ -181,11 +181,14 @@ class HostLinker:
             guest: Any = current.guest
             try:
                 try:
+                    given = read(
+                        arguments, guest
+                    )  # whatever becomes of the call: it gives borrowed handles back
                     guest.calls_left -= 1
                     if guest.calls_left < 0 and can_fail:
                         guest.grant_calls()
                     subject = guest if for_sandbox else guest.state
-                    write(results, call(subject, *read(arguments, guest)), guest)
+                    write(results, call(subject, *given), guest)
                 except BaseException as error:  # see the top
                     write_error(results, refuse(guest, error), guest)
             except BaseException:
@@ -217,11 +220,12 @@ class HostLinker:
                 MEMORY[continuation : continuation + 24] = guest.continuation  # or else wasmtime aborts
                 guest.flag.value = 0
                 try:
+                    given = read(arguments, guest)
                     guest.calls_left -= 1
                     if guest.calls_left < 0 and can_fail:
                         guest.grant_calls()
                     subject = guest if for_sandbox else guest.state
-                    answer = call(subject, *read(arguments, guest))
+                    answer = call(subject, *given)
                     if isinstance(answer, Pending):
                         if not answer.done:
                             guest.suspend(answer, complete, results)

@@ -10,8 +10,15 @@ BUSY = """
 import asyncio
 from inferlet import Context, Model, errors, runtime
 
+async def patiently(call):
+    while True:
+        try:
+            return call()
+        except errors.LimitExceeded:
+            await asyncio.sleep(0.05)
+
 async def main(input):
-    ctx = Context(Model.load())
+    ctx = await patiently(lambda: Context(Model.load()))
     refused = None
     for number in range(input["calls"]):
         asyncio.get_running_loop().time()  # cannot fail: counted, and always answered
@@ -19,12 +26,8 @@ async def main(input):
             ctx.append([number % 100])
         except errors.LimitExceeded as error:
             refused = refused or error.message
-    while True:
-        try:
-            ctx.truncate(0)
-            return refused
-        except errors.LimitExceeded:
-            await asyncio.sleep(0.05)
+    await patiently(lambda: ctx.truncate(0))
+    return refused
 """
 
 
