@@ -80,7 +80,8 @@ async def crowds(app: WatchedApplication, kind: Kind, step_ms: float, size: Size
     await Crowd(app, source, [{"tokens": size.tokens}]).run()  # compiled, and everything touched once
     cells = []
     for guests in size.guests:
-        crowd = Crowd(app, source, [{"tokens": size.tokens}] * guests)
+        tokens = size.tokens if guests <= 128 or kind.is_component else size.tokens // 2
+        crowd = Crowd(app, source, [{"tokens": tokens}] * guests)
         await crowd.go_together(app)
         await crowd.end()
         cells.append(Cell(kind.name, step_ms, guests, decode_of(app, guests)))

@@ -53,7 +53,28 @@ _SPIN = """(local.set $spins (i32.const {turns}))
         (br_if $done (i32.eqz (local.get $spins)))
         (local.set $spins (i32.sub (local.get $spins) (i32.const 1)))
         (br $spin)))"""
-_NOW_IMPORT = '(import "host" "now-ns" (func $now (result i64)))'
+_PASS_CALLS = [
+    "forward/[constructor]forward-pass",
+    "forward/[method]forward-pass.input",
+    "forward/[method]forward-pass.sample",
+    "forward/[method]forward-pass.execute",
+    "forward/[method]pending-pass.tokens",
+]
+_PASS_IMPORTS = """(import "host" "[constructor]forward-pass" (func $pass (param i32) (result i32)))
+  (import "host" "[method]forward-pass.input" (func $input (param i32 i32 i32 i32)))
+  (import "host" "[method]forward-pass.sample" (func $sample (param i32 i32 i32 i32 i32)))
+  (import "host" "[method]forward-pass.execute" (func $execute (param i32 i32)))
+  (import "host" "[method]pending-pass.tokens" (func $tokens (param i32 i32)))"""
+_EXECUTE = """(i32.store (i32.const 200) (i32.const 0))
+      (local.set $pass (call $pass (local.get $context)))
+      (call $input (local.get $pass) (i32.const 200) (i32.const 1) (i32.const 160))
+      (call $sample (local.get $pass) (i32.const 200) (i32.const 1) (local.get $sampler) (i32.const 160))
+      (call $execute (local.get $pass) (i32.const 160))
+      (local.set $pending (i32.load (i32.const 164)))"""
+_TAKE_TOKENS = "(call $tokens (local.get $pending) (i32.const 160))"
+_CLOCK_CALLS = ["poll/now-ns", "poll/wait"]
+_CLOCK_IMPORTS = """(import "host" "now-ns" (func $now (result i64)))
+  (import "host" "wait" (func $wait (param i32 i32 i32 i64 i32)))"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +119,29 @@ def stepping(tokens: int, *, spins: int = 0) -> bytes:
     )
 
 
-def timed_stepping(tokens: int, spins: int) -> bytes:
-    """Likewise, and reads the clock before and after each step."""
-    body = _SPIN.format(turns=spins) + "(drop (call $now))" + _STEP + "(drop (call $now))"
+def timed_stepping(tokens: int, pause_ms: float) -> bytes:
+    """Sleeps before each step, and reads the clock before and after it."""
+    body = _pause(pause_ms) + "(drop (call $now))" + _STEP + "(drop (call $now))"
     return wat_guest(
-        run(HANDLES + _WAIT + loop(tokens, body), locals_=f"{LOCALS} (local $spins i32)"),
-        [*HANDLE_CALLS, *_WAIT_CALLS, "forward/step", "poll/now-ns"],
-        HANDLE_IMPORTS + _WAIT_IMPORTS + _STEP_IMPORT + _NOW_IMPORT,
+        run(HANDLES + _WAIT + loop(tokens, body), locals_=LOCALS),
+        [*HANDLE_CALLS, *_WAIT_CALLS, "forward/step", *_CLOCK_CALLS],
+        HANDLE_IMPORTS + _WAIT_IMPORTS + _STEP_IMPORT + _CLOCK_IMPORTS,
     )
+
+
+def timed_taking(tokens: int, pause_ms: float) -> bytes:
+    """Executes a pass, sleeps, and takes what it drew: reads the clock before and after taking it."""
+    body = _EXECUTE + _pause(pause_ms) + "(drop (call $now))" + _TAKE_TOKENS + "(drop (call $now))"
+    return wat_guest(
+        run(HANDLES + _WAIT + loop(tokens, body), locals_=f"{LOCALS} (local $pass i32) (local $pending i32)"),
+        [*HANDLE_CALLS, *_WAIT_CALLS, *_PASS_CALLS, *_CLOCK_CALLS],
+        HANDLE_IMPORTS + _WAIT_IMPORTS + _PASS_IMPORTS + _CLOCK_IMPORTS,
+    )
+
+
+def _pause(milliseconds: float) -> str:
+    nanoseconds = round(1e6 * milliseconds)
+    return f"(call $wait (i32.const 0) (i32.const 0) (i32.const 1) (i64.const {nanoseconds}) (i32.const 160))"
 
 
 def spinning(spins: int) -> bytes:

@@ -1,10 +1,11 @@
-"""From `execute()` until the guest goes on, when what it asks for has been computed already.
+"""How long a guest waits for a result that is there already.
 
     python -m benchmarks.engine.resume [--quick] [--json FILE]
 
-A guest computes for longer than the driver needs to run ahead of it, then steps; it reads the clock right before and
-right after. The times are the host's side of these two calls of `now-ns`, so they hold the step's whole way: out of the
-guest, to the engine, back into the guest.
+*Taken*: it executes a pass, sleeps, and takes the tokens, which have come to its worker. *Computed ahead*: it sleeps,
+and steps; the engine has guessed the pass and computed it. The guest reads the clock right before and right after. The
+times are the host's side of these two calls of `now-ns`, so they hold the whole way: out of the guest, for a step to
+the engine, and back.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from pathlib import Path
 from statistics import median, quantiles
 
 from benchmarks.engine.command import Results, run, say
-from benchmarks.engine.guests import component, timed_stepping
+from benchmarks.engine.guests import component, timed_stepping, timed_taking
 from benchmarks.engine.stage import Crowd, configured, status
 from benchmarks.pie_in_process import WatchedApplication, quiet
 from pie_core.host_api import poll
 from pie_core.sandbox.hosting import GuestState
 
-SPINS = 2_000_000  # a millisecond or so; a step of the driver takes no time
+PAUSE_MS = 2.0  # a step of the driver takes no time
 WARM_UP = 20
 
 
@@ -49,8 +50,13 @@ async def measure(quick: bool) -> Results:
     tokens = 100 if quick else 500
     rows = {}
     with tempfile.TemporaryDirectory() as folder, clock_read_by_guests() as moments:
-        source = component(Path(folder), "timed", timed_stepping(tokens, SPINS))
-        for label, depth in (("computed ahead", 2), ("not computed ahead", 0)):
+        stepping = component(Path(folder), "stepping", timed_stepping(tokens, PAUSE_MS))
+        taking = component(Path(folder), "taking", timed_taking(tokens, PAUSE_MS))
+        for label, source, depth in (
+            ("taken", taking, 1),
+            ("computed ahead", stepping, 2),
+            ("not computed ahead", stepping, 0),
+        ):
             async with WatchedApplication(configured(step_ms=0, depth=depth), quiet) as app:
                 await Crowd(app, source, [{}]).run()
                 moments.clear()
@@ -64,7 +70,7 @@ def _row(label: str, moments: list[float], hits: float) -> Results:
     waits = [1e6 * (after - before) for before, after in zip(moments[::2], moments[1::2], strict=True)]
     waits = waits[WARM_UP:]
     p50, p99 = median(waits), quantiles(waits, n=100)[-1]
-    say(f"{label:20}: {p50:6.1f} us p50, {p99:6.1f} us p99 ({hits:.1%} of the passes hit)")
+    say(f"{label:20}: {p50:6.1f} us p50, {p99:6.1f} us p99 ({hits:.1%} of the passes were computed ahead)")
     return {"p50_us": p50, "p99_us": p99, "hit_rate": hits}
 
 

@@ -122,12 +122,12 @@ async def status(app: Application) -> Status:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """Steps in which all guests took part, in a row."""
+    """Steps in a row, in which all guests took part if the host was fast enough for that."""
 
     steps: int
+    together: bool  # it was
     utilisation: float  # of the driver
-    host_us: float  # CPU time of the event loop's thread for a step, without the driver's; median
-    host_mean_us: float
+    host_us: float  # CPU time of the event loop's thread for a token of every guest, without the driver's
     period_us: float  # from one result to the next; median
     period_p99_us: float
     idle_p50_us: float  # of the driver, between two steps
@@ -140,12 +140,20 @@ def decode_of(app: WatchedApplication, guests: int, warm_up: int = 8) -> Decode:
     steps = app.watched.take_steps()
     full = [place for place, step in enumerate(steps) if step.requests == step.rows == guests]
     full = full[warm_up:-2]
-    if len(full) < 3:
-        raise SystemExit(f"{guests} guests shared {len(full) + warm_up + 2} of {len(steps)} steps only")
-    return _decode(steps[full[0] : full[-1] + 1])
+    together = len(full) > 3 and full[-1] - full[0] < 1.25 * len(full)
+    return _decode(steps[full[0] : full[-1] + 1] if together else _middle(steps), guests, together)
 
 
-def _decode(steps: Sequence[Step]) -> Decode:
+def _middle(steps: Sequence[Step]) -> Sequence[Step]:
+    """The steps that drew the middle three fifths of the tokens."""
+    drawn = np.cumsum([step.requests for step in steps])
+    first, last = np.searchsorted(drawn, (0.2 * drawn[-1], 0.8 * drawn[-1]))
+    if last - first < 3:
+        raise SystemExit(f"{len(steps)} steps are too few to measure: draw more tokens")
+    return steps[first : last + 1]
+
+
+def _decode(steps: Sequence[Step], guests: int, together: bool) -> Decode:
     span = steps[-1].collected_at - steps[0].collected_at
     host = [
         after.submitting_cpu_s - before.submitting_cpu_s - after.submit_cpu_s
@@ -153,16 +161,17 @@ def _decode(steps: Sequence[Step]) -> Decode:
     ]
     periods = [after.collected_at - before.collected_at for before, after in pairwise(steps)]
     idle = idle_times(steps)
+    drawn = sum(step.requests for step in steps[1:])
     return Decode(
         steps=len(steps),
+        together=together,
         utilisation=sum(step.busy_s for step in steps[1:]) / span,
-        host_us=1e6 * median(host),
-        host_mean_us=1e6 * sum(host) / len(host),
+        host_us=1e6 * (median(host) if together else sum(host) * guests / drawn),
         period_us=1e6 * median(periods),
         period_p99_us=1e6 * float(np.percentile(periods, 99)),
         idle_p50_us=1e6 * median(idle),
         idle_p99_us=1e6 * float(np.percentile(idle, 99)),
-        tokens_per_s=sum(step.requests for step in steps[1:]) / span,
+        tokens_per_s=drawn / span,
     )
 
 
