@@ -33,6 +33,7 @@ DECLARATION = ArchitectureDeclaration(
     summary="Qwen3, mixture of experts: 30B-A3B, 235B-A22B, Coder",
     model_types=("qwen3_moe",),
     load=Qwen3Moe,
+    gguf_architectures=("qwen3moe",),
     reference=causal_logits,
 )
 

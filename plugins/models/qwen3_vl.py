@@ -53,6 +53,7 @@ DENSE = ArchitectureDeclaration(
     summary="Qwen3-VL, dense: the language model",
     model_types=("qwen3_vl",),
     load=Qwen3VL,
+    gguf_architectures=("qwen3vl",),
     reference=multimodal_logits,
 )
 EXPERTS = ArchitectureDeclaration(
@@ -60,6 +61,7 @@ EXPERTS = ArchitectureDeclaration(
     summary="Qwen3-VL, mixture of experts: the language model",
     model_types=("qwen3_vl_moe",),
     load=Qwen3VLMoe,
+    gguf_architectures=("qwen3vlmoe",),
     reference=multimodal_logits,
 )
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 Format = Literal["hf", "gguf"]
-Join = Literal["take", "fuse", "stack"]
+Join = Literal["take", "fuse", "stack", "interleave"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,12 @@ class WeightTable:
 
     def stack(self, target: str, sources: Sequence[Source]) -> None:
         self.entries.append(Entry("stack", tuple(sources), (target,)))
+
+    def or_stacked(self, sources: Sequence[Source]) -> None:
+        """What the last entry makes, other files store stacked: in one tensor, or in several, one of each in turn."""
+        last = self.entries[-1]
+        other = Entry("interleave" if len(sources) > 1 else "take", tuple(sources), last.targets)
+        self.entries[-1] = replace(last, others=(*last.others, other))
 
     def either(self, target: str, *ways: Sequence[Source]) -> None:
         """Files store this in one of several ways, the most common first: one tensor is taken, several are stacked."""

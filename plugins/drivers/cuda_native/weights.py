@@ -127,12 +127,15 @@ def _architecture(
 def _declared(
     kind: str, architectures: Mapping[str, ArchitectureDeclaration], origin: str, form: Format = "hf"
 ) -> ArchitectureDeclaration:
+    known: list[str] = []
     for declaration in architectures.values():
-        if kind in (declaration.model_types if form == "hf" else declaration.gguf_architectures):
+        read = declaration.model_types if form == "hf" else declaration.gguf_architectures
+        if kind in read:
             return declaration
+        known += read
     raise LoadError(
-        f"{origin}: no installed architecture reads {kind!r}; installed are"
-        f" {', '.join(sorted(architectures)) or 'none'}"
+        f"{origin}: no installed architecture reads {kind!r} from a {'GGUF file' if form == 'gguf' else 'folder'};"
+        f" those that can be read are {', '.join(sorted(known)) or 'none'}"
     )
 
 

@@ -56,14 +56,16 @@ def load_model(
 def _architecture(
     checkpoint: Checkpoint, architectures: Mapping[str, ArchitectureDeclaration]
 ) -> ArchitectureDeclaration:
-    kind = checkpoint.kind
+    kind, form = checkpoint.kind, "Hugging Face folder" if checkpoint.form == "hf" else "GGUF file"
+    known: list[str] = []
     for declaration in architectures.values():
-        known = declaration.model_types if checkpoint.form == "hf" else declaration.gguf_architectures
-        if kind in known:
+        read = declaration.model_types if checkpoint.form == "hf" else declaration.gguf_architectures
+        if kind in read:
             return declaration
+        known += read
     raise LoadError(
-        f"{checkpoint.origin}: no installed architecture reads {kind!r}; installed are"
-        f" {', '.join(sorted(architectures)) or 'none'}"
+        f"{checkpoint.origin}: no installed architecture reads {kind!r} from a {form}; those that can be read are"
+        f" {', '.join(sorted(known)) or 'none'}"
     )
 
 

@@ -187,11 +187,11 @@ class DenseDecoder:
     def _feed_forward(self, table: WeightTable, config: DenseConfig, layer: int) -> None:
         hidden, inner = config.hidden_size, config.intermediate_size
         if config.experts is not None and config.has_experts(layer):
-            ours, hf = f"layers.{layer}", f"{config.prefix}.layers.{layer}.mlp"
+            names = f"layers.{layer}", f"{config.prefix}.layers.{layer}.mlp"
             if config.experts.is_stacked:
-                add_stacked_experts(table, config.experts, hidden, ours, hf, transposed=True)
+                add_stacked_experts(table, config.experts, hidden, *names, True, gguf=f"blk.{layer}")
             else:
-                add_experts(table, config.experts, hidden, ours, hf)
+                add_experts(table, config.experts, hidden, *names, gguf=f"blk.{layer}")
             return
         gate_up = (_Part("mlp.gate_proj", "ffn_gate", inner), _Part("mlp.up_proj", "ffn_up", inner))
         _Matrix("gate_up", gate_up, hidden, config.mlp_bias).add_to(table, config.prefix, layer)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from pie_plugins.models.layers.config import ConfigKeys
-from pie_plugins.models.weight_table import WeightTable, hf_source
+from pie_plugins.models.weight_table import Source, WeightTable, hf_source
 
 SIZE_MULTIPLE = 8  # grouped products read rows of 16 bytes
 
@@ -126,20 +126,24 @@ def add_experts(
     hf: str,
     first: Sequence[str] = ("gate_proj", "up_proj"),
     last: str = "down_proj",
+    gguf: str = "",
 ) -> None:
-    """The tensors of one layer; `ours` and `hf` are what the names of both sides begin with.
+    """The tensors of one layer; `ours`, `hf` and, where GGUF files are read, `gguf` are what names begin with.
 
     The `first` matrices of an expert are stacked one behind the other, so that they are one matrix in memory.
     """
-    add_router(table, settings, hidden, ours, hf)
-    add_routed(table, settings, hidden, ours, hf, first, last)
+    add_router(table, settings, hidden, ours, hf, gguf)
+    add_routed(table, settings, hidden, ours, hf, first, last, gguf)
     if settings.shared_size:
         add_gated_mlp(table, settings.shared_size, hidden, f"{ours}.shared", f"{hf}.shared_experts")
 
 
-def add_router(table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str) -> None:
+def add_router(
+    table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str, gguf: str = ""
+) -> None:
     count = settings.num_experts
-    table.take(f"{ours}.router", hf_source(f"{hf}.gate.weight", count, hidden, keep_float32=True))
+    stored = f"{gguf}.ffn_gate_inp.weight" if gguf else f"{hf}.gate.weight"
+    table.take(f"{ours}.router", Source(f"{hf}.gate.weight", stored, (count, hidden), keep_float32=True))
     if isinstance(settings.routing, GroupRouting):
         name = f"{hf}.gate.e_score_correction_bias"
         table.take(f"{ours}.correction", hf_source(name, count, keep_float32=True))
@@ -153,30 +157,47 @@ def add_routed(
     hf: str,
     first: Sequence[str],
     last: str = "down_proj",
+    gguf: str = "",
 ) -> None:
     size, experts = settings.intermediate_size, [f"{hf}.experts.{e}" for e in range(settings.num_experts)]
     inner = [hf_source(f"{expert}.{name}.weight", size, hidden) for expert in experts for name in first]
     outer = [hf_source(f"{expert}.{last}.weight", hidden, size) for expert in experts]
     table.stack(f"{ours}.experts.gate_up", inner)
+    _or_gguf(table, gguf, "gate", "up", shape=(settings.num_experts, size, hidden))
     table.stack(f"{ours}.experts.down", outer)
+    _or_gguf(table, gguf, "down", shape=(settings.num_experts, hidden, size))
+
+
+def _or_gguf(table: WeightTable, gguf: str, *names: str, shape: tuple[int, int, int]) -> None:
+    """GGUF files keep one tensor of all experts for each of these."""
+    if gguf:
+        table.or_stacked([hf_source(f"{gguf}.ffn_{name}_exps.weight", *shape) for name in names])
 
 
 def add_stacked_experts(
-    table: WeightTable, settings: ExpertSettings, hidden: int, ours: str, hf: str, transposed: bool = False
+    table: WeightTable,
+    settings: ExpertSettings,
+    hidden: int,
+    ours: str,
+    hf: str,
+    transposed: bool = False,
+    gguf: str = "",
 ) -> None:
     """The routed experts of one layer, stacked in the file (`transposed`: turned too, on the hub), or one by one."""
     count, size = settings.num_experts, settings.intermediate_size
     experts = [f"{hf}.experts.{expert}" for expert in range(count)]
-    add_router(table, settings, hidden, ours, hf)
+    add_router(table, settings, hidden, ours, hf, gguf)
     halves = [
         hf_source(f"{each}.{half}_proj.weight", size, hidden) for each in experts for half in ("gate", "up")
     ]
     gate_up = hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden)
     singles = [hf_source(f"{each}.down_proj.weight", hidden, size) for each in experts]
     down = hf_source(f"{hf}.experts.down_proj", count, hidden, size)
-    for name, stacked, single in (("gate_up", gate_up, halves), ("down", down, singles)):
-        ways = [[replace(stacked, hf_transposed=True)]] if transposed else []
-        table.either(f"{ours}.experts.{name}", *ways, [stacked], single)
+    turned = [[replace(each, hf_transposed=True)] if transposed else [each] for each in (gate_up, down)]
+    table.either(f"{ours}.experts.gate_up", turned[0], [gate_up], halves)
+    _or_gguf(table, gguf, "gate", "up", shape=(count, size, hidden))
+    table.either(f"{ours}.experts.down", turned[1], [down], singles)
+    _or_gguf(table, gguf, "down", shape=(count, hidden, size))
 
 
 def add_feed_forward_beside_one(

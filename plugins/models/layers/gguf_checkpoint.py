@@ -31,9 +31,23 @@ KEYS = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
+    "expert_count": "num_experts",
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_used_count": "num_experts_per_tok",
+    "expert_weights_norm": "norm_topk_prob",
 }
+# What files of an architecture do not say, because all its checkpoints are alike.
+_EXPERTS = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
+IMPLIED: Mapping[str, Mapping[str, Any]] = {"qwen3moe": _EXPERTS, "qwen3vlmoe": _EXPERTS}
+TOWERS = {"n_deepstack_layers"}  # keys about what stands in a file of its own
 # Not read: they repeat others.
-REPEATED = {"attention.value_length", "rope.dimension_count", "rope.scaling.type", "rope.scaling.factor"}
+REPEATED = {
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.dimension_sections",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+}
 PLAIN: dict[int, Any] = {
     int(gguf.GGMLQuantizationType.F32): np.float32,
     int(gguf.GGMLQuantizationType.F16): np.float16,
@@ -79,7 +93,8 @@ class GgufCheckpoint:
             for key, value in self._header.metadata.items()
             if key.startswith(prefix)
         }
-        config = {KEYS.get(key, key): value for key, value in own.items() if key not in REPEATED}
+        read = {KEYS.get(key, key): value for key, value in own.items() if key not in REPEATED | TOWERS}
+        config = dict(IMPLIED.get(self.kind, {})) | read
         config |= {"tie_word_embeddings": "output.weight" not in self._header.tensors}
         config["rope_scaling"] = self._rope_scaling(own)
         if embedding := self._header.tensors.get("token_embd.weight"):
@@ -128,6 +143,8 @@ class GgufCheckpoint:
         if "rope_freqs.weight" in self._header.tensors:
             divisors = self.read("rope_freqs.weight").tolist()
             return {"rope_type": "divisors", "divisors": divisors}
+        if "rope.dimension_sections" in own:  # of three axes; the fourth number is none
+            return {"rope_type": "default", "mrope_section": own["rope.dimension_sections"][:3]}
         kind = own.get("rope.scaling.type", "none")
         if kind == "none":
             return None

@@ -135,10 +135,16 @@ def _first(parts: list[Tensor]) -> Tensor:
     return parts[0].contiguous()
 
 
+def _in_turn(parts: list[Tensor]) -> Tensor:
+    """The first of each part, then the second of each, …"""
+    return torch.stack(parts, 1).flatten(0, 1)
+
+
 _JOINS: Mapping[str, Callable[[list[Tensor]], Tensor]] = {
     "take": _first,
     "fuse": torch.cat,
     "stack": torch.stack,
+    "interleave": _in_turn,
 }
 
 
