@@ -56,11 +56,12 @@ class TracedStream:
         if isinstance(event, Failed):
             self._span.fail(event.code, event.message)
             self._span.end()
-        elif isinstance(event, Generated):
+        elif isinstance(event, Generated) and event.finish is None:
             self._count(len(event.tokens))
-            if event.finish is not None:
-                self._span.note({"pie.tokens.generated": self._tokens, "pie.finish_reason": event.finish})
-                self._span.end()
+        elif isinstance(event, Generated):
+            tokens = self._tokens + len(event.tokens)
+            self._span.note({"pie.tokens.generated": tokens, "pie.finish_reason": event.finish or ""})
+            self._span.end()
 
     def drew(self, token: int, length: int) -> None:
         self._stream.drew(token, length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import subprocess
@@ -11,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+from aiohttp import web
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from pie_core.config import Misfit, parse_config
 from pie_core.config.tree import TracesConfig
@@ -74,6 +77,31 @@ def test_without_tracing_a_span_is_nothing() -> None:
 def test_a_file_that_cannot_be_written_is_told_with_its_key() -> None:
     with pytest.raises(ConfigError, match=r"telemetry\.traces\.file /no/such/folder/x cannot be written"):
         start_tracing(TraceSettings("file", file="/no/such/folder/x"), "server")
+
+
+def test_spans_go_to_a_collector_by_otlp() -> None:
+    bodies: list[bytes] = []
+
+    async def take(request: web.BaseRequest) -> web.StreamResponse:
+        body = await request.read()
+        bodies.append(gzip.decompress(body) if request.headers.get("Content-Encoding") == "gzip" else body)
+        return web.Response()
+
+    async def main() -> None:
+        server = await asyncio.get_running_loop().create_server(web.Server(take), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        tracing = start_tracing(TraceSettings("otlp", f"http://127.0.0.1:{port}/v1/traces"), "server")
+        with spanning(tracing, "sent", TRACE, {"pie.model": "m"}):
+            pass
+        await tracing.close()
+        server.close()
+
+    asyncio.run(main())
+    (resource,) = ExportTraceServiceRequest.FromString(bodies[0]).resource_spans
+    about = {each.key: each.value.string_value for each in resource.resource.attributes}
+    assert (about["service.name"], about["pie.role"]) == ("pie", "server")
+    (span,) = resource.scope_spans[0].spans
+    assert (span.name, span.trace_id.hex(), span.parent_span_id.hex()) == ("sent", TRACE[3:35], TRACE[36:52])
 
 
 def test_a_collector_that_is_not_there_keeps_nobody(caplog: pytest.LogCaptureFixture) -> None:

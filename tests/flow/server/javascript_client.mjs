@@ -53,6 +53,23 @@ const scenarios = {
     });
   },
 
+  async watches() {
+    await withClient({}, async (client) => {
+      const trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+      const running = await client.launch("text-completion", { prompt: "Hi", max_tokens: 4 }, { trace });
+      const [other] = await client.launchMany("text-completion", [{ prompt: "Hi", max_tokens: 4 }], { trace });
+      await Promise.all([running.result(), other.result()]);
+      await assert.rejects(client.launch("echo", {}, { trace: "nonsense" }), /traceparent/);
+      const status = await client.status();
+      assert.equal(status.state, "ready");
+      assert.deepEqual(status.ended, { returned: 2 });
+      const engine = status.models[0].replicas[0].engine;
+      assert.equal(engine.first_token_seconds.counts.reduce((sum, count) => sum + count), 2);
+      assert.ok(engine.passes >= engine.steps && engine.steps > 0);
+      assert.deepEqual(status.processes, []);
+    });
+  },
+
   async talks() {
     await withClient({}, async (client) => {
       const running = await client.launch("echo");

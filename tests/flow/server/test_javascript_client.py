@@ -115,7 +115,8 @@ def install_programs(pie: Pie) -> None:
 
 
 @pytest.mark.parametrize(
-    "scenario", ["streams", "talks", "files", "comesBack", "attachesAndDetaches", "asksAboutModels"]
+    "scenario",
+    ["streams", "watches", "talks", "files", "comesBack", "attachesAndDetaches", "asksAboutModels"],
 )
 def test_the_client_does_what_the_python_client_does(
     on_server: OnServer, workplace: Path, scenario: str
