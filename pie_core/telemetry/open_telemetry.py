@@ -25,7 +25,7 @@ from pie_core.telemetry.tracing import Attributes, Kind, TraceSettings
 _log = logging.getLogger(__name__)
 
 _DELAY_MS = 1000  # spans are exported so long after their end at most, unless many come
-_CLOSING_S = 5.0
+_CLOSING_S = 3.0  # less than a worker is given to end
 _KINDS = {"server": SpanKind.SERVER, "internal": SpanKind.INTERNAL}
 
 

@@ -149,6 +149,36 @@ def test_a_program_that_steps_by_itself_has_a_span_for_its_prompt_and_none_for_i
     on_server(scenario, tracing=recorded.tracing)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_program_launches_belongs_to_its_trace(
+    on_server: OnServer, tmp_path: Path, workers: int
+) -> None:
+    file = tmp_path / "spans.jsonl"
+    parent = """
+        from inferlet import launch
+
+        async def main(input):
+            return await launch("child", {})
+    """
+
+    async def scenario(pie: Pie) -> None:
+        pie.install("child", "async def main(input):\n    return 7\n")
+        pie.install("parent", parent, parameters="[capabilities]\nchildren = 1")
+        async with pie.client() as client:
+            process = await client.launch("parent", trace=CLIENTS)
+            assert await process.result() == 7
+
+    models = "models: [{name: first, driver: {type: dummy}}]"
+    traces = f"traces: {{exporter: file, file: '{file}'}}"
+    on_server(scenario, models=models, runtime=f"workers: {workers}", telemetry=traces)
+    launched, launcher = (
+        next(span for span in _lines(file) if span["name"] == f"program {name}")
+        for name in ("child", "parent")
+    )
+    assert launched["parent_id"] == launcher["context"]["span_id"]
+    assert launched["context"]["trace_id"] == f"0x{CLIENTS[3:35]}"
+
+
 def test_what_a_client_does_not_sample_is_not_recorded(on_server: OnServer, recorded: Recorded) -> None:
     async def scenario(pie: Pie) -> None:
         async with pie.client() as client:
