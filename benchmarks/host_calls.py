@@ -227,6 +227,9 @@ class InstantEngine:
         self._build = build
         asyncio.get_running_loop().call_soon(self._answer)
 
+    def step_now(self, context: ContextId, token: int) -> None:
+        """Nothing is known at once."""
+
     def hurry(self) -> None:
         """Answers take their time, as those of a driver do."""
 

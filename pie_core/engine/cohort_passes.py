@@ -32,6 +32,7 @@ class CohortPasses:
         endings: Iterator[int],
     ) -> None:
         self.answered = 0  # requests of programs that the latest step answered
+        self.unasked = 0  # rows computed for programs that have not asked yet; some of them may have left
         self._cohort = cohort
         self._passes = passes
         self._emit = emit
@@ -54,6 +55,16 @@ class CohortPasses:
         served[here[fits]] = True
         others: list[int] = np.flatnonzero(~served).tolist()
         return others
+
+    def step_now(self, context: Context, token: int) -> tuple[int, int] | None:
+        """The token drawn behind this one and the rows there are, if that is known already and more runs ahead."""
+        place = context.seat
+        found = self._cohort.claim_computed(place, token) if place >= 0 and not context.waiting else None
+        if found is not None:
+            self.unasked -= 1
+            self._drew(self._cohort.columns.process[place : place + 1])
+            self._cohort.columns.used[place] = next(self._endings)
+        return found
 
     def claim(self, context: Context, command: Forward, moment: float) -> bool:
         """Whether the pass is the next row of a context in the cohort. One that is not takes it out of there."""
@@ -95,6 +106,7 @@ class CohortPasses:
         columns.asked_at[places] = moment
         self._drew(columns.process[places])
         done = self._cohort.answered(places)
+        self.unasked = max(self.unasked - len(done.places), 0)
         if len(done.places):
             self._answer(done)
         if len(done.places) < len(places):
@@ -150,6 +162,7 @@ class CohortPasses:
     def _hear_programs(self, drawn: Drawn) -> None:
         waiting = self._cohort.columns.request[drawn.places] != NOBODY
         done = self._cohort.answered(drawn.places[waiting])
+        self.unasked += len(waiting) - len(done.places)
         self.answered += len(done.places)
         if len(done.places):
             self._answer(done)

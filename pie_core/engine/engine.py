@@ -160,6 +160,16 @@ class Engine:
                 self._refuse(command, error)
         self._intake.advance()
 
+    def step_now(self, id_: ContextId, token: int) -> tuple[int, int] | None:
+        """A step of a context that waits for nothing else: the token it draws and the rows there are, if known already.
+
+        None: `handle` it like any other.
+        """
+        if not self._cohort_passes.unasked or self._quotas.may_refuse:
+            return None
+        context = self._contexts.get(id_)
+        return None if context is None else self._cohort_passes.step_now(context, token)
+
     def start_step(self) -> Ticket | None:
         """Submits a step to the driver: collect the ticket and bring the outcome to `finish_step`."""
         begun_at = time.perf_counter()

@@ -26,7 +26,7 @@ from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.engine import Engine
 from pie_core.engine.messages import Command, Event, EventSink, Failed, ModelInfo, ended_by, opened_by
 from pie_core.errors import EngineLost
-from pie_core.ids import RequestId, Ticket
+from pie_core.ids import ContextId, RequestId, Ticket
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +71,14 @@ class LocalPort:
     def send_last(self, build: Callable[[], Command | None]) -> None:
         self._build_last = build
         self._schedule_turn()
+
+    def step_now(self, context: ContextId, token: int) -> tuple[int, int] | None:
+        if self._inbox or self._lost is not None:
+            return None
+        found = self._engine.step_now(context, token)
+        if found is not None:
+            self._schedule_turn()  # what ran ahead is to be followed
+        return found
 
     def hurry(self) -> None:
         if self._due_turn is not None:

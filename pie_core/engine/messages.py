@@ -481,6 +481,10 @@ class EnginePort(Protocol):
         """Sends what `build` makes behind all else, when what was sent until then is taken; None: nothing."""
         ...
 
+    def step_now(self, context: ContextId, token: int) -> tuple[int, int] | None:
+        """A `Step` of a context of which no request is open, if it can be answered at once: its token and length."""
+        ...
+
     def hurry(self) -> None:
         """Takes what was sent now, not in the event loop's next turn: whoever had something to send has done so."""
         ...

@@ -111,6 +111,11 @@ class Quotas:
         limits = (options.max_requests_per_process, options.max_requests_per_tenant)
         return min(shares) < 1 or limits != (None, None)
 
+    @property
+    def may_refuse(self) -> bool:
+        """Whether a token more has to be looked at before it is fed."""
+        return self.counts_requests or self._options.max_tokens_per_process is not None
+
     def refuses_some(self, numbers: Int32) -> bool:
         """Whether one more token for each of these processes, by number, has to be looked at one by one."""
         limit = self._options.max_tokens_per_process

@@ -130,6 +130,16 @@ class HostContext:
         if not self._handed_out:
             self.repeats = sampler
 
+    def step(self, token: int) -> Pending[int] | int:
+        """A turn that the program waits for; the engine may know the next token already."""
+        found = None if self._open_passes else self.model.engine.step_now(self.id, token)
+        if found is None:
+            return self.turn(token, is_awaited=True)
+        drawn, self._confirmed = found
+        self._fed.append(token)
+        self._rows_of_turns += 1
+        return drawn
+
     def turn(self, token: int, *, is_awaited: bool) -> ContextTurn:
         """Feeds a token, and draws the one behind it. Turns that the program waits for, one by one, share an object."""
         turn = self._turn if is_awaited and self._turn.done else ContextTurn(self)

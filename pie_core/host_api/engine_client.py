@@ -92,6 +92,7 @@ class EngineClient:
         `programs` that wait for this engine are resumed with its answers, not in the event loop's next turn.
         """
         self._port = port
+        self.step_now = port.step_now
         self._numbers = cast("Iterator[RequestId]", itertools.count(first))
         self._waiting: dict[RequestId, _Request[Any] | Turn | Stream] = {}
         self._steps: Steps | None = None  # gathered since the port last took what was sent

@@ -359,9 +359,9 @@ def probe_bytes(guest: ProgramState, pending: PendingPass, index: int) -> str:
 
 
 @interface.function("step", suspends=True)
-def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSampler) -> Pending[int]:
+def step(guest: ProgramState, context: HostContext, token: int, sampler: HostSampler) -> Pending[int] | int:
     if context.repeats is sampler.spec or context.repeats == sampler.spec:
-        return context.turn(token, is_awaited=True)
+        return context.step(token)
     context.check_usable()
 
     def build(request: RequestId) -> Forward:

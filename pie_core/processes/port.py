@@ -78,6 +78,10 @@ class StreamPort:
         if self._due_flush is None:
             self._due_flush = self._loop.call_soon(self._flush)
 
+    def step_now(self, context: ContextId, token: int) -> tuple[int, int] | None:
+        """What an engine knows in another process is known here once it tells."""
+        return None
+
     def hurry(self) -> None:
         if self._due_flush is not None:
             self._due_flush.cancel()

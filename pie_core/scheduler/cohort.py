@@ -336,6 +336,29 @@ class Cohort:
         columns.arrival[places] = next(self._ages)
         return fits
 
+    def claim_computed(self, place: int, token: int) -> tuple[int, int] | None:
+        """`claim` for one step that was computed ahead and leaves more ahead: the token drawn, and the rows there are.
+
+        Where nothing is left ahead, the next row has to be begun before the program goes on: `claim` leads to that.
+        """
+        columns = self.columns
+        claimed = int(columns.claimed[place])
+        if (
+            columns.written[place] <= claimed
+            or columns.submitted[place] <= claimed + 1
+            or columns.tokens[place, claimed & self._mask] != token
+            or columns.request[place] != NOBODY
+            or columns.loops[place]
+            or columns.is_staged[place]
+        ):
+            return None
+        self.hits += 1
+        columns.claimed[place] = claimed + 1
+        columns.goal[place] = min(claimed + 1 + self._depth, int(columns.bound[place]))
+        columns.turn[place] = next(self._turns)
+        columns.arrival[place] = next(self._ages)
+        return int(columns.tokens[place, (claimed + 1) & self._mask]), claimed + 1
+
     def _may_feed(self, tokens: Int64) -> Bool:
         return (tokens >= 0) & (tokens < self._can.vocab_size)
 

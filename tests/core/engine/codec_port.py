@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from pie_core.engine.messages import Command, EnginePort, Event, EventSink, ModelInfo
+from pie_core.ids import ContextId
 
 _encode = msgspec.msgpack.encode
 _COMMAND: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
@@ -34,6 +35,9 @@ class CodecPort:
             return None if command is None else _COMMAND.decode(_encode(command))
 
         self._port.send_last(encoded)
+
+    def step_now(self, context: ContextId, token: int) -> tuple[int, int] | None:
+        return self._port.step_now(context, token)
 
     def hurry(self) -> None:
         self._port.hurry()

@@ -45,6 +45,9 @@ class Port:
     def send_last(self, build: Callable[[], Command | None]) -> None:
         self._build = build
 
+    def step_now(self, context: ContextId, token: int) -> None:
+        """Nothing is known at once."""
+
     def hurry(self) -> None:
         last = self._build()
         self.taken.append(self.waiting if last is None else [*self.waiting, last])

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pie_core.engine.messages import Cancel, Forward, Steps, TruncateContext
-from pie_core.errors import InvalidRequest
+from pie_core.errors import InvalidRequest, LimitExceeded
 from pie_core.host_api import context as contexts
 from pie_core.host_api import forward
 from pie_core.host_api.context import HostContext
@@ -28,7 +28,9 @@ def drive(scenario: Callable[[Side], Coroutine[Any, Any, Any]], **options: Any) 
 
 
 def step(opened: Side, context: HostContext, token: int, drawing: HostSampler) -> Pending[int]:
-    return forward.step(opened.state, context, token, drawing)
+    """What the program waits for; a token that is known at once counts as that."""
+    answer = forward.step(opened.state, context, token, drawing)
+    return answer if isinstance(answer, Pending) else Pending.of(answer)
 
 
 def execute(opened: Side, context: HostContext, tokens: list[int], drawing: HostSampler) -> PendingPass:
@@ -195,3 +197,82 @@ def test_a_fork_in_the_middle_of_a_loop_knows_what_was_fed() -> None:
         assert not any(isinstance(each, TruncateContext) for each in opened.sent)
 
     drive(scenario)
+
+
+async def idle(opened: Side) -> None:
+    """Returns when everything that may run ahead has been computed."""
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    opened.sent.clear()
+
+
+def test_a_turn_whose_token_is_known_is_answered_within_the_call() -> None:
+    async def scenario(opened: Side) -> None:
+        drawing, context, plain = sampler(temperature=1.0, seed=5), opened.context(), opened.context()
+        drawn = await loop(opened, context, 2, drawing)
+        for _ in range(6):
+            await idle(opened)
+            answer = forward.step(opened.state, context, drawn[-1], drawing)
+            assert isinstance(answer, int)
+            assert opened.sent == []
+            drawn.append(answer)
+        assert context.rows.length == 8
+        assert context.transcript.fed_tokens == drawn[:-1]
+        assert await value(contexts.tokens(opened.state, context)) == drawn[:-1]
+        assert drawn == await loop(opened, plain, 8, drawing)
+
+    drive(scenario, speculation_depth=2)
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_where_nothing_would_be_left_ahead_the_next_row_is_begun_first(depth: int) -> None:
+    async def scenario(opened: Side) -> None:
+        drawing, context = sampler(), opened.context()
+        drawn = await loop(opened, context, 2, drawing)
+        await idle(opened)
+        assert isinstance(forward.step(opened.state, context, drawn[-1], drawing), Pending)
+
+    drive(scenario, speculation_depth=depth)
+
+
+def test_another_token_than_the_one_drawn_is_not_known_at_once() -> None:
+    async def scenario(opened: Side) -> None:
+        drawing, context, other = sampler(), opened.context(), opened.context()
+        drawn = await loop(opened, context, 2, drawing)
+        await idle(opened)
+        pending = forward.step(opened.state, context, (drawn[-1] + 1) % VOCAB, drawing)
+        assert isinstance(pending, Pending)
+        token = await value(pending)
+        assert context.transcript.fed_tokens == [*drawn[:-1], (drawn[-1] + 1) % VOCAB]
+        again = await loop(opened, other, 2, drawing)
+        assert again == drawn
+        assert token == await value(step(opened, other, (drawn[-1] + 1) % VOCAB, drawing))
+
+    drive(scenario, speculation_depth=2)
+
+
+def test_what_was_sent_before_comes_before_a_turn_that_is_known() -> None:
+    async def scenario(opened: Side) -> None:
+        drawing, context = sampler(), opened.context()
+        drawn = await loop(opened, context, 2, drawing)
+        await idle(opened)
+        twin = context.fork()
+        first, second = (step(opened, each, drawn[-1], drawing) for each in (context, twin))
+        assert not first.done, "the fork is not known to the engine yet"
+        assert await value(first) == await value(second)
+        assert await value(contexts.tokens(opened.state, twin)) == drawn
+
+    drive(scenario, speculation_depth=2)
+
+
+def test_programs_whose_tokens_are_limited_are_not_answered_past_the_limit() -> None:
+    async def scenario(opened: Side) -> None:
+        drawing, context = sampler(), opened.context()
+        drawn = await loop(opened, context, 4, drawing)
+        await idle(opened)
+        drawn.append(await value(step(opened, context, drawn[-1], drawing)))
+        await idle(opened)
+        with pytest.raises(LimitExceeded):
+            await value(step(opened, context, drawn[-1], drawing))
+
+    drive(scenario, speculation_depth=2, max_tokens_per_process=5)
