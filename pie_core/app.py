@@ -36,6 +36,7 @@ from pie_core.plugins import PluginRegistry, load_plugins
 from pie_core.processes.daemon_threads import in_daemon_thread
 from pie_core.processes.launches import Launches, OwnPrograms
 from pie_core.processes.messages import LoadModel
+from pie_core.processes.processors import automatic_workers, usable_processors
 from pie_core.processes.program_runner import ProgramRunner
 from pie_core.processes.remote_port import RemotePort
 from pie_core.processes.worker_messages import AddModel, Counts, StartWorker
@@ -89,7 +90,7 @@ class Application:
         self._tracing = tracing or _tracing(config)
         self._stack = AsyncExitStack()
         self._ports: dict[ModelName, Ports] = {}
-        self._limits = _guest_limits(config.runtime)
+        self._limits = _guest_limits(config.runtime, _num_workers(config))
         self.launches = Launches(config.runtime, OwnPrograms(self))
         self.models: dict[ModelName, ServedModel] = {}
         self.load_seconds: dict[ModelName, float] = {}  # how long the models that are loaded took
@@ -114,10 +115,9 @@ class Application:
         self._stack.push_async_callback(self._unload_all)
         self._runner = ProgramRunner(self.runtime, self._progress, self._tracing)
         self._stack.push_async_callback(self._runner.close)
-        if self._config.runtime.num_workers:
-            self._workers = Workers(
-                self._config.runtime.num_workers, _start_message(self._config), self._progress
-            )
+        workers = _num_workers(self._config)
+        if workers:
+            self._workers = Workers(workers, _start_message(self._config), self._progress)
             self._stack.push_async_callback(self._workers.close)
         self._stack.push_async_callback(self.launches.close)
 
@@ -199,6 +199,11 @@ class Application:
     @property
     def worker_pids(self) -> list[int]:
         return [] if self._workers is None else self._workers.pids
+
+    @property
+    def runs_programs(self) -> bool:
+        """False while every worker is lost: new programs wait for the next one."""
+        return self._workers is None or bool(self._workers.pids) or not self.models
 
     @property
     def worker_restarts(self) -> int:
@@ -405,7 +410,14 @@ def _start_message(config: Config) -> StartWorker:
     )
 
 
-def _guest_limits(config: RuntimeConfig) -> Limits:
+def _num_workers(config: Config) -> int:
+    asked = config.runtime.workers
+    if asked != "auto":
+        return asked
+    return automatic_workers(usable_processors(), sum(model.replicas for model in config.models))
+
+
+def _guest_limits(config: RuntimeConfig, num_workers: int) -> Limits:
     tenant = config.calls_per_s_per_tenant
     return Limits(
         memory_bytes=config.memory_mb * MIB,
@@ -413,7 +425,7 @@ def _guest_limits(config: RuntimeConfig) -> Limits:
         wall_seconds=config.wall_s,
         output_bytes=config.output_bytes,
         calls_per_second=config.calls_per_s_per_program,
-        tenant_calls_per_second=None if tenant is None else tenant / max(config.num_workers, 1),
+        tenant_calls_per_second=None if tenant is None else tenant / max(num_workers, 1),
     )
 
 

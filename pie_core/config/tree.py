@@ -6,7 +6,6 @@ made from these annotations.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -240,7 +239,8 @@ class RuntimeConfig:
     workers: Annotated[
         Annotated[int, Field(ge=0, le=1024)] | Literal["auto"],
         Field(
-            description="Processes that run programs; 0 is this process itself, auto is one less than processors. "
+            description="Processes that run programs; 0 is this process itself, auto is one for each processor "
+            "that one for the server and one for each engine leave free, at least 1 and at most 32. "
             "With workers, models run in processes of their own, too."
         ),
     ] = 0
@@ -320,10 +320,6 @@ class RuntimeConfig:
     compile_memory_mb: Annotated[
         int, Field(ge=256, description="The most memory that compiling a program may take, in MiB.")
     ] = 4096
-
-    @property
-    def num_workers(self) -> int:
-        return max(len(os.sched_getaffinity(0)) - 1, 1) if self.workers == "auto" else self.workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

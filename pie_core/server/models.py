@@ -40,8 +40,8 @@ class Models:
 
     @property
     def can_compute(self) -> bool:
-        """Each loaded model has an engine; one of several replicas is enough."""
-        return all(map(self._app.has_engine, self._app.models))
+        """Each loaded model has an engine, one of several replicas is enough; and programs have a process to run in."""
+        return self._app.runs_programs and all(map(self._app.has_engine, self._app.models))
 
     async def load_all(self) -> None:
         """What the server does at its start. Raises what the first model fails with."""

@@ -25,7 +25,7 @@ CONFIG = """
 models: [{name: dummy, replicas: REPLICAS, driver: {type: dummy}}]
 server: {port: 0}
 auth: {enabled: false}
-runtime: {engine_process: true}
+runtime: {engine_process: true, workers: WORKERS}
 """
 
 
@@ -39,8 +39,12 @@ async def readiness(http: aiohttp.ClientSession) -> tuple[int, str]:
 
 
 @asynccontextmanager
-async def started(folder: Path, replicas: int) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
-    config = parse_config(CONFIG.replace("REPLICAS", str(replicas)), "test.yaml", folder)
+async def started(
+    folder: Path, replicas: int, workers: int = 0
+) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
+    config = parse_config(
+        CONFIG.replace("REPLICAS", str(replicas)).replace("WORKERS", str(workers)), "test.yaml", folder
+    )
     surroundings = Surroundings(bind("127.0.0.1", 0), None, ProgramStore(folder / "programs"))
     async with (
         Server(config, surroundings, ignore_progress) as server,
@@ -94,5 +98,23 @@ def test_a_model_with_one_replica_left_is_ready_and_each_of_them_is_told(tmp_pat
             status = await server.service.inspector.status()
             replicas = status.models[0].replicas
             assert [(each.state, each.restarts) for each in replicas] == [("ready", 0), ("ready", 1)]
+
+    asyncio.run(main())
+
+
+def test_the_loss_of_every_worker_shows_in_ready_until_there_is_one(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with started(tmp_path, replicas=1, workers=1) as (server, http):
+            await server.service.models.load_all()
+            assert await readiness(http) == (200, "ready")
+            (lost,) = server.app.worker_pids
+            os.kill(lost, signal.SIGKILL)
+            while await readiness(http) == (200, "ready"):
+                pass  # asking goes by the loop, so everything else goes on
+            assert server.app.has_engine(ModelName("dummy"))
+            while await readiness(http) != (200, "ready"):
+                pass  # asking goes by the loop, so everything else goes on
+            assert server.app.worker_pids != [lost]
+            assert server.app.worker_restarts == 1
 
     asyncio.run(main())
