@@ -12,6 +12,7 @@ import numpy as np
 
 from pie_core.contracts.forward import Bool, Int32, Int64
 from pie_core.engine.context import Context
+from pie_core.engine.latencies import Latencies
 from pie_core.engine.messages import Event, Forward, ForwardDone, Progress, Stepped
 from pie_core.engine.passes import Passes
 from pie_core.errors import PieError
@@ -30,6 +31,7 @@ class CohortPasses:
         drew: Callable[[Int32], None],
         wake: Callable[[Context], None],
         endings: Iterator[int],
+        latencies: Latencies,
     ) -> None:
         self.answered = 0  # requests of programs that the latest step answered
         self.unasked = 0  # rows computed for programs that have not asked yet; some of them may have left
@@ -39,6 +41,7 @@ class CohortPasses:
         self._drew = drew
         self._wake = wake
         self._endings = endings
+        self._latencies = latencies
 
     # ---- programs ask
 
@@ -165,6 +168,7 @@ class CohortPasses:
         self.unasked += len(waiting) - len(done.places)
         self.answered += len(done.places)
         if len(done.places):
+            self._latencies.answered(self._cohort.columns.asked_at, done.places)
             self._answer(done)
 
     def _answer(self, done: Drawn) -> None:

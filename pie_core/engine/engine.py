@@ -130,7 +130,13 @@ class Engine:
         )
         self._intake = Intake(self._in_turn(), self._emit, self._discarded)
         self._cohort_passes = CohortPasses(
-            self._cohort, self._passes, self._emit, tokens.add_each, self._intake.wake, endings
+            self._cohort,
+            self._passes,
+            self._emit,
+            tokens.add_each,
+            self._intake.wake,
+            endings,
+            self._latencies,
         )
         self._cohort.resume = self._passes.resume
         self._passes.loop = self._loop = Loop(
@@ -439,6 +445,7 @@ class Engine:
             step_seconds=self._loop.step_seconds.distribution(),
             first_token_seconds=self._latencies.first_token.distribution(),
             between_tokens_seconds=self._latencies.between_tokens.distribution(),
+            pass_wait_seconds=self._latencies.pass_wait.distribution(),
             processes=self._quotas.uses(self._contexts) if command.processes else [],
         )
         self._emit(status)

@@ -6,6 +6,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -62,6 +64,12 @@ class Histogram:
     def observe(self, value: float, times: int = 1) -> None:
         self._counts[bisect_left(self._bounds, value)] += times
         self._total += value * times
+
+    def observe_all(self, values: NDArray[np.float64]) -> None:
+        places = np.searchsorted(self._bounds, values)
+        for place, count in zip(*np.unique(places, return_counts=True), strict=True):
+            self._counts[place] += int(count)
+        self._total += float(values.sum())
 
     def distribution(self) -> Distribution:
         """What has been counted so far."""

@@ -375,6 +375,7 @@ class Status(Message, frozen=True):
     between_tokens_seconds: Distribution = Distribution()
     processes: list[ProcessUse] = []  # if they were asked for
     swapping: SwapUse = SwapUse()
+    pass_wait_seconds: Distribution = Distribution()  # of programs that step by themselves, see Latencies
     cohort_rows: int = 0  # rows of steps that were laid out as arrays, see scheduler.cohort
 
 

@@ -349,6 +349,12 @@ MEASURES: tuple[Measure, ...] = (
         "The mean of a generation, counted once for each further token.",
         lambda e: e.between_tokens_seconds,
     ),
+    _of_engines(
+        "pie_pass_wait_seconds",
+        "histogram",
+        "Of a program that steps by itself, for a pass that had not run ahead; in one step of sixteen.",
+        lambda e: e.pass_wait_seconds,
+    ),
     _of_engines_by(
         "pie_run_ahead_passes",
         "counter",

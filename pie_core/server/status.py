@@ -60,6 +60,7 @@ class EngineStatus(_Part, frozen=True, kw_only=True):
     step_seconds: Distribution
     first_token_seconds: Distribution
     between_tokens_seconds: Distribution
+    pass_wait_seconds: Distribution  # of programs that step by themselves, in one step of sixteen
 
     @classmethod
     def of(cls, status: Status) -> EngineStatus:

@@ -35,6 +35,7 @@ export type EngineStatus = {
   step_seconds: Distribution;
   first_token_seconds: Distribution;
   between_tokens_seconds: Distribution;
+  pass_wait_seconds: Distribution;
 };
 
 export type ReplicaStatus = {

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from pie_core.engine.histograms import Distribution, Histogram
-from pie_core.engine.messages import Failed, Generated, ReadStatus, Status
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pie_core.engine.histograms import SECONDS, Distribution, Histogram
+from pie_core.engine.messages import Failed, Generated, ReadStatus, Status, Steps
+from pie_core.ids import ContextId
 from tests.core.engine.stepping import SteppedEngine, dummy
 
 
@@ -19,6 +25,16 @@ def test_a_histogram_counts_each_value_in_the_first_interval_that_holds_it() -> 
         histogram.observe(value, times)
     assert histogram.distribution() == Distribution((1.0, 2.0), (2, 3, 1), 15.0)
     assert histogram.distribution().mean == 2.5
+
+
+@given(st.lists(st.floats(0, 20), max_size=30))
+def test_many_values_at_once_count_as_one_by_one(values: list[float]) -> None:
+    at_once, one_by_one = Histogram(SECONDS), Histogram(SECONDS)
+    at_once.observe_all(np.array(values))
+    for value in values:
+        one_by_one.observe(value)
+    assert at_once.distribution().counts == one_by_one.distribution().counts
+    assert at_once.distribution().total == pytest.approx(one_by_one.distribution().total)
 
 
 def test_quantiles_lie_within_their_interval() -> None:
@@ -63,6 +79,23 @@ def test_a_generation_is_timed_from_its_request_to_its_first_token_and_between_t
     assert (found.first_token_seconds.count, found.first_token_seconds.total) == (1, 0.3)
     assert abs(found.between_tokens_seconds.mean - 0.3) < 1e-9
     assert found.sampled_tokens >= 5
+
+
+def test_passes_of_loops_are_timed_in_one_step_of_sixteen() -> None:
+    engine = SteppedEngine(speculation_depth=0, max_in_flight=1)
+    for context in (1, 2):
+        engine.create(context)
+        engine.draw(context, [1, 2, 3])
+    for _ in range(32):
+        requests = [engine.new_request() for _ in range(2)]
+        engine.send(Steps(requests, [ContextId(1), ContextId(2)], [4, 5]))
+        engine.start()
+        engine.now += 0.3
+        engine.finish()
+    found = status(engine).pass_wait_seconds
+    assert found.count == 4
+    assert found.total == pytest.approx(1.2)
+    assert dict(zip(found.bounds, found.counts, strict=False))[0.5] == 4
 
 
 def test_a_generation_that_fails_has_no_time_between_tokens() -> None:

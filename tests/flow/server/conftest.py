@@ -58,10 +58,11 @@ class Pie:
         service = self.server.service
         assert service.processes.num_running == 0
         assert self.server.app.runtime.live_guests == 0
-        for name, (status,) in (await service.models.statuses()).items():
-            assert status is not None, name
-            assert status.contexts == status.waiting == status.running == 0, name
-            assert status.free_pages == status.total_pages, name
+        for name, statuses in (await service.models.statuses()).items():
+            for status in statuses:
+                assert status is not None, name
+                assert status.contexts == status.waiting == status.running == 0, name
+                assert status.free_pages == status.total_pages, name
         assert self.server.num_connections == 0
 
 

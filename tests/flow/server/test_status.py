@@ -18,6 +18,7 @@ from pie_core.server.credentials import add_api_key
 from pie_core.server.metrics import Metrics
 from pie_core.server.status import EngineStatus, ModelStatus, ProcessStatus, ServerStatus
 from tests.flow.server.conftest import MODELS, Pie
+from tests.flow.server.test_top import shown
 
 OnServer = Callable[..., Any]
 
@@ -233,6 +234,26 @@ def test_engine_and_worker_processes_are_told_apart(on_server: OnServer) -> None
 
     models = MODELS.splitlines()
     on_server(scenario, models="\n".join(models[:3]), runtime="workers: 2")
+
+
+@pytest.mark.slow
+def test_every_replica_of_a_model_counts_for_itself(on_server: OnServer) -> None:
+    async def scenario(pie: Pie) -> None:
+        async with pie.client() as client:
+            await asyncio.gather(
+                *(client.run("text-completion", {"prompt": f"{n}", "max_tokens": 4}) for n in range(4))
+            )
+            first, second = (await client.status()).models[0].replicas
+            assert first.pid != second.pid
+            steps = [each.engine.steps for each in (first, second) if each.engine is not None]
+            assert min(steps) > 0
+            metrics = await metrics_of(pie)
+            assert [metrics["pie_steps_total"]["first", str(place)] for place in (0, 1)] == steps
+            lines = shown(await client.status(), None, 80, 40)
+            assert [line for line in lines if "replica" in line] == ["  replica 0", "  replica 1"]
+
+    models = "models: [{name: first, driver: {type: dummy}, replicas: 2}]"
+    on_server(scenario, models=models, runtime="engine_process: true")
 
 
 @pytest.mark.slow
