@@ -90,14 +90,16 @@ class Quotas:
     def uses(self, contexts: Iterable[Context]) -> list[ProcessUse]:
         """Of each process that has contexts."""
         pages: Counter[ProcessId] = Counter()
+        requests: Counter[ProcessId] = Counter()  # those of loops are not among the counted ones
         for context in contexts:
             pages[context.process] += sum(context.pages.num_pages)
+            requests[context.process] += context.busy + len(context.waiting)
         return [
             ProcessUse(
                 process=process,
                 contexts=self._contexts[_of(process)],
                 pages=count,
-                open_requests=self._requests[_of(process)],
+                open_requests=requests[process],
                 tokens=self.tokens[process],
             )
             for process, count in pages.items()

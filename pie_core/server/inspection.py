@@ -142,5 +142,6 @@ def _process(process: ServerProcess, use: Counter[str]) -> ProcessStatus:
         elapsed_s=process.elapsed_s,
         waits_for="model" if use["open_requests"] else process.waits_for,
         attached=process.listener is not None,
+        trace_id=process.about.get("pie_trace_id"),
         **{name: use[name] for name in _COUNTED},
     )

@@ -146,6 +146,7 @@ class ProcessStatus(_Part, frozen=True, kw_only=True):
     pages: int
     open_requests: int
     tokens: int  # fed and drawn
+    trace_id: str | None  # by which its spans and log lines are found
 
 
 class PluginStatus(_Part, frozen=True, kw_only=True):

@@ -77,6 +77,7 @@ export type ProcessStatus = {
   pages: number;
   open_requests: number;
   tokens: number;
+  trace_id: string | null;
 };
 
 export type PluginStatus = { name: string; distribution: string; version: string; load_s: number };

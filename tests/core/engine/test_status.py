@@ -139,6 +139,18 @@ def test_the_processes_of_an_engine_are_told_to_those_who_ask() -> None:
     assert (q.process, q.contexts, q.open_requests, q.tokens) == ("q", 1, 1, 2)
 
 
+def test_a_loop_of_a_program_has_an_open_request_while_its_pass_runs() -> None:
+    engine = SteppedEngine(speculation_depth=0)
+    engine.create(1)
+    engine.draw(1, [1, 2, 3])
+    engine.send(Steps([engine.new_request()], [ContextId(1)], [4]))
+    engine.start()
+    (running,) = status(engine, processes=True).processes
+    engine.finish()
+    (done,) = status(engine, processes=True).processes
+    assert (running.open_requests, done.open_requests) == (1, 0)
+
+
 def test_groups_are_named_in_the_order_of_their_pages() -> None:
     found = status(SteppedEngine(dummy(groups=("paged", "window"), window=6)))
     assert found.groups

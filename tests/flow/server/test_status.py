@@ -22,6 +22,8 @@ from tests.flow.server.test_top import shown
 
 OnServer = Callable[..., Any]
 
+TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
 WAITS = """
     from inferlet import Context, Model, Sampler, session
 
@@ -36,9 +38,9 @@ WAITS = """
 """
 
 
-async def started(pie: Pie, client: Client, program: str = "waits") -> Any:
+async def started(pie: Pie, client: Client, trace: str | None = None) -> Any:
     """A process that has generated and waits for a message."""
-    process = await client.launch(program)
+    process = await client.launch("waits", trace=trace)
     assert (await anext(aiter(process))).value == "generated"
     return process
 
@@ -67,7 +69,7 @@ def test_a_status_tells_what_runs_and_what_it_has(on_server: OnServer) -> None:
     async def scenario(pie: Pie) -> None:
         pie.install("waits", WAITS)
         async with pie.client() as client:
-            process = await started(pie, client)
+            process = await started(pie, client, TRACE)
             status = await client.status()
             assert isinstance(status, ServerStatus)
             assert (status.state, status.running, status.launched, status.connections) == ("ready", 1, 1, 1)
@@ -75,6 +77,7 @@ def test_a_status_tells_what_runs_and_what_it_has(on_server: OnServer) -> None:
             assert (running.id, running.username, running.program) == (process.id, "alice", "waits")
             assert (running.waits_for, running.contexts, running.open_requests) == ("input", 1, 0)
             assert running.attached
+            assert running.trace_id == TRACE[3:35]
             assert running.pages > 0
             assert running.tokens > 8
             first, second = status.models
