@@ -72,7 +72,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             "join": _join,
             "replace": _replace,
         }
-        self.globals = {"range": self.globals["range"], "dict": dict, "namespace": _namespace}
+        self.globals = {"range": self.globals["range"], "dict": _dict, "namespace": _namespace}
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = self._strftime_now
         # Generated code and buffers join their pieces with this.
@@ -97,6 +97,11 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def concatenated(self, *values: Any) -> str:
         return bounded_join(str(printable(value)) for value in values)
+
+    def weighed(self, value: Any) -> Any:
+        """Called for each list, tuple or mapping that a template writes down."""
+        _weigh(value, [MAX_ITEMS])
+        return value
 
     def _strftime_now(self, form: str) -> str:
         return self._now.strftime(form)
@@ -152,6 +157,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 return _replace(owner, *args)  # Jinja passes only its own bookkeeping by keyword
         elif isinstance(owner, list) and getattr(obj, "__name__", "") in _LIST_CHANGES:
             self.tick()
+            _weigh(args, [MAX_ITEMS])
             added = len(args[0]) if args and isinstance(args[0], list | tuple) else 0
             _check_items(len(owner) + max(added, 1))
         return super().call(context, obj, *args, **kwargs)
@@ -183,6 +189,23 @@ class _Bounding(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _environment_call("concatenated", node.nodes).set_lineno(node.lineno)
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
+        return self._weighed(node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        return self._weighed(node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
+        if node.ctx == "load":
+            return self._weighed(node)
+        self.generic_visit(node)  # what is assigned to
+        return node
+
+    def _weighed(self, node: nodes.Expr) -> nodes.Node:
+        """Lists in lists in lists are quickly made, and slowly compared, hashed and sorted."""
+        self.generic_visit(node)
+        return _environment_call("weighed", [node]).set_lineno(node.lineno)
 
     def visit_NSRef(self, node: nodes.NSRef) -> nodes.Node:  # noqa: N802
         if node.attr.startswith("_"):
@@ -225,7 +248,7 @@ def printable(value: Any) -> Any:
 def _weigh(value: Any, left: list[int]) -> None:
     left[0] -= 1 + (len(value) // 16 if isinstance(value, str) else 0)
     if left[0] < 0:
-        raise LimitExceeded(f"it prints a structure of more than {MAX_ITEMS} values")
+        raise LimitExceeded(f"it makes or prints a structure of more than {MAX_ITEMS} values")
     if isinstance(value, dict):
         for key, item in value.items():
             _weigh(key, left)
@@ -336,6 +359,12 @@ def _check_indent(indent: int | str | None) -> None:
     wide = len(indent) if isinstance(indent, str) else indent or 0
     if wide > 100:
         raise LimitExceeded(f"it indents by {wide}; at most 100 is allowed")
+
+
+def _dict(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+    made = dict(*args, **kwargs)
+    _weigh(made, [MAX_ITEMS])
+    return made
 
 
 def _namespace(*args: Any, **kwargs: Any) -> Namespace:

@@ -132,6 +132,15 @@ HOSTILE = {
     "a list in itself as json": "{% set x = [0] %}{% set _ = x.append(x) %}{{ x | tojson }}",
     "slow inserts": "{% set x = [0] * 200000 %}{% for i in range(99999) %}{% for j in range(99999) %}"
     "{% set _ = x.insert(0, x.pop()) %}{% endfor %}{% endfor %}",
+    "comparing nested lists": "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}"
+    "{% set n.x = [n.x, n.x] %}{% set n.y = [n.y, n.y] %}{% endfor %}{{ n.x == n.y }}",
+    "nested tuples as keys": "{% set n = namespace(x=(1,)) %}{% for i in range(60) %}"
+    "{% set n.x = (n.x, n.x) %}{% endfor %}{{ {n.x: 1} }}",
+    "nested mappings": "{% set n = namespace(x=1, y=1) %}{% for i in range(60) %}"
+    "{% set n.x = {'a': n.x, 'b': n.x} %}{% set n.y = dict(a=n.y, b=n.y) %}{% endfor %}{{ n.x == n.y }}",
+    "lists grown in lists": "{% set n = namespace(x=[1], y=[1]) %}{% for i in range(60) %}"
+    "{% set a = [] %}{% set _ = a.append(n.x) %}{% set _ = a.append(n.x) %}{% set n.x = a %}"
+    "{% set b = [] %}{% set _ = b.extend([n.y, n.y]) %}{% set n.y = b %}{% endfor %}{{ n.x == n.y }}",
     "power": "{{ 9 ** 99999999 }}",
     "power by products": "{% set n = namespace(x=9) %}{% for i in range(60) %}{% set n.x = n.x * n.x %}{% endfor %}",
     "percent format": "{{ '%999999999d' % 1 }}",
