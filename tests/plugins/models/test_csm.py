@@ -231,6 +231,18 @@ def test_the_command_compares_with_transformers(checkpoint: Path, tmp_path: Path
     assert "greedy   12 tokens equal" in result.output
 
 
+def test_a_checkpoint_that_transformers_saved_gives_the_same(
+    checkpoint: Path, reference: Any, tmp_path: Path
+) -> None:
+    reference.save_pretrained(tmp_path)
+    rows = [*words(5), *frames(5)]
+    drivers = [portable(checkpoint), portable(tmp_path)]
+    published, saved = (read_frames(driver, rows).logits for driver in drivers)
+    for driver in drivers:
+        driver.close()
+    assert np.array_equal(published, saved)
+
+
 def test_the_command_tells_of_a_column_that_differs(checkpoint: Path, tmp_path: Path) -> None:
     def other(path: Path, rows: Sequence[Any]) -> Float32:
         logits = frame_logits(path, rows)
