@@ -73,6 +73,7 @@ class Suspensions:
 
     def ready(self, waiting: Iterable[Pass]) -> Iterable[Pass]:
         """Those whose contexts are on the device; swapped ones have come back, if there is room for their rows."""
+        self._cache.begin_choice()
         if not self._host.is_used:
             return waiting
         return [each for each in waiting if not each.context.pages.is_swapped or self._swap_in(each)]
@@ -125,17 +126,16 @@ class Suspensions:
         return True
 
     def _fitting_move(self, waiting: Pass) -> Move | None:
-        """The way back, if there is room for it and for the rows of the pass."""
+        """The way back, if there is room for it and for the rows of the pass, which are promised then."""
         pages, written = waiting.context.pages, waiting.context.written
         behind = pages.needed_behind(written, waiting.stop, 1 + waiting.num_drafts)
-        while True:  # what gives room may be a twin
-            move = pages.plan_swap_in()
-            needs = [here + more for here, more in zip(move.num_copied, behind, strict=True)]
-            pools = self._cache.pools
-            if all(need <= pool.num_free for need, pool in zip(needs, pools, strict=True)):
-                return move
-            if not all(pool.has(need) for need, pool in zip(needs, pools, strict=True)):
+        while True:
+            copied = (move := pages.plan_swap_in()).num_copied
+            if not self._cache.has_beside_promises([*map(sum, zip(copied, behind, strict=True))]):
                 return None
+            if pages.plan_swap_in().num_copied == copied:  # what gave room was no twin
+                self._cache.promise(behind)
+                return move
 
     def _copy(self, move: Move, swap: Callable[[int, list[int], list[int]], None]) -> bool:
         """Whether the driver has taken all of it."""

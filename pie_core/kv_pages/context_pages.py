@@ -32,12 +32,33 @@ class Cache:
         self.block_rows = (
             math.lcm(*rows) if rows else STATE_BLOCK_ROWS
         )  # what is shared, is shared by so many
+        self._promised = [0] * len(self.pools)
         self.states_every = 0  # rows; where states on the way are kept to be shared, a multiple of block_rows
         self.settles_later = False  # what a step leaves behind is shared before it goes
         self._longest = min(
             (each.page_size * each.num_pages for each in spaces if each.group.kind in ("paged", "latent")),
             default=sys.maxsize,
         )
+
+    def begin_choice(self) -> None:
+        """Nobody is promised anything yet."""
+        self._promised = [0] * len(self.pools)
+
+    def has_beside_promises(self, counts: Sequence[int]) -> bool:
+        """Whether so many pages of each group can be taken, and those that others were promised after them."""
+        wanted = zip(counts, self._promised, self.pools, strict=True)
+        return all(pool.has(count + promised) for count, promised, pool in wanted)
+
+    def promise(self, counts: Sequence[int]) -> bool:
+        """Whether there are so many pages of each group for somebody, who takes them later.
+
+        Whoever comes back to idle pages, or from host memory, needs more to go on. Without promises several might come
+        back and none of them go on.
+        """
+        fits = self.has_beside_promises(counts)
+        if fits:
+            self._promised = [count + more for count, more in zip(counts, self._promised, strict=True)]
+        return fits
 
     def begin_step(self) -> None:
         """The driver has one more step."""
@@ -212,10 +233,13 @@ class ContextPages:
         slots = tuple(each.state_at(length) for each in self._state)
         return None if EMPTY in slots else slots
 
-    def has_room_behind(self, length: int, stop: int, outcomes: int) -> bool:
-        """Whether rows up to `stop` fit once the first `length` are shared with others."""
-        return all(slots.pool.has(outcomes) for slots in self._state) and all(
-            pages.pool.has(pages.missing_behind(length, stop)) for pages in self._paged
+    def promise_behind(self, length: int, stop: int, outcomes: int) -> bool:
+        """Whether rows up to `stop` fit once the first `length` are shared with others; then there will be room."""
+        return self._cache.promise(
+            [
+                outcomes if isinstance(each, StateSlots) else each.missing_behind(length, stop)
+                for each in self.groups
+            ]
         )
 
     def adopt(self, written: int, length: int, pages: Sequence[Int32], states: Sequence[int]) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
 from pie_core.contracts.driver import Driver
-from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int64
+from pie_core.contracts.forward import NO_PREFIX_GROUPS, ForwardBatch, ForwardResult, Int64, PrefixGroups
 from pie_core.engine.histograms import SECONDS, SIZES, Histogram
 from pie_core.engine.options import EngineOptions
 from pie_core.engine.suspensions import Suspensions
@@ -30,6 +30,7 @@ from pie_core.scheduler.prefixes import Prefixes
 from pie_core.scheduler.request import Chunk, Pass
 from pie_core.scheduler.row_batch import build_rows, joined
 from pie_core.scheduler.run_ahead import RunAhead
+from pie_core.scheduler.shared_reads import SharedReads
 
 Chunks = Sequence[Chunk]
 
@@ -52,6 +53,7 @@ class Chosen:
 
     chunks: Chunks
     places: Int64
+    prefixes: PrefixGroups = NO_PREFIX_GROUPS
 
     def __len__(self) -> int:
         return len(self.chunks) + len(self.places)
@@ -86,6 +88,7 @@ class Loop:
         self.waiting: dict[Pass, None] = {}  # in the order in which they began to wait
         self.in_flight: dict[Ticket, Step] = {}
         self._last_size = self._continued = 0  # passes of the latest step, and those that wait for another
+        self.shared_rows = 0  # that need not be read once more
         self.stalled = False  # nothing runs, and what waits lacks pages
         self.steps = self.passes = 0
         self.tokens = 0
@@ -99,6 +102,7 @@ class Loop:
         self._prefixes = prefixes
         self._ahead = ahead
         self._cohort = cohort
+        self._shared = SharedReads(cache.spaces, cohort)
         self._options = options
         self._settle, self._row_keeper = settle, row_keeper
         self._policy = Policy(
@@ -189,9 +193,13 @@ class Loop:
         for chunk in chunks:
             self.waiting.pop(chunk.running, None)
             chunk.running.in_flight += 1
-        return Chosen(chunks, places)
+        return Chosen(*self._shared.arrange(chunks, places))
 
     def _lay_out(self, chosen: Chosen) -> ForwardBatch:
+        batch = self._lay_out_parts(chosen)
+        return replace(batch, prefixes=chosen.prefixes) if len(chosen.prefixes.first) else batch
+
+    def _lay_out_parts(self, chosen: Chosen) -> ForwardBatch:
         if not len(chosen.places):
             return build_batch(chosen.chunks, self._can)
         rows = build_rows(self._cohort, chosen.places, self._can)
@@ -202,6 +210,7 @@ class Loop:
         self._cache.begin_step()
         self._prefixes.submitted(chosen.chunks)
         self._last_size, self._continued = len(chosen), 0
+        self.shared_rows += chosen.prefixes.saved_rows
         samplers = 0
         for chunk in chosen.chunks:
             running = chunk.running

@@ -96,7 +96,7 @@ class Prefixes:
             return False  # others need these pages more
         tail = None if is_computed else self._tail(context, context.written + len(chain) * rows, limit)
         hit = self._cache.hit(context.written, chain, tail)
-        if hit is not None and not is_computed and not _has_room_behind(hit.length, waiting):
+        if hit is not None and not is_computed and not _promise_behind(hit.length, waiting):
             self._cache.let_go(hit)
             return True
         if hit is not None:
@@ -158,5 +158,5 @@ def _rows(context: Context, start: int, stop: int) -> Rows:
     return Rows(tokens, positions, masked)
 
 
-def _has_room_behind(length: int, waiting: Pass) -> bool:
-    return waiting.context.pages.has_room_behind(length, waiting.stop, 1 + waiting.num_drafts)
+def _promise_behind(length: int, waiting: Pass) -> bool:
+    return waiting.context.pages.promise_behind(length, waiting.stop, 1 + waiting.num_drafts)

@@ -55,6 +55,15 @@ class GroupRows:
         here = numbers < counts[:, None]
         return PageTable(indptr, pages[here], np.broadcast_to(numbers, pages.shape)[here])
 
+    def first_whole(self, places: Int64, rows: Int32) -> Int32:
+        """The first page of each that has so many rows; -1 where it is not full."""
+        return np.where(rows >= self.page_size, self._table[places, 0], np.int32(-1))
+
+    def whole(self, places: Int64, rows: Int32) -> tuple[Int32, Int32]:
+        """The first pages of each that has so many rows, and how many of them are full."""
+        counts = rows // self.page_size
+        return self._table[places, : int(counts.max())], counts
+
     def _widen(self, count: int) -> None:
         if count > self._table.shape[1]:
             self._grow(len(self.held), 2 * count)

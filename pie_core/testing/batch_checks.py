@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-
 from pie_core.contracts.driver import CacheSpace
 from pie_core.contracts.forward import ForwardBatch, PageTable
 
@@ -49,9 +47,3 @@ def _not_shared(
         numbers = [table.logical[begin : begin + count].tolist() for begin in begins]
         if any(each != listed[0] for each in listed) or any(each != list(range(count)) for each in numbers):
             yield f"{what}: its requests have other pages, or holes, in cache group {space.group.name!r}"
-
-
-def shared_rows(batch: ForwardBatch) -> int:
-    """Rows that need not be read once more because a group reads them together."""
-    groups = batch.prefixes
-    return int(np.sum((groups.stop - groups.first - 1) * groups.rows))

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from pie_core.contracts.driver import Driver
-from pie_core.contracts.forward import ForwardResult
+from pie_core.contracts.forward import ForwardBatch, ForwardResult
 from pie_core.engine.engine import Engine
 from pie_core.engine.messages import (
     Command,
@@ -34,6 +34,7 @@ from pie_core.engine.messages import (
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
+from pie_core.testing.batch_checks import broken_promises
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from pie_plugins.drivers.dummy.options import DummyOptions, check_options
 
@@ -53,11 +54,24 @@ def through_codec(message: Any, kind: Any) -> Any:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(message), type=kind)
 
 
+def with_checks(driver: Driver) -> Driver:
+    """No batch breaks a promise."""
+    submit = driver.submit
+
+    def checked(batch: ForwardBatch) -> Ticket:
+        broken = broken_promises(batch, driver.capabilities.cache)
+        assert not broken, broken
+        return submit(batch)
+
+    setattr(driver, "submit", checked)  # noqa: B010 - a method, to the type checker
+    return driver
+
+
 class SteppedEngine:
     """Contexts 1, 2, … belong to process "p" of tenant "t" unless said otherwise; requests are numbered from 1."""
 
     def __init__(self, driver: Driver | None = None, **options: Any) -> None:
-        self.driver = driver or dummy()
+        self.driver = with_checks(driver or dummy())
         self.now = 0.0
         self.engine = Engine(self.driver, EngineOptions(**options), "m", lambda: self.now, lambda: self.now)
         self.events: dict[int, list[Event]] = {}

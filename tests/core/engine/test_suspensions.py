@@ -267,3 +267,23 @@ def test_a_guess_does_not_follow_a_context_that_is_swapped() -> None:
     squeeze(engine)
     engine.run()
     assert swapping(engine).contexts == 1
+
+
+def test_whoever_comes_back_can_go_on_however_many_wait() -> None:
+    """Sixteen contexts over memory for one and a half: each comes back only to pages enough for its next rows."""
+    engine, undisturbed = SteppedEngine(small(num_pages=9, page_size=8)), SteppedEngine(small(num_pages=400))
+    prompts = [[(context + 3 * i) % 97 for i in range(20 + context)] for context in range(1, 17)]
+    for each in (engine, undisturbed):
+        for context, prompt in enumerate(prompts, start=1):
+            each.create(context)
+            each.forward(context, prompt)
+    for turn in range(3):
+        requests = [
+            [each.begin_generation(context, [turn], 9, RANDOM) for context in range(1, 17)]
+            for each in (engine, undisturbed)
+        ]
+        engine.run()
+        undisturbed.run()
+        mine, theirs = requests
+        assert [engine.generated(each) for each in mine] == [undisturbed.generated(each) for each in theirs]
+    assert swapping(engine).suspensions > 16
