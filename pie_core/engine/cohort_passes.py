@@ -113,8 +113,8 @@ class CohortPasses:
         if len(done.places):
             self._answer(done)
         if len(done.places) < len(places):
-            for place in places[columns.request[places] != NOBODY].tolist():
-                self._cohort.context_at(place).busy = True
+            for context in self._cohort.contexts_at(places[columns.request[places] != NOBODY]):
+                context.busy = True
 
     def overdue(self, now: float, limit_s: float) -> list[RequestId]:
         """Steps that have waited too long."""
@@ -183,8 +183,7 @@ class CohortPasses:
                 self._emit(ForwardDone(request, [token], [], length, position))
         columns.request[places] = NOBODY
         columns.used[places] = next(self._endings)
-        for place in places.tolist():
-            context = self._cohort.context_at(place)
+        for context in self._cohort.contexts_at(places):
             context.busy = False
             if context.waiting:
                 self._wake(context)

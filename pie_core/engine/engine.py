@@ -357,7 +357,7 @@ class Engine:
 
     def _others(self, command: Steps) -> Sequence[int]:
         """The places of those steps that the cohort does not serve."""
-        found = [self._contexts.get(each) for each in command.contexts]
+        found = self._contexts.find(command.contexts)
         contexts = [each for each in found if each is not None]
         if len(set(command.contexts)) < len(contexts) or len(contexts) < len(found):
             return range(len(found))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 
@@ -107,6 +108,10 @@ class Cohort:
         context = self._contexts[place]
         assert context is not None
         return context
+
+    def contexts_at(self, places: Int64) -> list[Context]:
+        taken = cast("list[Context]", self._contexts)  # those at these places are
+        return [taken[place] for place in places.tolist()]
 
     # ---- coming
 
