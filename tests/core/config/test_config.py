@@ -325,3 +325,23 @@ def test_driver_options_are_refused_with_the_same_care_as_settings() -> None:
 def test_options_that_do_not_go_together_are_refused_at_their_key() -> None:
     with pytest.raises(ConfigError, match=r"^test: swap_pages: expected at most total_pages \(4\), found 5$"):
         parse_options(DriverOptions, {"total_pages": 4, "swap_pages": 5}, Place("test"))
+
+
+@pytest.mark.parametrize(
+    ("device", "replicas", "each"),
+    [
+        ("cpu", 1, [("cpu",)]),
+        ("cpu", 3, [("cpu",)] * 3),
+        ("[a, b, c, d]", 1, [("a", "b", "c", "d")]),
+        ("[a, b, c, d]", 2, [("a", "b"), ("c", "d")]),
+        ("[a, b, c, d]", 4, [("a",), ("b",), ("c",), ("d",)]),
+    ],
+)
+def test_devices_are_dealt_out_to_replicas(device: str, replicas: int, each: list[tuple[str, ...]]) -> None:
+    config = parsed(f"models: [{{name: m, replicas: {replicas}, driver: {{device: {device}}}}}]")
+    assert list(config.models[0].devices_of_replicas) == each
+
+
+def test_devices_that_cannot_be_dealt_out_are_refused() -> None:
+    text = complaint("models:\n- name: m\n  replicas: 2\n  driver: {device: [a, b, c]}\n")
+    assert "pie.yaml:3: models[0].replicas: expected a number by which the 3 devices" in text
