@@ -53,6 +53,7 @@ VOCABULARY = 61
 MAX_ROWS = 48  # of a context
 EVENTS = 200  # of a history, at least
 TENANT = Tenant("t")
+PRIORITIES = (None, None, None, -1, 1)
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("paged",),
     ("paged",),
@@ -64,14 +65,8 @@ EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
 COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
     *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
-    *(
-        "run_ahead_hits",
-        "run_ahead_misses",
-        "run_ahead_drops",
-        "forks_of_staged",
-        "steps_together",
-        "cohort_rows",
-    ),
+    *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged"),
+    *("steps_together", "steps_now", "cohort_rows"),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
 
@@ -359,7 +354,8 @@ class History:
         request = self._request(hear)
         program.waits_for = request
         stops = (3, 4) if self.random.random() < 0.3 else ()
-        self._send(Generate(request, ContextId(program.context), tuple(prompt), sampler, stops, limit))
+        context, priority = ContextId(program.context), self.random.choice(PRIORITIES)
+        self._send(Generate(request, context, tuple(prompt), sampler, stops, limit, priority=priority))
 
     def _note_generated(
         self, program: Program, prompt: list[int], sampler: SamplerSpec, event: Generated
@@ -398,7 +394,8 @@ class History:
     def _pass(self, program: Program, tokens: list[int], sampler: SamplerSpec) -> None:
         request = self._turn(program, tokens, sampler)
         samples = (Sample(len(tokens) - 1, sampler),)
-        self._send(Forward(request, ContextId(program.context), tuple(tokens), samples=samples))
+        context, priority = ContextId(program.context), self.random.choice(PRIORITIES)
+        self._send(Forward(request, context, tuple(tokens), samples=samples, priority=priority))
 
     def _step_together(self) -> None:
         """Some whose loops can go on ask for it in one message."""
@@ -412,14 +409,30 @@ class History:
         for program in programs:
             assert program.last is not None
             token, sampler = program.last
+            if self.random.random() < 0.1:  # a program may feed what it likes
+                token = self.random.randrange(VOCABULARY)
+            if self._stepped_now(program, token, sampler):
+                continue
             requests.append(self._turn(program, [token], sampler))
             contexts.append(ContextId(program.context))
             tokens.append(token)
-        self.counts["steps_together"] += len(programs) > 1
-        if len(programs) == 1 and self.random.random() < 0.5:
+        self.counts["steps_together"] += len(requests) > 1
+        if len(requests) == 1 and self.random.random() < 0.5:
             self._send(Step(requests[0], contexts[0], tokens[0]))
-        else:
+        elif requests:
             self._send(Steps(requests, contexts, tokens))
+
+    def _stepped_now(self, program: Program, token: int, sampler: SamplerSpec) -> bool:
+        """Whether the answer was there at once."""
+        if self.random.random() < 0.5:
+            return False
+        found = self._engine.step_now(ContextId(program.context), token)
+        if found is None:
+            return False
+        self.counts["events"] += 1
+        self.counts["steps_now"] += 1
+        self._note_drawn(program, [token], sampler, *found)
+        return True
 
     def _turn(self, program: Program, tokens: list[int], sampler: SamplerSpec) -> RequestId:
         """The program waits for a pass."""
@@ -427,18 +440,23 @@ class History:
         def hear(event: ForwardDone | Failed) -> None:
             if isinstance(event, Failed):
                 self._failed(program, event)
-                return
-            program.waits_for = None
-            shadow = program.shadow
-            shadow.tokens += tokens
-            if event.length != len(shadow.tokens):
-                raise Wrong(f"{program.name} has {len(shadow.tokens)} rows, the engine says {event.length}")
-            shadow.draws.append(Draw(event.length - 1, sampler, shadow.epoch, event.tokens[0]))
-            program.last = (event.tokens[0], sampler)
+            else:
+                program.waits_for = None
+                self._note_drawn(program, tokens, sampler, event.tokens[0], event.length)
 
         request = self._request(hear)
         program.waits_for, program.generates = request, False
         return request
+
+    def _note_drawn(
+        self, program: Program, fed: list[int], sampler: SamplerSpec, token: int, length: int
+    ) -> None:
+        shadow = program.shadow
+        shadow.tokens += fed
+        if length != len(shadow.tokens):
+            raise Wrong(f"{program.name} has {len(shadow.tokens)} rows, the engine says {length}")
+        shadow.draws.append(Draw(length - 1, sampler, shadow.epoch, token))
+        program.last = (token, sampler)
 
     def _next_tokens(self, program: Program) -> list[int]:
         if not program.shadow.tokens:

@@ -19,7 +19,7 @@ from types import FrameType
 import msgspec
 
 SEEDS_OF_A_CHUNK = 20
-PATIENCE_S = 120.0  # of processor time, for one history
+PATIENCE_S = 30.0  # of processor time, for one history
 
 _COMMAND = (sys.executable, "-m", "pie_core.testing.simulate", "--job")
 

@@ -7,10 +7,14 @@ import subprocess
 import sys
 from random import Random
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from pie_core.contracts.forward import Int64
 from pie_core.kv_pages.page_list import PageList
 from pie_core.scheduler import run_ahead
+from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.request import Pass
 from pie_core.testing import simulation_jobs
 from pie_core.testing.simulate import Report, simulate, simulate_in_jobs
@@ -73,6 +77,31 @@ def test_a_stale_staged_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None
         return asked.context.history.length == asked.base + 1 == guess.base + 1
 
     monkeypatch.setattr(run_ahead, "_is_same", is_same)
+    report = simulate(60, seed=0)
+    assert "alone it draws" in failures(report)
+
+
+def test_a_stale_row_of_the_arrays_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that was computed ahead is claimed by a step that feeds another token."""
+    honest, honest_computed = Cohort.claim, Cohort.claim_computed
+
+    def drawn(self: Cohort, places: Int64) -> Int64:
+        columns = self.columns
+        tokens: Int64 = columns.tokens[places, columns.claimed[places] & self._mask].astype(np.int64)
+        return tokens
+
+    def claim(
+        self: Cohort, places: Int64, tokens: Int64, requests: Int64, *, are_steps: bool
+    ) -> NDArray[np.bool_]:
+        is_ahead = self.columns.submitted[places] > self.columns.claimed[places]
+        tokens = np.where(is_ahead, drawn(self, places), tokens)
+        return honest(self, places, tokens, requests, are_steps=are_steps)
+
+    def claim_computed(self: Cohort, place: int, token: int) -> tuple[int, int] | None:
+        return honest_computed(self, place, int(drawn(self, np.array([place]))[0]))
+
+    monkeypatch.setattr(Cohort, "claim", claim)
+    monkeypatch.setattr(Cohort, "claim_computed", claim_computed)
     report = simulate(60, seed=0)
     assert "alone it draws" in failures(report)
 
