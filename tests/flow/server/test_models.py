@@ -109,7 +109,7 @@ def test_the_server_is_healthy_at_once_and_ready_once_its_models_are_loaded(on_s
             draining = asyncio.create_task(pie.server.service.processes.drain(0))
             await draining
             async with http.get("/ready") as answer:
-                assert (answer.status, await answer.json()) == (503, {"status": "stopping"})
+                assert (answer.status, await answer.json()) == (503, {"status": "stopping", "models": models})
         async with pie.client() as client:
             with pytest.raises(PieError, match="starts no more programs"):
                 await client.launch("helloworld")
