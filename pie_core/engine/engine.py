@@ -185,6 +185,7 @@ class Engine:
 
     def _start_step(self) -> Ticket | None:
         self._end_overdue()
+        self._suspensions.begin_step()
         while True:
             ticket = self._loop.start()
             begun = self._intake.advance()
@@ -545,6 +546,7 @@ class Engine:
             or self._suspend_idle()
             or self._snapshots.suspend_one(self._suspensions.suspend)
             or self._suspend_youngest()
+            or self._suspensions.let_back()
             or self._fail_youngest()
         )
 
@@ -552,7 +554,7 @@ class Engine:
         """Of the lowest priority whoever has not asked for anything for longest."""
         idle = [each for each in self._contexts if not each.busy and not each.pages.is_empty]
         if idle:
-            self._suspend(min(idle, key=lambda each: (each.priority, each.last_used)))
+            self._suspend(self._suspensions.cheapest(idle))
         return bool(idle)
 
     def _suspend_youngest(self) -> bool:

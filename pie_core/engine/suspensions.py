@@ -39,6 +39,8 @@ class Suspensions:
         self.failures = 0  # swaps that the driver refused
         self.replayed_tokens = 0
         self._out, self._back = Moved(), Moved()
+        self._gave_way: set[Context] = set()  # for the step that is being chosen
+        self._was_let_back = False
         self._driver = driver
         self._cache = cache
         self._host = cache.host
@@ -58,6 +60,7 @@ class Suspensions:
 
     def suspend(self, context: Context) -> None:
         """The context gives all its pages up."""
+        self._gave_way.add(context)
         if self._can_swap and self._swap_out(context):
             self.swaps += 1
             return
@@ -65,15 +68,37 @@ class Suspensions:
         self.replayed_tokens += context.written
         context.suspend()
 
-    def can_come_back(self, context: Context) -> bool:
-        """Whether the context, too long to be computed again perhaps, can be suspended and still go on."""
+    def cheapest(self, idle: Iterable[Context]) -> Context:
+        """Of the lowest priority whoever has been idle for longest; if possible, one that can go on afterwards."""
+        ordered = sorted(idle, key=lambda each: (each.priority, each.last_used))
+        return next((each for each in ordered if self._can_come_back(each)), ordered[0])
+
+    def _can_come_back(self, context: Context) -> bool:
+        """A context that has evicted rows may be too long to be computed again."""
         return context.pages.fits_afresh(context.length) or (
             self._can_swap and self._host.has(context.pages.num_pages)
         )
 
+    def begin_step(self) -> None:
+        """Whoever gave way for the last step may come back for this one."""
+        self._gave_way.clear()
+        self._was_let_back = False
+
+    def let_back(self) -> bool:
+        """Whoever gave way for this step may come back for it after all, once: those it gave way to cannot go on."""
+        may = bool(self._gave_way) and not self._was_let_back
+        self._gave_way.clear()
+        self._was_let_back = True
+        return may
+
     def ready(self, waiting: Iterable[Pass]) -> Iterable[Pass]:
-        """Those whose contexts are on the device; swapped ones have come back, if there is room for their rows."""
+        """Those whose contexts are on the device; swapped ones have come back, if there is room for their rows.
+
+        Whoever gave way for this step stays away from it: else giving way might never end.
+        """
         self._cache.begin_choice()
+        if self._gave_way:
+            waiting = [each for each in waiting if each.context not in self._gave_way]
         if not self._host.is_used:
             return waiting
         return [each for each in waiting if not each.context.pages.is_swapped or self._swap_in(each)]

@@ -92,12 +92,19 @@ class PageList:
         return max(self._pages_for(length) - self._end, 0) + self._needs_page(written)
 
     def needed_behind(self, written: int, length: int) -> int:
-        """How many pages the rows from `written` to `length` take, or with a window the next; no page is shared."""
+        """How many pages the rows from `written` to `length` take, or with a window the next.
+
+        Of pages that come from another pool, only those are shared that have a twin here.
+        """
         first = self._end * self.page_size
         if self.window is not None:
             length = min(length, max(first, written + 1))
-        fills_hole = written < first and not self.lists_any(written, written + 1)
-        return max(self._pages_for(length) - self._end, 0) + fills_hole
+        more = max(self._pages_for(length) - self._end, 0)
+        if written >= first:
+            return more
+        if not self.lists_any(written, written + 1):
+            return more + 1
+        return more + self.pool.has_twin(self._page_of(written))
 
     def missing_behind(self, length: int, stop: int) -> int:
         """How many pages the rows from `length`, which is shared, to `stop` take; with a window, the next of them."""

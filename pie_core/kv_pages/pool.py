@@ -141,6 +141,9 @@ class PagePool:
     def num_used(self) -> int:
         return self.num_pages - self.num_unheld
 
+    def has_twin(self, page: int) -> bool:
+        return page in self._twins
+
     def twins_of(self, pages: Int32) -> list[int | None]:
         """Those pages of the partner that hold the same."""
         return [self._twins.get(page) for page in pages.tolist()]
