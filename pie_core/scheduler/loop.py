@@ -11,10 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-import numpy as np
-
 from pie_core.contracts.driver import Driver
-from pie_core.contracts.forward import NO_PREFIX_GROUPS, ForwardBatch, ForwardResult, Int64, PrefixGroups
+from pie_core.contracts.forward import ForwardBatch, ForwardResult
 from pie_core.engine.histograms import SECONDS, SIZES, Histogram
 from pie_core.engine.options import EngineOptions
 from pie_core.engine.suspensions import Suspensions
@@ -22,15 +20,14 @@ from pie_core.errors import ForwardError, PieError
 from pie_core.ids import Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.page_list import PageCopy
-from pie_core.scheduler.batching import build_batch, take_chunk
+from pie_core.scheduler.batching import build_batch
+from pie_core.scheduler.choosing import Chooser, Chosen
 from pie_core.scheduler.cohort import Cohort, Drawn, RowStep
 from pie_core.scheduler.delivery import record_step
-from pie_core.scheduler.policy import Policy
 from pie_core.scheduler.prefixes import Prefixes
 from pie_core.scheduler.request import Chunk, Pass
 from pie_core.scheduler.row_batch import build_rows, joined
 from pie_core.scheduler.run_ahead import RunAhead
-from pie_core.scheduler.shared_reads import SharedReads
 
 Chunks = Sequence[Chunk]
 
@@ -45,18 +42,6 @@ class RowKeeper(Protocol):
     def fail_rows(self, step: RowStep, causes: Mapping[int, PieError]) -> None: ...
 
     def hear(self, drawn: Drawn) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Chosen:
-    """What a step is going to compute: chunks of passes, and behind them the next row of places in the cohort."""
-
-    chunks: Chunks
-    places: Int64
-    prefixes: PrefixGroups = NO_PREFIX_GROUPS
-
-    def __len__(self) -> int:
-        return len(self.chunks) + len(self.places)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +72,7 @@ class Loop:
     ) -> None:
         self.waiting: dict[Pass, None] = {}  # in the order in which they began to wait
         self.in_flight: dict[Ticket, Step] = {}
-        self._last_size = self._continued = 0  # passes of the latest step, and those that wait for another
         self.shared_rows = 0  # that need not be read once more
-        self.stalled = False  # nothing runs, and what waits lacks pages
         self.steps = self.passes = 0
         self.tokens = 0
         self.busy_s = 0.0
@@ -98,17 +81,12 @@ class Loop:
         self._driver = driver
         self._can = driver.capabilities
         self._cache = cache
-        self._suspensions = suspensions
         self._prefixes = prefixes
         self._ahead = ahead
         self._cohort = cohort
-        self._shared = SharedReads(cache.spaces, cohort)
         self._options = options
         self._settle, self._row_keeper = settle, row_keeper
-        self._policy = Policy(
-            max_tokens=min(options.max_batch_tokens, self._can.max_batch_tokens),
-            max_requests=min(options.max_batch_requests, self._can.max_batch_requests),
-        )
+        self._chooser = Chooser(self._can, options, suspensions, prefixes, ahead, cohort)
         self._max_in_flight = min(options.max_in_flight, self._can.max_in_flight)
 
     def add(self, running: Pass) -> None:
@@ -119,10 +97,15 @@ class Loop:
     def remove(self, running: Pass) -> None:
         self.waiting.pop(running, None)
 
+    @property
+    def stalled(self) -> bool:
+        """Nothing runs, and what waits lacks pages."""
+        return self._chooser.stalled
+
     def start(self) -> Ticket | None:
         """Submits the next step, if there is something to do and room at the driver."""
         while len(self.in_flight) < self._max_in_flight:
-            chosen = self._choose()
+            chosen = self._chooser.choose(self.waiting, is_idle=not self.in_flight)
             if not len(chosen):
                 return None
             try:
@@ -167,34 +150,6 @@ class Loop:
         tokens = outcome.tokens[len(outcome.tokens) - len(step.rows) :]
         self._row_keeper.hear(self._cohort.record(step.rows, tokens))
 
-    def _choose(self) -> Chosen:
-        ripe, rows = self._ahead.ripe(), self._cohort.ripe()
-        continuing = len(ripe) + rows.following + self._continued
-        if self.in_flight and 2 * continuing < self._last_size:
-            return _NOTHING  # what runs and what waits would take turns in half-empty steps from now on
-        waiting = self._prefixes.ready(self._suspensions.ready(self.waiting)) if self.waiting else []
-        following = [self._ahead.guess(each) for each in ripe if each.generation is not None]
-        guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
-        candidates = [*waiting, *following]
-        first, later = self._policy.beside(candidates, rows.asked, self._cohort.order)
-        places, scarce = self._cohort.take(first)
-        policy = self._policy.without(len(places))
-        all_rows = len(places) == len(rows.asked)
-        chunks = policy.choose(candidates, take_chunk, overtake=False, guesses=guesses if all_rows else ())
-        if not all_rows:
-            more = policy.left_for(np.concatenate([scarce, later]), chunks)
-            places = np.concatenate([places, self._cohort.take_scarce(more)])
-        elif len(rows.guesses) and len(chunks) >= len(candidates):
-            more, _ = self._cohort.take(policy.left_for(rows.guesses, chunks))
-            places = np.concatenate([places, more])
-        if not chunks and not len(places) and not self.in_flight:
-            chunks = policy.choose(waiting, take_chunk, overtake=True)
-        self.stalled = bool(self.waiting) and not chunks and not len(places) and not self.in_flight
-        for chunk in chunks:
-            self.waiting.pop(chunk.running, None)
-            chunk.running.in_flight += 1
-        return Chosen(*self._shared.arrange(chunks, places))
-
     def _lay_out(self, chosen: Chosen) -> ForwardBatch:
         batch = self._lay_out_parts(chosen)
         return replace(batch, prefixes=chosen.prefixes) if len(chosen.prefixes.first) else batch
@@ -209,14 +164,13 @@ class Loop:
         """What has more rows goes on waiting, at the end of the queue; what has none can be run ahead of."""
         self._cache.begin_step()
         self._prefixes.submitted(chosen.chunks)
-        self._last_size, self._continued = len(chosen), 0
+        self._chooser.submitted(chosen)
         self.shared_rows += chosen.prefixes.saved_rows
         samplers = 0
         for chunk in chosen.chunks:
             running = chunk.running
             samplers += chunk.samples.stop - chunk.samples.start
             if not chunk.is_last:
-                self._continued += 1
                 self.add(running)
             else:
                 running.ticket, running.sampler = ticket, samplers - 1
@@ -274,6 +228,3 @@ class Loop:
         self.sampled_tokens += len(result.tokens)
         self.batch_sizes.observe(len(step))
         self.step_seconds.observe(result.busy_s)
-
-
-_NOTHING = Chosen((), np.empty(0, np.int64))

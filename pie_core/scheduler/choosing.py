@@ -1,0 +1,96 @@
+"""What the next step computes: passes that wait, rows of the cohort, and, if room is left, what nobody has asked for.
+
+Passes and rows share the step's tokens and requests as `scheduler.policy` says, and take their pages here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pie_core.contracts.driver import DriverCapabilities
+from pie_core.contracts.forward import NO_PREFIX_GROUPS, Int64, PrefixGroups
+from pie_core.engine.options import EngineOptions
+from pie_core.engine.suspensions import Suspensions
+from pie_core.scheduler.batching import take_chunk
+from pie_core.scheduler.cohort import Cohort, Ripe
+from pie_core.scheduler.policy import Policy
+from pie_core.scheduler.prefixes import Prefixes
+from pie_core.scheduler.request import Chunk, Pass
+from pie_core.scheduler.run_ahead import RunAhead
+from pie_core.scheduler.shared_reads import SharedReads
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Chunks of passes, and behind them the next row of places in the cohort."""
+
+    chunks: Sequence[Chunk]
+    places: Int64
+    prefixes: PrefixGroups = NO_PREFIX_GROUPS
+
+    def __len__(self) -> int:
+        return len(self.chunks) + len(self.places)
+
+
+class Chooser:
+    def __init__(
+        self,
+        can: DriverCapabilities,
+        options: EngineOptions,
+        suspensions: Suspensions,
+        prefixes: Prefixes,
+        ahead: RunAhead,
+        cohort: Cohort,
+    ) -> None:
+        self.stalled = False  # nothing runs, and what waits lacks pages
+        self._last_size = self._continued = 0  # requests of the latest step, and those that wait for another
+        self._suspensions = suspensions
+        self._prefixes = prefixes
+        self._ahead = ahead
+        self._cohort = cohort
+        self._shared = SharedReads(can.cache, cohort)
+        self._policy = Policy(
+            max_tokens=min(options.max_batch_tokens, can.max_batch_tokens),
+            max_requests=min(options.max_batch_requests, can.max_batch_requests),
+        )
+
+    def choose(self, waiting: dict[Pass, None], *, is_idle: bool) -> Chosen:
+        """Takes what it chooses out of those that wait; nothing, where that is better than half a step."""
+        ripe, rows = self._ahead.ripe(), self._cohort.ripe()
+        if not is_idle and 2 * (len(ripe) + rows.following + self._continued) < self._last_size:
+            return _NOTHING  # what runs and what waits would take turns in half-empty steps from now on
+        passes = self._prefixes.ready(self._suspensions.ready(waiting)) if waiting else []
+        chunks, places = self._fill(passes, ripe, rows)
+        if not chunks and not len(places) and is_idle:
+            chunks = self._policy.choose(passes, take_chunk, overtake=True)
+        self.stalled = bool(waiting) and is_idle and not chunks and not len(places)
+        for chunk in chunks:
+            waiting.pop(chunk.running, None)
+            chunk.running.in_flight += 1
+        return Chosen(*self._shared.arrange(chunks, places))
+
+    def _fill(self, passes: list[Pass], ripe: list[Pass], rows: Ripe) -> tuple[list[Chunk], Int64]:
+        asked = passes + [self._ahead.guess(each) for each in ripe if each.generation is not None]
+        guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
+        first, later = self._policy.beside(asked, rows.asked, self._cohort.order)
+        places, scarce = self._cohort.take(first)
+        policy, are_all = self._policy.without(len(places)), len(places) == len(rows.asked)
+        chunks = policy.choose(asked, take_chunk, overtake=False, guesses=guesses if are_all else ())
+        if not are_all:
+            room = policy.left_for(np.concatenate([scarce, later]), chunks)
+            places = np.concatenate([places, self._cohort.take_scarce(room)])
+        elif len(rows.guesses) and len(chunks) >= len(asked):
+            more, _ = self._cohort.take(policy.left_for(rows.guesses, chunks))
+            places = np.concatenate([places, more])
+        return chunks, places
+
+    def submitted(self, chosen: Chosen) -> None:
+        """It is at the driver."""
+        self._last_size = len(chosen)
+        self._continued = sum(not chunk.is_last for chunk in chosen.chunks)
+
+
+_NOTHING = Chosen((), np.empty(0, np.int64))
