@@ -113,10 +113,11 @@ class SyncClient:
         return self._process(self._loop.wait(launched))
 
     def launch_many(self, program: str, inputs: Sequence[Mapping[str, Any]]) -> list[SyncProcess]:
-        return [self._process(each) for each in self._loop.wait(self._client.launch_many(program, inputs))]
+        launched = self._client.launch_many(program, inputs, trace=traceparent.current())
+        return [self._process(each) for each in self._loop.wait(launched)]
 
     def run(self, program: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        return self._loop.wait(self._client.run(program, arguments))
+        return self.launch(program, arguments).result()
 
     def attach(self, process_id: str, after: int | None = None) -> SyncProcess:
         return self._process(self._loop.wait(self._client.attach(process_id, after)))
