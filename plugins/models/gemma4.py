@@ -19,12 +19,12 @@ from pie_core.hookspecs import hookimpl
 from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.composite import text_part
 from pie_plugins.models.layers.config import ConfigKeys
-from pie_plugins.models.layers.experts import add_gated_mlp
-from pie_plugins.models.layers.gemma4_config import GROUPS, Gemma4Config
-from pie_plugins.models.layers.head_shapes import read_head_shapes
+from pie_plugins.models.layers.experts import add_gated_mlp, add_scaled_experts
+from pie_plugins.models.layers.gemma4_config import Gemma4Config
 from pie_plugins.models.layers.per_layer_rows import add_per_layer_embedding, add_per_layer_input
 from pie_plugins.models.layers.transformers_reference import causal_logits
-from pie_plugins.models.layers.weight_rows import add_ends, add_fused, add_norms
+from pie_plugins.models.layers.weight_rows import add_ends, add_norms
+from pie_plugins.models.layers.windowed_layers import add_windowed_attention, read_windowed_layers
 from pie_plugins.models.weight_table import WeightTable, hf_source
 
 if TYPE_CHECKING:
@@ -49,18 +49,14 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
     if not text.is_tied:
         raise keys.error("tie_word_embeddings is false; this architecture is implemented for true")
     keys.only("use_bidirectional_attention", "vision")  # inside images, which come as media spans
-    keys.ignore("tie_word_embeddings")  # said outside
-    layers, vocab_size = keys.integer("num_hidden_layers"), keys.integer("vocab_size")
-    layer_types = keys.texts("layer_types") or ()
+    vocab_size = keys.integer("vocab_size")
     per_layer_size = keys.integer("hidden_size_per_layer_input", 0)
     keys.only("vocab_size_per_layer_input", *((vocab_size,) if per_layer_size else (vocab_size, 262144)))
     has_experts = keys.flag("enable_moe_block", False)
     config = keys.into(
         Gemma4Config,
         prefix=text.prefix,
-        layer_types=layer_types,
-        shapes=read_head_shapes(keys, layer_types),
-        num_writing_layers=layers - keys.integer("num_kv_shared_layers", 0),
+        layers=read_windowed_layers(keys),
         widens_reading_layers=keys.flag("use_double_wide_mlp", False),
         per_layer_size=per_layer_size,
         soft_cap=keys.number("final_logit_softcapping", 0.0) or None,
@@ -70,19 +66,8 @@ def read_gemma4(outer: ConfigKeys) -> Gemma4Config:
     )
     if not has_experts:
         keys.ignore("num_experts", "top_k_experts", "moe_intermediate_size")
-    _check(config, layers, keys)
     keys.finish()
     return config
-
-
-def _check(config: Gemma4Config, layers: int, keys: ConfigKeys) -> None:
-    if len(config.layer_types) != layers or set(config.layer_types) - GROUPS.keys():
-        raise keys.error(f"layer_types is {config.layer_types}, expected {layers} of {' and '.join(GROUPS)}")
-    if set(config.layer_types) - set(config.layer_types[: config.num_writing_layers]):
-        raise keys.error(
-            f"num_kv_shared_layers leaves {config.num_writing_layers} layers that write keys and values, which are not"
-            " of every type"
-        )
 
 
 class Gemma4:
@@ -92,22 +77,18 @@ class Gemma4:
         return read_gemma4(ConfigKeys(values, origin))
 
     def cache_layouts(self, config: Gemma4Config) -> tuple[PagedLayout, ...]:
-        written = config.layer_types[: config.num_writing_layers]
-        shapes = [(kind, config.shapes[kind]) for kind in config.kinds()]
-        return tuple(
-            PagedLayout(GROUPS[kind], written.count(kind), shape.num_kv_heads, shape.head_dim, shape.window)
-            for kind, shape in shapes
-        )
+        return config.layers.layouts()
 
     def weights(self, config: Gemma4Config) -> WeightTable:
         table, stem = WeightTable(), config.prefix
         add_ends(table, config, f"{stem}.embed_tokens", f"{stem}.norm")
         if config.per_layer_size:
-            vocab, width = config.vocab_size, config.num_layers * config.per_layer_size
+            vocab, width = config.vocab_size, len(config.layers) * config.per_layer_size
             add_per_layer_embedding(table, vocab, width, config.hidden_size, config.per_layer_size, stem)
-        for layer in range(config.num_layers):
+        for layer in range(len(config.layers)):
             ours, hf = f"layers.{layer}", f"{stem}.layers.{layer}"
-            _add_attention(table, config, layer, ours, f"{hf}.self_attn")
+            attention = f"{hf}.self_attn"
+            add_windowed_attention(table, config.layers, layer, config.hidden_size, ours, attention)
             _add_feed_forward(table, config, layer, ours, hf)
             add_norms(table, {name: name for name in NORMS}, config.hidden_size, ours, hf)
             table.take(f"{ours}.scalar", hf_source(f"{hf}.layer_scalar", 1))
@@ -123,33 +104,11 @@ class Gemma4:
         return build(config, parameters)
 
 
-def _add_attention(table: WeightTable, config: Gemma4Config, layer: int, ours: str, hf: str) -> None:
-    shape, hidden = config.shapes[config.layer_types[layer]], config.hidden_size
-    q_rows, kv_rows = config.num_attention_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    rows, norms = {"q": q_rows}, {"q_norm": "q_norm"}
-    if config.writer(layer) == layer:
-        rows |= {"k": kv_rows} if shape.keys_are_values else {"k": kv_rows, "v": kv_rows}
-        norms |= {"k_norm": "k_norm"}
-    else:
-        table.leave(*(f"{hf}.{name}.weight" for name in ("k_proj", "v_proj", "k_norm", "v_norm")))
-    add_norms(table, norms, shape.head_dim, ours, hf)
-    add_fused(table, f"{ours}.projection", f"{hf}.{{}}_proj.weight", rows, hidden)
-    table.take(f"{ours}.output.weight", hf_source(f"{hf}.o_proj.weight", hidden, q_rows))
-
-
 def _add_feed_forward(table: WeightTable, config: Gemma4Config, layer: int, ours: str, hf: str) -> None:
-    hidden, count, size = config.hidden_size, config.num_experts, config.expert_size
+    hidden = config.hidden_size
     add_gated_mlp(table, config.mlp_size(layer), hidden, f"{ours}.mlp", f"{hf}.mlp")
-    if count:
-        for name, stored, shape in (
-            ("router", "proj.weight", (count, hidden)),
-            ("router_scale", "scale", (hidden,)),
-            ("expert_scale", "per_expert_scale", (count,)),
-        ):
-            table.take(f"{ours}.{name}", hf_source(f"{hf}.router.{stored}", *shape, keep_float32=True))
-        gate_up = hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden)
-        table.take(f"{ours}.experts.gate_up", gate_up)
-        table.take(f"{ours}.experts.down", hf_source(f"{hf}.experts.down_proj", count, hidden, size))
+    if config.num_experts:
+        add_scaled_experts(table, config.num_experts, config.expert_size, hidden, ours, hf)
         add_norms(table, {name: name for name in EXPERT_NORMS}, hidden, ours, hf)
 
 

@@ -209,6 +209,16 @@ def add_feed_forward_beside_one(
     table.take(f"{ours}.shared.gate.weight", hf_source(f"{hf}.shared_expert_gate.weight", 1, hidden))
 
 
+def add_scaled_experts(table: WeightTable, count: int, size: int, hidden: int, ours: str, hf: str) -> None:
+    """Stacked experts, whose router scales its input and what each expert gives."""
+    scales = {"router": (count, hidden), "router_scale": (hidden,), "expert_scale": (count,)}
+    names = {"router": "proj.weight", "router_scale": "scale", "expert_scale": "per_expert_scale"}
+    for name, shape in scales.items():
+        table.take(f"{ours}.{name}", hf_source(f"{hf}.router.{names[name]}", *shape, keep_float32=True))
+    table.take(f"{ours}.experts.gate_up", hf_source(f"{hf}.experts.gate_up_proj", count, 2 * size, hidden))
+    table.take(f"{ours}.experts.down", hf_source(f"{hf}.experts.down_proj", count, hidden, size))
+
+
 def add_gated_mlp(table: WeightTable, size: int, hidden: int, ours: str, hf: str) -> None:
     halves = [hf_source(f"{hf}.{half}_proj.weight", size, hidden) for half in ("gate", "up")]
     table.fuse(f"{ours}.gate_up.weight", halves)
