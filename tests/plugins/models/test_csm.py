@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pie_core.cli import app
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32
-from pie_core.engine.frames import read_frames
+from pie_core.engine.frames import Row, read_frames
 from pie_core.engine.parity import compare
 from pie_core.errors import LoadError
 from pie_core.testing.any_architecture import asking, edit_config, rows_of, write_checkpoint
@@ -235,7 +235,7 @@ def test_a_checkpoint_that_transformers_saved_gives_the_same(
     checkpoint: Path, reference: Any, tmp_path: Path
 ) -> None:
     reference.save_pretrained(tmp_path)
-    rows = [*words(5), *frames(5)]
+    rows: list[Row] = [*words(5), *frames(5)]
     drivers = [portable(checkpoint), portable(tmp_path)]
     published, saved = (read_frames(driver, rows).logits for driver in drivers)
     for driver in drivers:

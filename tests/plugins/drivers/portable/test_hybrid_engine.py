@@ -130,6 +130,7 @@ def story(folder: Path, total_pages: int = 64, **options: Any) -> list[list[int]
     drawn += [engine.history(context) for context in (1, 2, 3, 4)]
     status = engine.status()
     assert (status.run_ahead_hits > 0) == (options.get("speculation_depth") != 0)
+    assert (status.prefix_hit_tokens > 0) == options.get("prefix_cache", True)
     assert (status.suspensions > 0) == (total_pages < 64)
     driver.close()
     return drawn
@@ -149,7 +150,7 @@ def test_what_runs_ahead_is_shared_or_computed_again_changes_no_token(folder: Pa
     plain = story(folder, speculation_depth=0, max_in_flight=1, prefix_cache=False)
     assert story(folder, speculation_depth=1) == plain
     assert story(folder, speculation_depth=4) == plain
-    assert story(folder, total_pages=20, max_batch_tokens=7) == plain
+    assert story(folder, total_pages=14, max_batch_tokens=7) == plain
 
 
 def test_a_batch_of_contexts_generates_what_each_does_alone(folder: Path) -> None:
