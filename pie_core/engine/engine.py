@@ -417,6 +417,7 @@ class Engine:
             contexts=len(self._contexts),
             waiting=len(self._loop.waiting) + len(self._intake.queued),
             running=sum(map(len, self._loop.in_flight.values())),
+            shared_rows=self._loop.shared_rows,
             cohort_rows=self._cohort.rows,
             free_pages=[
                 pool.num_free + idle

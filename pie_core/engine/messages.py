@@ -376,6 +376,7 @@ class Status(Message, frozen=True):
     processes: list[ProcessUse] = []  # if they were asked for
     swapping: SwapUse = SwapUse()
     pass_wait_seconds: Distribution = Distribution()  # of programs that step by themselves, see Latencies
+    shared_rows: int = 0  # KV rows that steps need not read once more, because passes of a batch share them
     cohort_rows: int = 0  # rows of steps that were laid out as arrays, see scheduler.cohort
 
 

@@ -320,6 +320,12 @@ MEASURES: tuple[Measure, ...] = (
         "Passes that were computed as columns, without work for each.",
         lambda e: e.cohort_rows,
     ),
+    _of_engines(
+        "pie_shared_rows",
+        "counter",
+        "KV rows that need not be read once more, because passes of a batch share them.",
+        lambda e: e.shared_rows,
+    ),
     _of_engines("pie_tokens", "counter", "Token rows computed, prompts included.", lambda e: e.tokens),
     _of_engines(
         "pie_sampled_tokens", "counter", "Tokens drawn, guesses included.", lambda e: e.sampled_tokens

@@ -37,6 +37,7 @@ class EngineStatus(_Part, frozen=True, kw_only=True):
     groups: list[GroupStatus]
     steps: int
     passes: int  # rows of batches: contexts that steps computed something for
+    shared_rows: int  # KV rows that need not be read once more, because passes of a batch share them
     cohort_rows: int  # those that were computed as columns, without work for each
     tokens: int  # rows that steps computed
     sampled_tokens: int  # drawn by steps, guesses included

@@ -12,6 +12,7 @@ export type EngineStatus = {
   groups: GroupStatus[];
   steps: number;
   passes: number;
+  shared_rows: number;
   cohort_rows: number;
   tokens: number;
   sampled_tokens: number;
