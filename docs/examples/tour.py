@@ -71,6 +71,15 @@ async def best_of(ctx, count):
     return max(await asyncio.gather(*(draft() for _ in range(count))), key=len)
 
 
+async def in_pages(ctx, tokens):
+    """Writes tokens on pages of its own and keeps the full ones."""
+    with ctx.inner() as pages:
+        pages.reserve(len(tokens) // pages.page_size + 1)
+        await ctx.forward().input(tokens).execute()
+        pages.commit(pages.working_tokens // pages.page_size)
+        return pages.committed_pages, pages.working_pages
+
+
 async def remembered(model, name):
     try:
         return Context.open(model, name)
@@ -105,6 +114,7 @@ async def main(input):
         "likely": await more_likely(Context(model).user("b"), 97, 98),
         "best": await best_of(Context(model).user("c"), 3),
         "remembered": (await remembered(model, "tour")).seq_len,
+        "pages": await in_pages(Context(model), list(range(97, 117))),
         "in_time": await in_time(Context(model).user("d"), 30.0),
         "reply": await ask("Are you there?", 0.5),
     }

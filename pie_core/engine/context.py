@@ -20,6 +20,7 @@ from pie_core.engine.messages import Command, SamplerSpec
 from pie_core.errors import PieError
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
 from pie_core.kv_pages.context_pages import ContextPages
+from pie_core.kv_pages.raw_pages import RawPages
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class Context:
     seat: int = -1  # its place in the cohort, see scheduler.cohort; -1 = none
     sampler: SamplerSpec | None = None  # of its last pass, which a Step repeats
     priority: int = 0  # of its passes, unless they say otherwise
+    raw: RawPages | None = None  # pages that the program reserves itself
 
     @property
     def length(self) -> int:
@@ -82,6 +84,18 @@ class Context:
         del self.prefix[blocks:]
         self.offered = min(self.offered, blocks)
         self.submitted = self.written = self.pages.truncate(min(self.written, length))
+        if self.raw is not None:
+            self.raw.renew(self.pages)
+
+    def claimed_pages(self, group: int) -> int:
+        """Those that it holds, and those that are promised to it."""
+        return self.pages.num_pages[group] + (0 if self.raw is None else self.raw.promised[group])
+
+    def manage_by_itself(self) -> None:
+        """Pages are taken for its passes, as for those of others."""
+        if self.raw is not None:
+            self.raw.withdraw()
+            self.raw = None
 
     def evict(self, start: int, stop: int) -> None:
         """Rows that are written from now on do not read these."""

@@ -86,6 +86,7 @@ class Contexts:
         context.dropped = True
         if context.counted:
             self._quotas.remove_context(context)
+        context.manage_by_itself()
         if not context.busy:
             context.pages.release()
 
@@ -109,6 +110,10 @@ class Contexts:
         if not 0 <= command.length <= context.length:
             raise InvalidRequest(
                 f"cannot truncate to {command.length} rows: the context has {context.length}"
+            )
+        if context.raw is not None and command.length < context.raw.committed_rows:
+            raise InvalidRequest(
+                f"cannot truncate to {command.length} rows: {context.raw.committed_rows} are committed"
             )
         if command.length < context.length:
             context.rewind(command.length)

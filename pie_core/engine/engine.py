@@ -33,6 +33,7 @@ from pie_core.engine.messages import (
     CreateContext,
     DeleteSnapshot,
     DropContext,
+    EndManaging,
     EndProcess,
     Event,
     EvictRows,
@@ -43,8 +44,10 @@ from pie_core.engine.messages import (
     Generate,
     Generated,
     ListSnapshots,
+    ManagePages,
     ModelInfo,
     OpenSnapshot,
+    PageCounts,
     PinRows,
     Progress,
     ReadStatus,
@@ -76,6 +79,7 @@ from pie_core.errors import (
 from pie_core.ids import ContextId, RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.prefix_cache import PrefixCache
+from pie_core.kv_pages.raw_pages import RawPages
 from pie_core.scheduler.admission import Admission
 from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.intake import Intake, Perform, request_of
@@ -272,6 +276,8 @@ class Engine:
             EvictRows: self._without_guesses(self._evict),
             PinRows: self._without_guesses(self._pin),
             SetPriority: self._without_guesses(self._set_priority),
+            ManagePages: self._without_guesses(self._manage_pages),
+            EndManaging: self._without_guesses(self._end_managing),
             DropContext: self._without_guesses(self._drop),
             Forward: self._forward,
             Step: self._step,
@@ -299,6 +305,8 @@ class Engine:
         | EvictRows
         | PinRows
         | SetPriority
+        | ManagePages
+        | EndManaging
         | DropContext
         | SaveSnapshot
         | ReadTokens,
@@ -511,6 +519,44 @@ class Engine:
     def _set_priority(self, context: Context, command: SetPriority) -> None:
         context.priority = command.priority
 
+    def _manage_pages(self, context: Context, command: ManagePages) -> None:
+        """Checks all of it before anything changes."""
+        raw = context.raw or self._admission.raw_pages(self._cache, context)
+        raw.check_commit(command.commit, context.written)
+        raw.check_release(command.release, context.length)
+        self._passes.forget_generation(context)
+        if command.reserve:
+            self._check_reserve(context, raw, command.reserve)
+        context.raw = raw
+        raw.committed += command.commit
+        raw.count += command.reserve - command.release
+        raw.renew(context.pages)
+        self._prefixes.committed(context)
+        counts = (raw.committed, raw.count, context.length)
+        self._emit(PageCounts(command.request, *counts))
+
+    def _check_reserve(self, context: Context, raw: RawPages, count: int) -> None:
+        """Raises OutOfPages, LimitExceeded or InvalidRequest; idle contexts may have given way."""
+        rows = raw.rows + count * raw.page_size
+        self._admission.check_reserve(rows - raw.page_size + 1, context)
+        self._quotas.refuse_too_many_pages(context, rows - context.length, self._contexts)
+        raw.withdraw()
+        try:
+            while not raw.can_reserve(count, context.pages):
+                self._make_room(context, count)
+        finally:
+            raw.renew(context.pages)
+
+    def _make_room(self, context: Context, count: int) -> None:
+        if not (self._suspend_idle(but=context) or self._snapshots.suspend_one(self._suspensions.suspend)):
+            raise OutOfPages(
+                f"no room for {count} more pages now (free: {self._free_pages()}): reserve fewer, release or "
+                "truncate what is not needed, or try again when other programs have ended"
+            )
+
+    def _end_managing(self, context: Context, command: EndManaging) -> None:
+        context.manage_by_itself()
+
     def _drop(self, context: Context, command: DropContext) -> None:
         self._intake.fail_all(context, no_context(context.id))
         self._passes.forget_generation(context)
@@ -546,17 +592,27 @@ class Engine:
             or self._drop_checkpoints()
             or self._suspend_idle()
             or self._snapshots.suspend_one(self._suspensions.suspend)
+            or self._break_promises()
             or self._suspend_youngest()
             or self._suspensions.let_back()
             or self._fail_youngest()
         )
 
-    def _suspend_idle(self) -> bool:
+    def _suspend_idle(self, but: Context | None = None) -> bool:
         """Of the lowest priority whoever has not asked for anything for longest."""
-        idle = [each for each in self._contexts if not each.busy and not each.pages.is_empty]
+        idle = [
+            each for each in self._contexts if not each.busy and not each.pages.is_empty and each is not but
+        ]
         if idle:
             self._suspend(self._suspensions.cheapest(idle))
         return bool(idle)
+
+    def _break_promises(self) -> bool:
+        """Pages that are reserved and hold nothing go to those that wait; whether there were any."""
+        promised = [each.raw for each in self._contexts if each.raw is not None and each.raw.is_promised]
+        for raw in promised:
+            raw.withdraw()
+        return bool(promised)
 
     def _suspend_youngest(self) -> bool:
         """Passes that wait give way to older ones, so that the oldest goes on until it ends."""
@@ -570,17 +626,21 @@ class Engine:
     def _suspend(self, context: Context) -> None:
         self._passes.drop_ahead(context)
         self._suspensions.suspend(context)
+        if context.raw is not None:
+            context.raw.withdraw()
 
     def _fail_youngest(self) -> bool:
-        free = ", ".join(f"{pool.name} {pool.num_free} of {pool.num_pages}" for pool in self._cache.pools)
         self._passes.end(
             self._passes.waiting_by_age()[-1],
             OutOfPages(
-                f"no KV pages for this request (free: {free}), though nothing else has any; "
+                f"no KV pages for this request (free: {self._free_pages()}), though nothing else has any; "
                 "shorten the context, evict rows of it, or give the model more KV memory"
             ),
         )
         return True
+
+    def _free_pages(self) -> str:
+        return ", ".join(f"{pool.name} {pool.num_free} of {pool.num_pages}" for pool in self._cache.pools)
 
     def _drop_checkpoints(self) -> bool:
         """Recurrent models: states of one context kept for going back are worth less than going on."""

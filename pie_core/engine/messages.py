@@ -113,6 +113,26 @@ class SetPriority(Message, frozen=True):
     priority: int
 
 
+class ManagePages(Message, frozen=True):
+    """The program manages the context's pages from now on: no pass takes or copies one. Answered by PageCounts.
+
+    In this order `commit` full pages stay as they are, `release` empty ones at the end are given back, and `reserve`
+    more are taken; counted in pages of the first paged group. Refused as a whole.
+    """
+
+    request: RequestId
+    context: ContextId
+    commit: int = 0
+    release: int = 0
+    reserve: int = 0
+
+
+class EndManaging(Message, frozen=True):
+    """Pages are taken for the context's passes again; what was reserved and holds no rows is given back."""
+
+    context: ContextId
+
+
 class DropContext(Message, frozen=True):
     context: ContextId
 
@@ -233,6 +253,8 @@ Command = (
     | EvictRows
     | PinRows
     | SetPriority
+    | ManagePages
+    | EndManaging
     | DropContext
     | EndProcess
     | Forward
@@ -344,6 +366,15 @@ class SwapUse(msgspec.Struct, frozen=True):
     bytes_in: int = 0
 
 
+class PageCounts(Message, frozen=True):
+    """Pages of a context whose program manages them."""
+
+    request: RequestId
+    committed: int
+    count: int  # with those that are committed
+    length: int  # KV rows
+
+
 class Status(Message, frozen=True):
     request: RequestId
     contexts: int
@@ -390,10 +421,13 @@ Event = (
     | SnapshotOpened
     | SnapshotNames
     | Tokens
+    | PageCounts
     | Status
 )
 
-Answer = Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | Status
+Answer = (
+    Ack | Failed | ForwardDone | Generated | SnapshotOpened | SnapshotNames | Tokens | PageCounts | Status
+)
 
 EventSink = Callable[[Sequence[Event]], None]
 

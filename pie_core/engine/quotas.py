@@ -65,7 +65,7 @@ class Quotas:
         count = 1 if isinstance(command, Step) else len(command.tokens)
         tokens = self.tokens[process] + count
         _refuse_beyond("tokens_per_program", process, tokens, options.max_tokens_per_process)
-        self._refuse_too_many_pages(context, count, contexts)
+        self.refuse_too_many_pages(context, count, contexts)
         self._open[command.request] = context
         counts.update((_of(process), _at(tenant)))
         self.tokens.add(process, count)
@@ -125,15 +125,16 @@ class Quotas:
             return True
         return limit is not None and len(self.tokens.exceeding(numbers, limit)) > 0
 
-    def _refuse_too_many_pages(self, context: Context, count: int, contexts: Iterable[Context]) -> None:
+    def refuse_too_many_pages(self, context: Context, count: int, contexts: Iterable[Context]) -> None:
+        """Raises LimitExceeded if `count` more rows take too many."""
         shares = (self._options.max_page_share_per_process, self._options.max_page_share_per_tenant)
         if min(shares) >= 1:
             return
         for group, (space, pool) in enumerate(zip(self._cache.spaces, self._cache.pools, strict=True)):
             if space.group.kind not in ("paged", "latent"):
                 continue
-            added = -(-(context.length + count) // space.page_size) - context.pages.num_pages[group]
-            held = [(each, each.pages.num_pages[group]) for each in contexts]
+            added = -(-(context.length + count) // space.page_size) - context.claimed_pages(group)
+            held = [(each, each.claimed_pages(group)) for each in contexts]
             mine = sum(pages for each, pages in held if each.process == context.process)
             ours = sum(pages for each, pages in held if each.tenant == context.tenant)
             most = [int(share * pool.num_pages) for share in shares]

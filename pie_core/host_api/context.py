@@ -15,6 +15,7 @@ from pie_core.engine.messages import (
     CreateContext,
     DeleteSnapshot,
     DropContext,
+    EndManaging,
     Event,
     EvictRows,
     Failed,
@@ -67,8 +68,10 @@ class HostContext:
         "_rows_of_turns",
         "_transcript",
         "_turn",
+        "committed_rows",
         "guest",
         "id",
+        "is_managed",
         "model",
         "repeats",
     )
@@ -91,6 +94,8 @@ class HostContext:
         self._open_passes = 0
         self._handed_out: list[int] = []  # drained: in the transcript, and not yet written by a pass
         self._released = False
+        self.is_managed = False  # whether the program manages its pages, see host_api.pages
+        self.committed_rows = 0  # of them; they stay as they are
 
     @property
     def transcript(self) -> Transcript:
@@ -182,6 +187,33 @@ class HostContext:
         self._handed_out = []
         self.model.engine.send(TruncateContext(context=self.id, length=length))
 
+    def begin_managing(self) -> None:
+        """The program manages the pages. Raises InvalidRequest if it does so already."""
+        self.check_usable()
+        if self.is_managed:
+            raise InvalidRequest("the pages of this context are managed already: use what took them first")
+        self.is_managed = True
+
+    def end_managing(self) -> None:
+        self.is_managed, self.committed_rows = False, 0
+        if not self._released:
+            self.model.engine.send(EndManaging(context=self.id))
+
+    def check_unmanaged(self) -> None:
+        """Raises InvalidRequest for generations, which take pages as they go."""
+        if self.is_managed:
+            raise InvalidRequest(
+                "the program manages the pages of this context, and a generation takes pages as it goes: step through"
+                " it with forward passes, or end the managing first"
+            )
+
+    def check_uncommitted(self, length: int) -> None:
+        """Raises InvalidRequest if rows behind `length` are to stay as they are."""
+        if length < self.committed_rows:
+            raise InvalidRequest(
+                f"cannot truncate to {length} rows: {self.committed_rows} are committed (pages.commit)"
+            )
+
     def check_rows(self, start: int, end: int) -> None:
         if not start <= end <= self.rows.length:
             raise InvalidRequest(f"rows {start} to {end}: the context has {self.rows.length}")
@@ -209,6 +241,7 @@ class HostContext:
                 "empty input: the context holds no tokens to continue from; add a turn, tokens or a cue"
             )
         length = self.rows.length - 1
+        self.check_uncommitted(length)
         self.repeats = None
         self.rows.truncate(length)
         self._confirmed = min(self._confirmed, length)
@@ -543,6 +576,7 @@ def truncate(guest: ProgramState, context: HostContext, count: int) -> None:
     context.check_usable()
     if count > context.rows.length:
         raise InvalidRequest(f"cannot truncate {count} rows: the context has {context.rows.length}")
+    context.check_uncommitted(context.rows.length - count)
     context.truncate(context.rows.length - count)
 
 

@@ -19,6 +19,7 @@ from pie_core.host_api.poll import Pollable
 from pie_core.host_api.program_trace import TracedStream
 from pie_core.ids import RequestId
 from pie_core.sandbox.hosting import Interface, Pending
+from pie_core.text.chat import Transcript
 
 T = TypeVar("T")
 
@@ -45,6 +46,8 @@ class HostGeneration:
         self._arrival: Pending[None] = Pending()
         self._error: PieError | None = None
         self._settled = False
+        self._before: Transcript | None = None  # the transcript as it was, and the one that was drained
+        self._fed: Transcript | None = None
 
     def check_new(self) -> None:
         if self._request is not None:
@@ -54,10 +57,13 @@ class HostGeneration:
         """Feeds the buffer and generates. Raises InvalidRequest when there is nothing to continue from."""
         self.check_new()
         self.context.check_usable()
+        self.context.check_unmanaged()
         if not self.context.transcript.pending_tokens():
             self.context.take_back()  # a flushed context goes on from its last token
         tokens = tuple(self.context.transcript.pending_tokens())
+        self._before = self.context.transcript.fork()
         self.context.transcript.drain()
+        self._fed = self.context.transcript
         self.context.submitted(len(tokens))
         self._base = self._rows = self.context.rows.length
         trace = self.context.guest.trace
@@ -162,10 +168,16 @@ class HostGeneration:
         if isinstance(event, Failed):
             self._error = error_from_code(event.code, event.message)
             self.context.failed()
+            self._restore_buffer()
         elif isinstance(event, Generated):
             self._progress(event)
         if not self._arrival.done:
             self._arrival.resolve(None)
+
+    def _restore_buffer(self) -> None:
+        """Nothing of it was written, so what it was to feed waits again."""
+        if self._before is not None and self.context.transcript is self._fed:
+            self.context.transcript = self._before
 
     def _progress(self, event: Generated) -> None:
         if not self._settled:

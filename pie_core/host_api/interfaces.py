@@ -10,6 +10,7 @@ from pie_core.host_api import (
     generate,
     logging,
     model,
+    pages,
     poll,
     runtime,
     session,
@@ -17,5 +18,5 @@ from pie_core.host_api import (
 
 INTERFACES = tuple(
     module.interface
-    for module in (poll, runtime, logging, model, context, forward, generate, chat, session, children)
+    for module in (poll, runtime, logging, model, context, pages, forward, generate, chat, session, children)
 )

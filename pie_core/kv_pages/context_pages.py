@@ -263,6 +263,10 @@ class ContextPages:
         for slots in self._state:
             slots.drop_latest(steps)
 
+    def writes_shared(self, written: int) -> bool:
+        """Whether the next row belongs on a page that others hold as well."""
+        return not self.is_swapped and any(pages.writes_shared(written) for pages in self._paged)
+
     def undo(self, copies: Sequence[PageCopy]) -> None:
         """Right after `begin`: these copies were not made, so the shared pages are read again."""
         for copy in copies:

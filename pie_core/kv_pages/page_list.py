@@ -127,7 +127,7 @@ class PageList:
         copy = None
         if self._writes_hole(written):
             self._fill_hole(written // self.page_size)
-        elif self._writes_shared(written):
+        elif self.writes_shared(written):
             copy = self._replace_shared(written)
         elif self._may_share and written % self.page_size:
             self.pool.part([self._page_of(written)])
@@ -146,6 +146,12 @@ class PageList:
         self._pages[self._size], self._logical[self._size] = page, self._end
         self._size += 1
         self._end += 1
+
+    def writes_shared(self, written: int) -> bool:
+        """Whether the page of the next row has other holders, too."""
+        if not self._may_share or written % self.page_size == 0:
+            return False
+        return self.lists_any(written - 1, written) and self.pool.is_shared(self._page_of(written))
 
     def undo(self, copy: PageCopy) -> None:
         """The copy failed: the context reads the old page again, which somebody else has kept in use."""
@@ -233,17 +239,12 @@ class PageList:
 
     def _needs_page(self, written: int) -> bool:
         """Whether the page of the next row is there, but not to be written to."""
-        return self._writes_hole(written) or self._writes_shared(written)
+        return self._writes_hole(written) or self.writes_shared(written)
 
     def _writes_hole(self, written: int) -> bool:
         if not self._may_share or written % self.page_size == 0:
             return False
         return not self.lists_any(written - 1, written)
-
-    def _writes_shared(self, written: int) -> bool:
-        if not self._may_share or written % self.page_size == 0:
-            return False
-        return self.lists_any(written - 1, written) and self.pool.is_shared(self._page_of(written))
 
     def _page_of(self, row: int) -> int:
         return int(self._pages[np.searchsorted(self.logical, row // self.page_size)])

@@ -24,7 +24,7 @@ class PagePool:
 
     __slots__ = (
         *("_finished", "_free", "_holders", "_kept", "_leaving", "_num_leaving", "_started", "_twins"),
-        *("name", "num_idle", "num_pages", "partner", "reclaim"),
+        *("name", "num_idle", "num_pages", "partner", "promised", "reclaim"),
     )
 
     def __init__(self, name: str, num_pages: int) -> None:
@@ -34,6 +34,7 @@ class PagePool:
         self._holders = np.zeros(num_pages, np.int32)
         self._started = self._finished = 0  # steps
         self._num_leaving = 0
+        self.promised = 0  # pages that are kept for whoever reserved them, see raw_pages
         self._kept: Int32 | None = None  # how many of the holders are the cache
         self.num_idle = 0
         self.reclaim: Callable[[PagePool, int], None] | None = (
@@ -57,7 +58,7 @@ class PagePool:
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return max(len(self._free) - self.promised, 0)
 
     @property
     def num_unheld(self) -> int:
@@ -66,10 +67,14 @@ class PagePool:
 
     def has(self, count: int) -> bool:
         """Whether so many pages can be taken now, after others have given back what they need not hold."""
-        missing = count - len(self._free) - self._num_leaving
+        missing = count + self.promised - len(self._free) - self._num_leaving
         if missing > 0 and self.num_idle and self.reclaim is not None:
             self.reclaim(self, missing)
-        return count <= len(self._free)
+        return count <= len(self._free) - self.promised
+
+    def will_have(self, count: int) -> bool:
+        """Like `has`, with those that are free once the driver's steps are over."""
+        return self.has(count) or count + self.promised <= self.num_unheld
 
     def is_idle(self, pages: Int32) -> bool:
         """Whether some of these pages are."""

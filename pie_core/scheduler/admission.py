@@ -15,8 +15,10 @@ from pie_core.contracts.forward import Float32, Int32, ProbeKind, UInt32
 from pie_core.engine.context import Context
 from pie_core.engine.messages import EvictRows, Forward, Generate, PinRows, Probe, Sample, SamplerSpec
 from pie_core.engine.options import EngineOptions
-from pie_core.errors import InvalidRequest, LimitExceeded, Unsupported
+from pie_core.errors import InvalidRequest, LimitExceeded, PageShared, Unsupported
+from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.intervals import Range, hidden_too
+from pie_core.kv_pages.raw_pages import RawPages
 from pie_core.scheduler.request import REPETITION, Generation, Pass, ProbeRows, SampleRows, Settings
 
 PROBE_FEATURES = {
@@ -44,6 +46,7 @@ class Admission:
         self._refuse_request_level()
         count = len(command.tokens)
         self._check_tokens(command.tokens, context)
+        self._check_raw_pages(context, count)
         self._check_positions(command, context)
         masks = self._masks(command, context)
         samples = self._verified_samples(command)
@@ -66,6 +69,11 @@ class Admission:
         """The pass that a Generate starts with: its prompt, and a sampler on its last row."""
         self._refuse_request_level()
         count = len(command.tokens)
+        if context.raw is not None:
+            raise InvalidRequest(
+                "a generation takes pages as it goes, and the program manages those of this context: step through it "
+                "with forward passes, or end the managing first"
+            )
         self._check_tokens(command.tokens, context)
         self._check_next_positions(context, count)
         if command.max_tokens < 0:
@@ -128,6 +136,41 @@ class Admission:
                 f"model's length of {self._can.max_model_len}"
             )
         context.pages.refuse_what_never_fits(length)
+
+    def raw_pages(self, cache: Cache, context: Context) -> RawPages:
+        """For a context whose program is to manage its pages."""
+        self._refuse_request_level()
+        if not any(space.group.kind in ("paged", "latent") for space in self._can.cache):
+            raise Unsupported(
+                f"architecture {self._can.architecture!r} on driver {self._can.driver!r} keeps no pages of whole "
+                "contexts: there is nothing to reserve"
+            )
+        return RawPages(cache, context.length)
+
+    def check_reserve(self, length: int, context: Context) -> None:
+        """Whether pages of which the last one begins with this row can ever be used."""
+        if length > self._can.max_model_len:
+            raise InvalidRequest(
+                f"too many pages: the last of them would begin with row {length - 1}; the model has "
+                f"{self._can.max_model_len} rows"
+            )
+        context.pages.refuse_what_never_fits(length)
+
+    def _check_raw_pages(self, context: Context, count: int) -> None:
+        raw = context.raw
+        if raw is None:
+            return
+        if context.length + count > raw.rows:
+            raise InvalidRequest(
+                f"the pass writes rows {context.length} to {context.length + count - 1}, and the {raw.count} pages of "
+                f"{raw.page_size} that the program has reserved end with row {raw.rows - 1}: reserve more first"
+            )
+        if context.pages.writes_shared(context.written):
+            raise PageShared(
+                f"row {context.written} belongs on a page that a fork, a snapshot or a cache shares, and pages that "
+                "the program manages are not copied: fork and save where a page ends, truncate to there, or end the "
+                "managing, so that the next pass copies it"
+            )
 
     def _check_positions(self, command: Forward, context: Context) -> None:
         count, given = len(command.tokens), command.positions

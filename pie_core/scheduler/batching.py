@@ -52,6 +52,19 @@ _NONE = slice(0, 0)
 
 def take_chunk(running: Pass, rows: int) -> Chunk | None:
     """Takes pages for up to `rows` rows of a pass; None if there are not enough."""
+    raw = running.context.raw
+    if raw is None:
+        return _take_chunk(running, rows)
+    promised = raw.withdraw()
+    chunk = _take_chunk(running, rows)
+    if chunk is None:
+        raw.restore(promised)  # and no more: whoever waits must not gather what others could use
+    else:
+        raw.renew(running.context.pages)
+    return chunk
+
+
+def _take_chunk(running: Pass, rows: int) -> Chunk | None:
     context, samples, probes = running.context, running.samples, running.probes
     start = context.submitted
     copies: Sequence[PageCopy] = ()

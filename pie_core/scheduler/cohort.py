@@ -151,6 +151,7 @@ class Cohort:
             and not samples.biases
             and not context.dropped
             and not context.evictions.evicted
+            and context.raw is None
             and (generation is None or len(generation.stop_tokens) <= _MOST_STOPS)
         )
 

@@ -38,9 +38,14 @@ class Prefixes:
     def written(self, context: Context, *, turn_ended: bool) -> None:
         """More rows have their KV: whole blocks of them can be taken over by others, and the rest where a turn ends."""
         if context.written // self._cache.rows > context.offered and self._applies(context):
-            self._offer_blocks(context)
+            self._offer_blocks(context, context.written)
         if turn_ended:
             self.turn_ended(context)
+
+    def committed(self, context: Context) -> None:
+        """Pages that the program manages can be taken over by others once they stay as they are."""
+        if context.raw is not None and self._is_plain(context):
+            self._offer_blocks(context, min(context.raw.committed_rows, context.written))
 
     def turn_ended(self, context: Context) -> None:
         """Others may go on from where the context stands now, in the middle of a block perhaps."""
@@ -56,10 +61,11 @@ class Prefixes:
             tail = _rows(context, start, stop)
             self._cache.add(self._cache.key(before, tail), before, start, tail, pages, state)
 
-    def _offer_blocks(self, context: Context) -> None:
+    def _offer_blocks(self, context: Context, length: int) -> None:
+        """Of its first `length` rows, those that are not there for others yet."""
         rows = self._cache.rows
-        self._extend(context, context.written)
-        for block in range(context.offered, context.written // rows):
+        self._extend(context, length)
+        for block in range(context.offered, length // rows):
             start, stop = block * rows, (block + 1) * rows
             self._cache.add(
                 context.prefix[block],
@@ -69,9 +75,13 @@ class Prefixes:
                 context.pages.block(start, stop),
                 context.pages.states_at(stop),
             )
-        context.offered = context.written // rows
+        context.offered = max(context.offered, length // rows)
 
     def _applies(self, context: Context) -> bool:
+        """Pages that the program manages are written by its passes, and shared when they are committed."""
+        return context.raw is None and self._is_plain(context)
+
+    def _is_plain(self, context: Context) -> bool:
         """What was written after an eviction depends on more than what stands before it."""
         return self._cache.enabled and not context.evictions.evicted and not context.pages.is_swapped
 

@@ -68,7 +68,7 @@ class RunAhead:
             self._chains.setdefault(running.context, deque()).append(running)
 
     def _may_follow(self, context: Context, tail: Pass) -> bool:
-        if tail.drawn is None and not self._refers:
+        if (tail.drawn is None and not self._refers) or context.raw is not None:
             return False
         row, position = context.submitted, context.position + context.ahead
         if max(row, position) >= self._can.max_model_len or not context.pages.can_ever_fit(row + 1):

@@ -326,6 +326,42 @@ class PendingFlush(Resource):
         world.until(self.end)
 
 
+class RawPages(Resource):
+    """Counts, and nothing behind them."""
+
+    def __init__(self, context: Context) -> None:
+        super().__init__()
+        self.context, self.count, self.fixed = context, -(-len(context.history) // 16), 0
+
+    @classmethod
+    def take(cls, context: Context) -> RawPages:
+        context.use("take pages")
+        return cls(context)
+
+    def committed(self) -> int:
+        return self.fixed
+
+    def working(self) -> int:
+        return self.count - self.fixed
+
+    def working_rows(self) -> int:
+        return len(self.context.history) - 16 * self.fixed
+
+    def reserve(self, count: int) -> None:
+        self.count += count
+
+    def commit(self, count: int) -> None:
+        if 16 * (self.fixed + count) > len(self.context.history):
+            raise refuse("invalid-request", "not full")
+        self.fixed += count
+
+    def release(self, count: int) -> None:
+        assert not self._dropped
+        if 16 * (self.count - count) < len(self.context.history):
+            raise refuse("invalid-request", "not empty")
+        self.count -= count
+
+
 def logits(history: Sequence[int]) -> list[float]:
     """Letters and blanks are likely, the end of the turn now and then, everything else hardly."""
     source = random.Random(hashlib.sha256(struct.pack(f"<{len(history)}I", *history)).digest())
@@ -718,6 +754,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "receive": PendingMessage,
         "receive_file": PendingMessage,
     },
+    "pages": {"RawPages": RawPages},
     "children": {"Child": Child, "launch": launch},
 }
 

@@ -149,3 +149,27 @@ def test_an_unknown_model_is_not_found() -> None:
 def test_what_this_version_lacks_is_refused_by_name(model: Model, name: str, arguments: list[object]) -> None:
     with pytest.raises(Unsupported, match=f"Context.{name}"):
         getattr(Context(model), name)(*arguments)
+
+
+def test_pages_by_hand_are_one_object_until_they_are_closed(model: Model, world: World) -> None:
+    ctx = Context(model).append(range(20))
+    run(ctx.flush())
+    ctx.inner().reserve_working_pages(2)
+    assert ctx.inner().working_page_count == ctx.inner().working_pages == 4
+    ctx.inner().commit(1)
+    with pytest.raises(InvalidRequest, match="not full"):
+        ctx.inner().commit(1)
+    assert (ctx.inner().committed_pages, ctx.inner().working_tokens, ctx.inner().page_size) == (1, 4, 16)
+    pages = ctx.inner()
+    pages.release(2)
+    with pytest.raises(InvalidRequest, match="not empty"):
+        pages.release(1)
+    pages.close()
+    pages.close()
+    with pytest.raises(InvalidRequest, match="inner"):
+        pages.reserve(1)
+    with ctx.inner() as again:
+        assert again is not pages
+    assert world.calls["take pages"] == 2
+    ctx.inner()
+    ctx.release()

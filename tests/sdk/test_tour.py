@@ -30,6 +30,7 @@ def test_the_tour_runs(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
     assert all([*report["conversation"], report["in_time"]])
     assert report["likely"] in (97, 98)
     assert len(report["best"]) > 1
+    assert report["pages"] == [1, 1]
     assert report["remembered"] == len(turn("system", "A long text that every run needs."))
     assert (report["reply"], report["refused"]) == (None, "invalid-request")
     assert world.outbox == ["Are you there?"]

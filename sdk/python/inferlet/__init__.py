@@ -31,6 +31,7 @@ from inferlet.grammar import (
 )
 from inferlet.media import Audio, Image, Video
 from inferlet.model import Model, Tokenizer
+from inferlet.pages import RawPages
 from inferlet.return_value import get_return_value, set_return
 from inferlet.sample import Distribution, Entropy, Hidden, Logits, Logprob, Logprobs, Sampler
 from inferlet.spec import Speculator
@@ -61,6 +62,7 @@ __all__ = [
     "Model",
     "Output",
     "ProbeHandle",
+    "RawPages",
     "Regex",
     "SampleHandle",
     "Sampler",

@@ -20,6 +20,7 @@ from inferlet.forward import Forward
 from inferlet.generation import EngineLoop, GenerateOptions, Generator
 from inferlet.host import call, drop, finish
 from inferlet.model import Model
+from inferlet.pages import RawPages
 
 if TYPE_CHECKING:
     from inferlet.sample import Sampler
@@ -31,13 +32,14 @@ _LOWEST_BID = 1000  # how far below the program's own priority a bid of 0 is
 class Context:
     """A conversation or text in progress. Fillers return the context, so that they chain."""
 
-    __slots__ = ("_bid", "_buffered", "_engine_loop", "_handle", "_model", "_staged")
+    __slots__ = ("_bid", "_buffered", "_engine_loop", "_handle", "_inner", "_model", "_staged")
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._handle: bindings.Context | None = call(bindings.Context.create, model._handle)
         self._buffered = False
         self._bid: float | None = None
+        self._inner: RawPages | None = None
         self._staged: list[int] = []
         self._engine_loop: EngineLoop | None = None
 
@@ -48,6 +50,7 @@ class Context:
         context._handle = handle
         context._buffered = True
         context._bid = None
+        context._inner = None
         context._staged = []
         context._engine_loop = None
         return context
@@ -85,6 +88,8 @@ class Context:
         """Frees the pages now; the context cannot be used afterwards."""
         if self._handle is not None:
             self._interrupt()
+            if self._inner is not None:
+                self._inner.close()
             self._handle.release()
             drop(self._handle)
             self._handle = None
@@ -208,6 +213,13 @@ class Context:
     def pin(self, start: int, end: int) -> None:
         """Keeps the written tokens from `start` to `end` from later evictions."""
         call(self.settled().pin, start, end)
+
+    def inner(self) -> RawPages:
+        """Its KV pages, to reserve, commit and release by hand until they are closed."""
+        handle = self.settled()
+        if self._inner is None or not self._inner.is_open:
+            self._inner = RawPages(handle)
+        return self._inner
 
     def set_priority(self, value: int) -> Context:
         """Of its passes and generations from now on: higher ones go first, and give their pages up last.
