@@ -2,7 +2,7 @@
 
 A reader gets the text behind the opening marker and whether the closing one was there. It raises ValueError for
 text that is no complete call. Where a family writes values without types (XML style, GLM), a value that is JSON
-counts as that, anything else as text: "5" is the number.
+counts as that, anything else as text: "5" is the number. Templates of the XML style write True, False and None.
 """
 
 from __future__ import annotations
@@ -111,6 +111,14 @@ def _typed(text: str) -> Any:
     return text if isinstance(value, str) else value
 
 
+_PYTHON_VALUES = {"True": True, "False": False, "None": None}
+
+
+def _python_typed(text: str) -> Any:
+    """The same where the family's template writes values as Python does."""
+    return _PYTHON_VALUES[text] if text in _PYTHON_VALUES else _typed(text)
+
+
 def read_json_calls(text: str, closed: bool) -> list[ToolCall]:
     """{"name": …, "arguments": {…}} or with "parameters", also several or a list of them."""
     values = list(_json_values(text))
@@ -162,7 +170,10 @@ def _read_functions(text: str) -> list[ToolCall]:
     return [
         ToolCall.of(
             name,
-            {key.strip(): _typed(_without_frame(value)) for key, value in _all(_PARAMETER, body.strip())},
+            {
+                key.strip(): _python_typed(_without_frame(value))
+                for key, value in _all(_PARAMETER, body.strip())
+            },
         )
         for name, body in _all(_FUNCTION, text)
     ]
@@ -299,7 +310,7 @@ class _Braced:
         if text.startswith("[", place):
             return self._list(text, place + 1)
         value, end = self._text(text, place)
-        return (value if text.startswith(self._quote, place) else _typed(value)), end
+        return (value if text.startswith(self._quote, place) else _python_typed(value)), end
 
     def _text(self, text: str, place: int) -> tuple[str, int]:
         if text.startswith(self._quote, place):

@@ -45,6 +45,17 @@ SAMPLES: dict[str, tuple[str, str, list[tuple[str, dict[str, Any]]]]] = {
         "</tool_call>",
         [("write", {"code": "if a < b:\n    print('\"')\n"})],
     ),
+    "xml with values as its template writes them": (
+        "tool_call",
+        "<tool_call>\n<function=f>\n<parameter=a>\nTrue\n</parameter>\n<parameter=b>\nNone\n</parameter>\n"
+        "<parameter=c>\nTrue love\n</parameter>\n</function>\n</tool_call>",
+        [("f", {"a": True, "b": None, "c": "True love"})],
+    ),
+    "glm with a word that is none of Python's": (
+        "tool_call",
+        "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>None</arg_value>\n</tool_call>",
+        [("f", {"a": "None"})],
+    ),
     "xml without its frame": (
         "tool_call",
         "<function=ls>\n<parameter=path>\n/\n</parameter>\n</function>",
