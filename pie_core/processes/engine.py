@@ -140,6 +140,8 @@ class EngineProcess:
     def _load(self, asked: LoadModel) -> None:
         start_log_lines(asked.log_level, asked.log_format, f"engine {asked.model}")
         try:
+            if asked.traces is not None:
+                self._tracing = start_tracing(asked.traces, "engine")
             driver = _load_driver(asked, self._report)
         except PieError as error:
             self._in_loop(self._not_loaded, error)
@@ -167,8 +169,6 @@ class EngineProcess:
     def _loaded(self, driver: Driver, asked: LoadModel) -> None:
         self._is_loading = False
         set_survivors_aside()
-        if asked.traces is not None:
-            self._tracing = start_tracing(asked.traces, "engine")
         engine = engine_of(driver, asked.engine_options, asked.model, self._tracing)
         self._port = port = LocalPort(engine)
         port.listen(self._pass_on)
