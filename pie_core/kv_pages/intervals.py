@@ -53,8 +53,9 @@ def hiding_runs(hidden: Sequence[Range], length: int) -> Int32:
 
 def hidden_too(runs: Int32, hidden: Sequence[Range]) -> Int32:
     """The run lengths of a mask that hides more rows."""
-    visible = np.repeat(np.arange(len(runs)) % 2, runs)
-    for start, stop in hidden:
-        visible[start:stop] = 0
-    shown = from_flags(visible)
-    return np.diff([0, *(edge for each in shown for edge in each)]).astype(np.int32)
+    edges = [0, *np.cumsum(runs).tolist()]
+    shown = [0]
+    for start, stop in zip(edges[1::2], edges[2::2], strict=False):
+        for part in gaps(hidden, start, stop):
+            shown += part
+    return np.diff(shown).astype(np.int32)
