@@ -68,7 +68,7 @@ Ports = Sequence[Port]  # of one model: one for each replica
 class Replica:
     """One engine of a model."""
 
-    is_ready: bool  # False from its loss until it has loaded the model again
+    is_ready: bool  # False from its loss until it has loaded the model again, and all workers know
     pid: int | None  # of its process; None: it has none of its own, or none at the moment
     restarts: int
 
@@ -252,7 +252,15 @@ class Application:
 
     def replicas(self, name: ModelName) -> tuple[Replica, ...]:
         """How the engines of a loaded model do; none of one that is not loaded."""
-        return tuple(map(_state_of, self._ports.get(name, ())))
+        return tuple(
+            Replica(self._is_reached(port), *_process_of(port)) for port in self._ports.get(name, ())
+        )
+
+    def _is_reached(self, port: Port) -> bool:
+        """By programs, wherever they run."""
+        if self._workers is None or not isinstance(port, RemotePort) or port.listens_at is None:
+            return port.is_ready
+        return port.is_ready and self._workers.reach(port.listens_at, port.pid)
 
     def has_engine(self, name: ModelName) -> bool:
         """Whether a loaded model can compute: engines that were lost may be on their way back."""
@@ -337,10 +345,9 @@ async def _cancelled(task: asyncio.Task[Any]) -> None:
     await asyncio.wait((task,))
 
 
-def _state_of(port: Port) -> Replica:
-    if isinstance(port, RemotePort):
-        return Replica(port.is_ready, port.pid, port.restarts)
-    return Replica(port.is_ready, None, 0)
+def _process_of(port: Port) -> tuple[int | None, int]:
+    """Its id, and how many were before it."""
+    return (port.pid, port.restarts) if isinstance(port, RemotePort) else (None, 0)
 
 
 async def _started(asked: Sequence[LoadModel], progress: ProgressCallback) -> Ports:

@@ -174,7 +174,7 @@ class EngineProcess:
         port.listen(self._pass_on)
         can = driver.capabilities
         # In one turn of the loop, every ticket that the driver takes may be submitted.
-        self._loaded_as = Loaded(port.info, can.step_deadline_s * can.max_in_flight)
+        self._loaded_as = Loaded(port.info, os.getpid(), can.step_deadline_s * can.max_in_flight)
         if asked.listen_at is None:
             self._stream.send(self._loaded_as)
         else:

@@ -73,6 +73,7 @@ class Loaded(Message, frozen=True):
     """Commands are taken from now on."""
 
     info: ModelInfo
+    pid: int
     turn_deadline_s: float  # an event loop that does not turn for so long hangs
 
 

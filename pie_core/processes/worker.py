@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pie_core.contracts.driver import Progress
+from pie_core.engine.messages import ModelInfo
 from pie_core.errors import Cancelled, PieError
 from pie_core.host_api.engine_client import EngineClient
 from pie_core.host_api.guest_state import Inbox, ProgramState, ServedModel, served_model
@@ -43,6 +44,7 @@ from pie_core.processes.worker_messages import (
     Prepared,
     ProgramLaunched,
     Raised,
+    Reached,
     ReadCounts,
     RemoveModel,
     Returned,
@@ -247,18 +249,26 @@ class WorkerProcess:
 
     async def _add_model(self, added: AddModel) -> None:
         worker = self._start.worker
-        ports = [WorkerPort(added.model, worker, path) for path in added.engines_at]
+        ports = [WorkerPort(added.model, worker, path, self._has_reached) for path in added.engines_at]
         self._ports[added.model] = ports
         await self._connect(ports)
-        info = next(port.info for port in ports if port.has_been_ready)
+        info = next((port.info for port in ports if port.has_been_ready), None)
+        if info is not None:
+            await self._serve_model(added, ports, info)
+        set_survivors_aside()
+        self._stream.send(ModelAdded(added.model))
+
+    async def _serve_model(self, added: AddModel, ports: list[WorkerPort], info: ModelInfo) -> None:
         for port in ports:
             port.expect(info)
         text = await in_daemon_thread(lambda: load_text(Path(added.checkpoint), info.vocab_size))
         if self._ports.get(added.model) is ports:  # and not removed meanwhile
+            worker = self._start.worker
             clients = [EngineClient(port, first_id(worker), self._runtime.pump) for port in ports]
             self._models[added.model] = served_model(added.model, clients, text, worker)
-        set_survivors_aside()
-        self._stream.send(ModelAdded(added.model))
+
+    def _has_reached(self, path: str, pid: int) -> None:
+        self._stream.send(Reached(path, pid))
 
     async def _connect(self, ports: Sequence[WorkerPort]) -> None:
         """Returns with the first connection; replicas that are lost at the moment come when they are back."""

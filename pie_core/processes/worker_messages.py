@@ -130,6 +130,13 @@ class ModelAdded(Message, frozen=True):
     model: ModelName
 
 
+class Reached(Message, frozen=True):
+    """An engine has taken the worker in."""
+
+    engine_at: str
+    pid: int
+
+
 class Prepared(Message, frozen=True):
     """Answers Prepare; without a code, Python programs can run."""
 
@@ -198,6 +205,7 @@ class ForgetLaunched(Message, frozen=True):
 
 FromWorker = (
     ModelAdded
+    | Reached
     | Prepared
     | Counts
     | Wanted

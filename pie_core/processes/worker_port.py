@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from pie_core.engine.messages import Command, ModelInfo
 from pie_core.errors import EngineLost
@@ -24,10 +25,12 @@ def first_id(worker: int) -> int:
 class WorkerPort(StreamPort):
     """Connects again by itself when the engine was lost and is back."""
 
-    def __init__(self, model: str, worker: int, path: str) -> None:
+    def __init__(self, model: str, worker: int, path: str, reached: Callable[[str, int], None]) -> None:
+        """`reached` is told the path and the process of each engine that takes us in."""
         super().__init__(model)
         self._worker = worker
         self._path = path
+        self._reached = reached
         self._stream: FrameStream[FromEngine] | None = None
         self._joined: asyncio.Future[None] = self._loop.create_future()
         self._reconnecting: asyncio.Task[None] | None = None
@@ -70,9 +73,10 @@ class WorkerPort(StreamPort):
         match message:
             case Events(events):
                 self.take(events)
-            case Loaded(info) if not self._is_closed and not self._joined.done():
+            case Loaded(info, pid) if not self._is_closed and not self._joined.done():
                 self.begin(info, self._transmit_commands)
                 self._joined.set_result(None)
+                self._reached(self._path, pid)
 
     def _transmit_commands(self, commands: list[Command]) -> None:
         assert self._stream is not None, "an engine has taken us in"

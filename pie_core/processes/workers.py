@@ -41,6 +41,7 @@ from pie_core.processes.worker_messages import (
     Prepare,
     Prepared,
     Raised,
+    Reached,
     ReadCounts,
     RemoveModel,
     Returned,
@@ -96,6 +97,7 @@ class Worker:
         self._progress = progress
         self._child = Child(_MODULE, FromWorker, self._hear, lambda reason: died(self, reason))
         self._waiting: dict[str, asyncio.Future[Any]] = {}
+        self.engines: dict[str, int] = {}  # process of the last one that took it in, by where it listens
         self.runs: dict[ProcessId, Run] = {}
 
     @property
@@ -186,8 +188,15 @@ class Worker:
                 self.runs[process].launches.cancel(number)
             case ForgetLaunched(process, number) if process in self.runs:
                 self.runs[process].launches.forget(number)
+            case _:
+                self._hear_of_itself(message)
+
+    def _hear_of_itself(self, message: FromWorker) -> None:
+        match message:
             case ModelAdded(model):
                 self._waiting[model].set_result(message)
+            case Reached(engine_at, pid):
+                self.engines[engine_at] = pid
             case Prepared():
                 self._waiting[""].set_result(message)
             case Counts():
@@ -257,6 +266,10 @@ class Workers:
         return [
             (worker.pid, len(worker.runs), answer) for worker, answer in zip(workers, answers, strict=True)
         ]
+
+    def reach(self, engine_at: str, pid: int | None) -> bool:
+        """Whether programs in all of them can use the engine of this process."""
+        return all(worker.engines.get(engine_at) == pid for worker in self._workers)
 
     def new_socket(self) -> str:
         """Where an engine is to listen for workers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +195,8 @@ def test_programs_in_workers_learn_that_their_engine_is_lost(
         lost, workers = engine_pid(pie), pie.app.worker_pids
         os.kill(lost, end)
         await until(lambda: all(len(client.messages) > 1 for client in clients))
+        await until(lambda: pie.app.replicas(ModelName("dummy"))[0].restarts == 1)
         await until(lambda: pie.app.has_engine(ModelName("dummy")))
-        await is_joined(pie)
         for state in states:
             state.messages.put("the engine is back")
         assert [len(tokens) for tokens in await asyncio.gather(*running)] == [4] * 4
@@ -206,16 +206,6 @@ def test_programs_in_workers_learn_that_their_engine_is_lost(
         assert pie.app.worker_pids == workers
 
     on_workers(scenario)
-
-
-async def is_joined(pie: Pie) -> None:
-    """Returns when programs in every worker reach the engine."""
-    for _ in range(100):
-        tries: list[Awaitable[Any]] = [pie.run(ANSWERS, token=1) for _ in pie.app.worker_pids]
-        found = await asyncio.gather(*tries, return_exceptions=True)
-        if not any(isinstance(each, Exception) for each in found):
-            return
-    pytest.fail(f"the workers do not reach the engine: {found}")
 
 
 def test_a_model_comes_and_goes_while_programs_run(on_workers: OnWorkers) -> None:
