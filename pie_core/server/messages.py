@@ -88,6 +88,8 @@ class ReadStatus(Request, frozen=True, kw_only=True):
     `processes` are the user's own; a key with the scope `observe` sees everybody's.
     """
 
+    scope = "metrics"
+
 
 class CheckProgram(Request, frozen=True, kw_only=True):
     """Whether the server has a program: by name and version, and by content where hashes are given."""

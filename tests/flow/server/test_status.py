@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pie_core.client import Client, SyncClient
 from pie_core.sandbox.hosting import Pending
-from pie_core.server.credentials import add_api_key
+from pie_core.server.credentials import DEFAULT_SCOPES, add_api_key
 from pie_core.server.metrics import Metrics
 from pie_core.server.status import EngineStatus, ModelStatus, ProcessStatus, ServerStatus
 from tests.flow.server.conftest import MODELS, Pie
@@ -105,9 +105,10 @@ def test_users_see_their_own_processes_and_an_observer_everybodys(on_server: OnS
     async def scenario(pie: Pie) -> None:
         pie.install("waits", WAITS)
         keys = {
-            user: add_api_key(pie.credentials_file, user, "k", ("run",), None) for user in ("alice", "bob")
+            user: add_api_key(pie.credentials_file, user, "k", DEFAULT_SCOPES, None)
+            for user in ("alice", "bob")
         }
-        keys["olga"] = add_api_key(pie.credentials_file, "olga", "k", ("run", "observe"), None)
+        keys["olga"] = add_api_key(pie.credentials_file, "olga", "k", ("metrics", "observe"), None)
         clients = {user: Client(pie.server.socket_url, api_key=key) for user, key in keys.items()}
         async with clients["alice"], clients["bob"], clients["olga"]:
             started_by = {user: await started(pie, clients[user]) for user in ("alice", "bob")}

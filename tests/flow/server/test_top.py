@@ -218,7 +218,7 @@ def test_a_server_that_goes_is_said_and_not_waited_for(on_server: OnServer) -> N
 
 def test_a_key_that_is_missing_or_wrong_is_said_with_the_option(on_server: OnServer, tmp_path: Path) -> None:
     async def scenario(pie: Pie) -> None:
-        key = add_api_key(pie.credentials_file, "olga", "k", ("run", "observe"), None)
+        key = add_api_key(pie.credentials_file, "olga", "k", ("metrics", "observe"), None)
         (tmp_path / "good").write_text(f"{key}\n")
         (tmp_path / "bad").write_text("nonsense")
         code, _, err = await top(pie.server.url, "--once")
