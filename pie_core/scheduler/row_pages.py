@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -46,14 +47,13 @@ class GroupRows:
     def table(self, places: Int64, rows: Int32) -> PageTable:
         """For a step that writes these rows: the pages up to theirs."""
         counts = rows // self.page_size + 1
-        width = int(counts.max())
-        pages, indptr = self._table[places, :width], np.zeros(len(places) + 1, np.int32)
+        width, indptr = int(counts.max()), np.zeros(len(places) + 1, np.int32)
         np.cumsum(counts, out=indptr[1:])
-        numbers = np.arange(width, dtype=np.int32)
+        pages, numbers = self._table[places, :width], _numbers(len(places), width)
         if indptr[-1] == pages.size:
-            return PageTable(indptr, pages.reshape(-1), np.tile(numbers, len(places)))
+            return PageTable(indptr, pages.reshape(-1), numbers.reshape(-1))
         here = numbers < counts[:, None]
-        return PageTable(indptr, pages[here], np.broadcast_to(numbers, pages.shape)[here])
+        return PageTable(indptr, pages[here], numbers[here])
 
     def first_whole(self, places: Int64, rows: Int32) -> Int32:
         """The first page of each that has so many rows; -1 where it is not full."""
@@ -101,6 +101,14 @@ class RowPages:
                 lists = [_list_of(pages[place], group) for place in each.tolist()]
                 group.take(each, lists, group.pool.allocate(len(each)))
         return True
+
+
+@lru_cache(maxsize=8)
+def _numbers(count: int, width: int) -> Int32:
+    """[count, width]: the logical numbers of each row's pages; nobody writes to them."""
+    numbers = np.tile(np.arange(width, dtype=np.int32), (count, 1))
+    numbers.flags.writeable = False
+    return numbers
 
 
 def _list_of(pages: ContextPages | None, group: GroupRows) -> PageList:
