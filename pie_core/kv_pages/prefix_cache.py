@@ -18,6 +18,7 @@ more rows they read, and a state as much as the rows since the state before it.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -70,7 +71,6 @@ class Block:
     )  # by rows up to then: a slot of each group
     uses: int = 0
     since: float = 0.0  # when it was last used, by the clock of those that can go
-    followers: int = 0  # blocks that would not be found without it
 
     @property
     def stop(self) -> int:
@@ -94,6 +94,7 @@ class PrefixCache:
         self._cache = cache
         self._identity = identity
         self._blocks: dict[bytes, Block] = {}
+        self._followers: Counter[bytes] = Counter()  # by parent: blocks that would not be found without it
         self._beginnings: dict[tuple[bytes, int], list[Block]] = {}  # by parent and first token, oldest first
         self._leaves: Priorities[bytes] = Priorities()
         self._windows: Priorities[bytes] = Priorities()
@@ -101,6 +102,7 @@ class PrefixCache:
         self._kinds = [space.group.kind for space in cache.spaces]
         self.rows = cache.block_rows
         self.enabled = enabled and bool(self._kinds)
+        self.keeps_rows_only = set(self._kinds) <= {"paged", "latent"}
         if self.enabled:
             for pool in cache.pools:
                 pool.cache_with(self._reclaim)
@@ -115,10 +117,15 @@ class PrefixCache:
         return _digest(part.encode() for part in (*self._identity, tenant))
 
     def key(self, before: bytes, rows: Rows) -> bytes:
-        parts = [before, rows.tokens.tobytes(), rows.positions.tobytes()]
+        parts = [
+            before,
+            len(rows.tokens).to_bytes(4, "little"),
+            rows.tokens.tobytes(),
+            rows.positions.tobytes(),
+        ]
         for row, runs in rows.masks:
-            parts += [str(row).encode(), runs.tobytes()]
-        return _digest(parts)
+            parts += [row.to_bytes(4, "little"), len(runs).to_bytes(4, "little"), runs.tobytes()]
+        return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
     @property
     def num_blocks(self) -> int:
@@ -245,27 +252,57 @@ class PrefixCache:
             block.states[block.stop] = state
             self._states.set((key, block.stop), self._worth_of_state(block))
 
-    def _new_block(self, key: bytes, parent: bytes, start: int, rows: Rows, pages: list[Int32]) -> Block:
-        copied = Rows(rows.tokens.copy(), rows.positions.copy(), rows.masks)
-        block = self._blocks[key] = Block(key, parent, start, copied, pages)
-        self._keep(pages)
-        before = self._blocks.get(parent)
-        if before is not None:
-            before.followers += 1
-            self._leaves.remove(parent)
+    def add_run(
+        self, keys: Sequence[bytes], parent: bytes, start: int, rows: Rows, pages: list[Int32]
+    ) -> None:
+        """Many blocks at once, one behind the other, of a model that keeps nothing but rows."""
+        new = [place for place, key in enumerate(keys) if key not in self._blocks]
+        if not new:
+            return
+        size, parents = self.rows, (parent, *keys)
+        tokens, positions = rows.tokens.copy(), rows.positions.copy()
+        by_block = [held.reshape(len(keys), -1) for held in pages]
+        self._keep([held[new].reshape(-1) for held in by_block])
+        for place in new:
+            first = place * size
+            own = Rows(tokens[first : first + size], positions[first : first + size])
+            block = Block(keys[place], parents[place], start + first, own, [held[place] for held in by_block])
+            self._enter(block)
+        self._rank(self._blocks[keys[new[-1]]])
+        self._keep_within_bounds()
+
+    def _enter(self, block: Block) -> None:
+        """Its pages are held."""
+        block.since = self._leaves.clock
+        self._blocks[block.key] = block
+        self._followers[block.parent] += 1
+        self._leaves.remove(block.parent)
+        place = (block.parent, int(block.rows.tokens[0]))
+        if place in self._beginnings:
+            self._drop_beginnings_of(block, self._beginnings[place])
+        self._beginnings.setdefault(place, []).append(block)
+
+    def _keep_within_bounds(self) -> None:
         while len(self._blocks) > self._max_blocks and (worst := self._leaves.pop()) is not None:
             self._remove(self._blocks[worst])
-        self._drop_beginnings_of(block)
-        self._beginnings.setdefault((parent, int(rows.tokens[0])), []).append(block)
+
+    def _new_block(self, key: bytes, parent: bytes, start: int, rows: Rows, pages: list[Int32]) -> Block:
+        copied = Rows(rows.tokens.copy(), rows.positions.copy(), rows.masks)
+        block = Block(key, parent, start, copied, pages)
+        self._keep(pages)
+        self._enter(block)
         self._rank(block)
+        self._keep_within_bounds()
         return block
 
-    def _drop_beginnings_of(self, block: Block) -> None:
+    def _drop_beginnings_of(self, block: Block, alike: Sequence[Block]) -> None:
         """A block that ended where a turn did says nothing more than the one it has become."""
-        alike = self._beginnings.get((block.parent, int(block.rows.tokens[0])), [])
-        for each in [
-            each for each in alike if each.stop < block.stop and not each.states and not each.followers
-        ]:
+        shorter = [
+            each
+            for each in alike
+            if each.stop < block.stop and not each.states and each.key not in self._followers
+        ]
+        for each in shorter:
             if each.rows.common_with(block.rows) == len(each.rows.tokens):
                 self._remove(each)
 
@@ -303,7 +340,7 @@ class PrefixCache:
             self._windows.set(block.key, worth)
 
     def _rank_leaf(self, block: Block) -> None:
-        if not block.followers:
+        if block.key not in self._followers:
             self._leaves.set(block.key, _cost(block) * (1 + block.uses), block.since)
 
     def _worth_of_state(self, block: Block) -> float:
@@ -349,7 +386,9 @@ class PrefixCache:
             return False
         pool = self._cache.pools[group]
         stranded = [
-            each for each in self._blocks.values() if each.followers and pool.is_idle(each.pages[group])
+            each
+            for each in self._blocks.values()
+            if each.key in self._followers and pool.is_idle(each.pages[group])
         ]
         for block in stranded:
             self._leaves.set(block.key, _cost(block), block.since)
@@ -406,10 +445,11 @@ class PrefixCache:
         self._beginnings[place].remove(block)
         if not self._beginnings[place]:
             del self._beginnings[place]
-        before = self._blocks.get(block.parent)
-        if before is not None:
-            before.followers -= 1
-            self._rank_leaf(before)
+        self._followers[block.parent] -= 1
+        if not self._followers[block.parent]:
+            del self._followers[block.parent]
+            if block.parent in self._blocks:
+                self._rank_leaf(self._blocks[block.parent])
 
 
 def _lengths(chain: Sequence[Block], tail: tuple[Block, int] | None) -> Iterator[tuple[int, Sequence[Block]]]:

@@ -63,19 +63,35 @@ class Prefixes:
 
     def _offer_blocks(self, context: Context, length: int) -> None:
         """Of its first `length` rows, those that are not there for others yet."""
-        rows = self._cache.rows
+        first, last = context.offered, length // self._cache.rows
         self._extend(context, length)
-        for block in range(context.offered, length // rows):
-            start, stop = block * rows, (block + 1) * rows
-            self._cache.add(
-                context.prefix[block],
-                self._key_before(context, block),
-                start,
-                _rows(context, start, stop),
-                context.pages.block(start, stop),
-                context.pages.states_at(stop),
-            )
-        context.offered = max(context.offered, length // rows)
+        if first < last and self._cache.keeps_rows_only and not context.history.masks:
+            self._offer_run(context, first, last)
+        else:
+            for block in range(first, last):
+                self._offer_block(context, block)
+        context.offered = max(first, last)
+
+    def _offer_run(self, context: Context, first: int, last: int) -> None:
+        start, stop = first * self._cache.rows, last * self._cache.rows
+        self._cache.add_run(
+            context.prefix[first:last],
+            self._key_before(context, first),
+            start,
+            _rows(context, start, stop),
+            context.pages.block(start, stop),
+        )
+
+    def _offer_block(self, context: Context, block: int) -> None:
+        start, stop = block * self._cache.rows, (block + 1) * self._cache.rows
+        self._cache.add(
+            context.prefix[block],
+            self._key_before(context, block),
+            start,
+            _rows(context, start, stop),
+            context.pages.block(start, stop),
+            context.pages.states_at(stop),
+        )
 
     def _applies(self, context: Context) -> bool:
         """Pages that the program manages are written by its passes, and shared when they are committed."""
