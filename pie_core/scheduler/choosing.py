@@ -80,11 +80,11 @@ class Chooser:
         policy, are_all = self._policy.without(len(places)), len(places) == len(rows.asked)
         chunks = policy.choose(asked, take_chunk, overtake=False, guesses=guesses if are_all else ())
         if not are_all:
-            room = policy.left_for(np.concatenate([scarce, later]), chunks)
-            places = np.concatenate([places, self._cohort.take_scarce(room)])
+            others = np.concatenate([scarce, later])[: policy.room_behind(chunks)]
+            places = np.concatenate([places, self._cohort.take_scarce(others)])
         elif len(rows.guesses) and len(chunks) >= len(asked):
-            more, _ = self._cohort.take(policy.left_for(rows.guesses, chunks))
-            places = np.concatenate([places, more])
+            more = self._cohort.in_turn(rows.guesses, policy.room_behind(chunks))
+            places = np.concatenate([places, self._cohort.take(more)[0]])
         return chunks, places
 
     def submitted(self, chosen: Chosen) -> None:

@@ -234,6 +234,12 @@ class Cohort:
         asked = places[loops] if not waiting.any() else np.concatenate([places[loops], steps[waiting]])
         return Ripe(asked, steps[~waiting], len(places) - int(np.count_nonzero(waiting)))
 
+    def in_turn(self, places: Int64, count: int) -> Int64:
+        """At most so many: those that no step has taken for longest."""
+        if len(places) <= count:
+            return places
+        return places[np.argsort(self.columns.turn[places], kind="stable")[:count]]
+
     def take(self, places: Int64) -> tuple[Int64, Int64]:
         """Pages for their next rows: those that have them now, and those that lack one while memory is scarce."""
         lacking = self.pages.lacking(places, self.columns.submitted[places])

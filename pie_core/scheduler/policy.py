@@ -72,10 +72,10 @@ class Policy:
         """What is left beside so many rows of the cohort."""
         return Policy(self.max_tokens - rows, self.max_requests - rows) if rows else self
 
-    def left_for(self, places: Int64, chunks: Sequence[Chunk]) -> Int64:
-        """As many as have room behind the chunks."""
+    def room_behind(self, chunks: Sequence[Chunk]) -> int:
+        """For so many rows."""
         tokens = self.max_tokens - sum(each.stop - each.start for each in chunks)
-        return places[: max(min(tokens, self.max_requests - len(chunks)), 0)]
+        return max(min(tokens, self.max_requests - len(chunks)), 0)
 
     @property
     def _keeps_nothing(self) -> bool:

@@ -407,3 +407,17 @@ def test_a_prompt_is_not_starved_by_rows() -> None:
         engine.start()
         engine.finish()
     assert engine.is_answered(prompt)
+
+
+def test_guesses_for_which_there_is_no_room_come_next() -> None:
+    """Five programs that have not asked for more, two rows in a step."""
+    engine = opened(5, max_batch_requests=2, speculation_depth=3)
+    for context in range(1, 6):
+        engine.submit(context, [context], samples=(Sample(0, GREEDY),))
+    ahead = []
+    while engine.start() or engine.in_flight:
+        engine.finish()
+        columns = engine.engine._cohort.columns
+        ahead.append(np.ptp((columns.submitted - columns.claimed)[:5]) if seats(engine) == 5 else 0)
+    assert max(ahead) <= 2
+    assert columns.submitted[:5].tolist() == [4] * 5
