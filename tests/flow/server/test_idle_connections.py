@@ -190,4 +190,4 @@ def test_ten_thousand_idle_connections_are_kept_and_cost_the_others_little(tmp_p
     print(found)
     assert found["bytes"] < 50_000
     assert found["of_a_processor"] < 0.2
-    assert found["beside"]["program_ms"] < 2 * found["alone"]["program_ms"]
+    assert found["beside"]["program_ms"] < 3 * found["alone"]["program_ms"]
