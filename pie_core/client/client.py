@@ -153,10 +153,17 @@ class Client:
         return self._adopt(process_id, attached=not detached)
 
     async def launch_many(
-        self, program: str, inputs: Sequence[Mapping[str, Any]], *, trace: str | None = None
+        self,
+        program: str,
+        inputs: Sequence[Mapping[str, Any]],
+        *,
+        priority: int = 0,
+        trace: str | None = None,
     ) -> list[Process]:
         """All of them, or none and an error."""
         fields = {"inferlet": program, "inputs": [_text(each) for each in inputs], "capture_outputs": True}
+        if priority:
+            fields["priority"] = priority
         found = await self.request("launch_processes", **fields, **_trace(trace))
         return [self._adopt(process_id) for process_id in json.loads(found)]
 

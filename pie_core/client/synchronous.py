@@ -112,8 +112,10 @@ class SyncClient:
         launched = self._client.launch(program, arguments, detached=detached, priority=priority, trace=trace)
         return self._process(self._loop.wait(launched))
 
-    def launch_many(self, program: str, inputs: Sequence[Mapping[str, Any]]) -> list[SyncProcess]:
-        launched = self._client.launch_many(program, inputs, trace=traceparent.current())
+    def launch_many(
+        self, program: str, inputs: Sequence[Mapping[str, Any]], *, priority: int = 0
+    ) -> list[SyncProcess]:
+        launched = self._client.launch_many(program, inputs, priority=priority, trace=traceparent.current())
         return [self._process(each) for each in self._loop.wait(launched)]
 
     def run(self, program: str, arguments: Mapping[str, Any] | None = None) -> Any:

@@ -154,6 +154,7 @@ class LaunchProcesses(Request, frozen=True, kw_only=True):
     inputs: Inputs
     capture_outputs: bool
     token_budgets: list[Budget | None] | None = None
+    priority: Priority = 0
     traceparent: Traceparent | None = None
 
 
@@ -163,6 +164,7 @@ class RunProcesses(Request, frozen=True, kw_only=True):
     inferlet: Name
     inputs: Inputs
     token_budgets: list[Budget | None] | None = None
+    priority: Priority = 0
     traceparent: Traceparent | None = None
 
 

@@ -292,7 +292,7 @@ async def remove_program(session: Session, request: m.RemoveProgram) -> str:
 async def launch_process(session: Session, request: m.LaunchProcess) -> str:
     _refuse_budgets(session, [request.token_budget])
     source = await session.service.programs.find(request.inferlet)
-    process = _launch(session, source, request, request.input, request.capture_outputs, request.priority)
+    process = _launch(session, source, request, request.input, request.capture_outputs)
     return process.id
 
 
@@ -337,7 +337,6 @@ def _launch(
     asked: m.LaunchProcess | m.LaunchProcesses | m.RunProcesses,
     given: str,
     capture: bool | None,
-    priority: int = 0,
 ) -> ServerProcess:
     if not session.service.models.is_ready:
         raise Unavailable("the server is loading its models: try again soon (/ready tells when)")
@@ -347,7 +346,7 @@ def _launch(
         source,
         given,
         keep_printed=bool(capture),
-        priority=priority,
+        priority=asked.priority,
         traceparent=asked.traceparent,
     )
     if capture:

@@ -85,6 +85,8 @@ def test_a_launch_gives_a_priority_up_to_what_the_server_grants(start_server: St
                     await (await client.launch("priority", priority=each)).result() for each in (3, 0, -8)
                 ]
                 assert given == [3, 0, -8]
+                many = await client.launch_many("priority", [{}, {}], priority=2)
+                assert [await each.result() for each in many] == [2, 2]
                 with pytest.raises(LimitExceeded, match=r"priority 4 is more than 3.*server\.max_priority"):
                     await client.launch("priority", priority=4)
 
