@@ -44,6 +44,7 @@ from pie_core.sandbox.guest import Guest
 from pie_core.sandbox.hosting import Interface, Pending
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.program import Program
+from pie_core.sandbox.quick_calls import built_library
 from pie_core.sandbox.runtime import Runtime
 from pie_core.sandbox.signatures import our_interfaces
 from pie_core.text.text_model import load_text
@@ -301,11 +302,14 @@ class Bench:
     async def turns(self) -> None:
         for guests in (1, 32, 256, 1000):
             count = max(30, 30_000 // guests)
-            self.rows[f"turn of a loop, {guests} guests, us of CPU"] = await self._turn(guests, count)
+            for label, library in (("", None), (", with quick calls", built_library())):
+                if library is not None or not label:
+                    row = f"turn of a loop, {guests} guests{label}, us of CPU"
+                    self.rows[row] = await self._turn(guests, count, library)
 
-    async def _turn(self, guests: int, count: int) -> float:
+    async def _turn(self, guests: int, count: int, library: Path | None = None) -> float:
         """Microseconds for each of `count` turns of each guest, without what a guest needs for its first."""
-        runtime, times = Runtime(INTERFACES, self.cache), []
+        runtime, times = Runtime(INTERFACES, self.cache, quick_calls=library), []
         for calls in (count, 1):
             program = await Program.load(runtime, step_guest(calls))
             times.append(min([await self._loops(runtime, program, guests) for _ in range(ROUNDS)]))

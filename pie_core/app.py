@@ -44,6 +44,7 @@ from pie_core.processes.workers import Workers
 from pie_core.programs import ProgramSource, find_program
 from pie_core.sandbox.compilation import CompileLimits
 from pie_core.sandbox.limits import MIB, Limits
+from pie_core.sandbox.quick_calls import built_library
 from pie_core.sandbox.runtime import Runtime
 from pie_core.telemetry.exporting import start_tracing
 from pie_core.telemetry.tracing import TraceSettings, Tracing, spanning
@@ -393,7 +394,7 @@ def _trace_settings(config: TelemetryConfig) -> TraceSettings | None:
 
 def _new_runtime(config: RuntimeConfig) -> Runtime:
     cache = config.program_cache or programs_cache_dir()
-    return Runtime(INTERFACES, cache, compile_limits=_compile_limits(config))
+    return Runtime(INTERFACES, cache, compile_limits=_compile_limits(config), quick_calls=built_library())
 
 
 def _compile_limits(config: RuntimeConfig) -> CompileLimits:

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from benchmarks.engine import (
     agent_session,
-    evictions,
     forks,
     grid,
     latencies,
@@ -36,7 +35,6 @@ SCENARIOS = {
     "waiting": waiting.measure,
     "latencies": latencies.measure,
     "oversubscription": oversubscription.measure,
-    "evictions": evictions.measure,
     "agent_session": agent_session.measure,
     "workers": workers.measure,
 }

@@ -58,6 +58,7 @@ from pie_core.processes.worker_messages import (
 from pie_core.processes.worker_port import WorkerPort, first_id
 from pie_core.programs import ComponentProgram, ProgramSource, PythonProgram
 from pie_core.sandbox.hosting import Pending
+from pie_core.sandbox.quick_calls import built_library
 from pie_core.sandbox.runtime import Runtime
 from pie_core.telemetry.exporting import start_tracing
 from pie_core.telemetry.log_lines import about, start_log_lines
@@ -226,7 +227,12 @@ class WorkerProcess:
         start_log_lines(start.log_level, start.log_format, "worker")
         self._start = start
         self._tracing = None if start.traces is None else start_tracing(start.traces, "worker")
-        self._runtime = Runtime(INTERFACES, Path(start.cache_folder), compile_limits=start.compile_limits)
+        self._runtime = Runtime(
+            INTERFACES,
+            Path(start.cache_folder),
+            compile_limits=start.compile_limits,
+            quick_calls=built_library(),
+        )
         self._runner = ProgramRunner(self._runtime, self._report, self._tracing)
 
     @property

@@ -69,6 +69,11 @@ def c_function(name: str, result: Any, *arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(result, *arguments)(address_of(getattr(_library, name)))
 
 
+def native_address(name: str) -> int:
+    """Of a function of wasmtime's shared library."""
+    return address_of(getattr(_library, name))
+
+
 def quick_function(name: str, result: Any) -> Any:
     """The same for the path of every token: it keeps the interpreter's lock and converts nothing.
 
@@ -215,6 +220,11 @@ class LinkerNames:
             add(self._address, encoded, len(encoded), ctypes.cast(callback, Address).value, None, None)
         )
 
+    def native_function(self, name: str, callback: int, data: int) -> None:
+        """A suspending function that is not Python's: what it is called with first is `data`."""
+        encoded = name.encode()
+        _raise_for(_add_func_async(self._address, encoded, len(encoded), callback, data, None))
+
     def resource(self, name: str, type_id: int, destructor: Any) -> None:
         encoded = name.encode()
         kind = ResourceType.host(type_id)
@@ -245,11 +255,22 @@ class Fiber:
         "continuation",
         "flag",
         "future",
+        "poll_call",
+        "record",
         "result",
         "ticks",
     )
 
-    def __init__(self, engine: wasmtime.Engine, linker: Linker, memory_bytes: int, ticks: int) -> None:
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        linker: Linker,
+        memory_bytes: int,
+        ticks: int,
+        record: Any = None,
+        poll_call: Any = poll_future,
+    ) -> None:
+        """`record` and `poll_call` are quick_calls', where it is used: its record begins with flag, context, future."""
         self._store: wasmtime.Store | None = wasmtime.Store(engine)
         self._store.set_limits(memory_bytes, TABLE_ELEMENTS, INSTANCES, TABLES, MEMORIES)
         self._linker = linker
@@ -258,12 +279,16 @@ class Fiber:
         _set_deadline(self.context, ticks)
         _yield_at_deadline(self.context, ticks)
         self.context_argument = Address.from_param(self.context)
-        self.flag = ctypes.c_uint16(0)  # 0: the continuation answers "not yet", 1: "yes"
+        self.record, self.poll_call = record, poll_call
+        if record is not None:
+            record[1] = self.context
+        self.flag = ctypes.c_uint16(0) if record is None else ctypes.c_uint16.from_buffer(record)
+        # The flag is 0: the continuation answers "not yet", 1: "yes"
         self.continuation = _continuation.pack(_strlen_address, ctypes.addressof(self.flag), 0)
         self._instance = bindings.wasmtime_component_instance_t()
         self._error = ctypes.c_void_p()
         self._future = 0
-        self.future: Any = None  # of the call in progress, as `poll_future` takes it
+        self.future: Any = None  # of the call in progress, as `poll_call` takes it
         self._arguments: Any = None
         self._results: Any = (ctypes.c_char * VALUE_BYTES)()
         self.result = ctypes.addressof(self._results)
@@ -285,7 +310,7 @@ class Fiber:
             ctypes.addressof(self._instance),
             ctypes.addressof(self._error),
         )
-        self.future = Address.from_param(self._future)
+        self._note_future()
 
     def begin_call(self, name: str, count: int, write: Callable[[int], None], gives: bool) -> None:
         """Calls an export with `count` arguments, which `write(address)` lays down."""
@@ -306,11 +331,18 @@ class Fiber:
             1 if gives else 0,
             ctypes.addressof(self._error),
         )
-        self.future = Address.from_param(self._future)
+        self._note_future()
+
+    def _note_future(self) -> None:
+        if self.record is None:
+            self.future = Address.from_param(self._future)
+        else:
+            self.record[2] = self._future
+            self.future = ctypes.byref(self.record)
 
     def poll(self) -> bool:
         """Runs the guest until it suspends, yields or ends; true when the call has ended."""
-        return bool(poll_future(self.future))
+        return bool(self.poll_call(self.future))
 
     def hold(self) -> None:
         """The continuation answers "not yet" from now on."""

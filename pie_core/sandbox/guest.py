@@ -24,11 +24,12 @@ from pie_core.errors import (
 )
 from pie_core.sandbox import traps
 from pie_core.sandbox.converters import Refused
-from pie_core.sandbox.fibers import GuestStopped, poll_future
+from pie_core.sandbox.fibers import GuestStopped
 from pie_core.sandbox.handles import Handles
 from pie_core.sandbox.hosting import GuestState, Pending
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.pump import TICK_S
+from pie_core.sandbox.quick_calls import CALLED
 from pie_core.sandbox.wasi.streams import ByteSource, OutputBudget
 
 if TYPE_CHECKING:
@@ -68,8 +69,10 @@ class Guest:
         "_fiber",
         "_instantiated",
         "_pending",
+        "_poll",
         "_program",
         "_rate",
+        "_record",
         "_results",
         "_runtime",
         "_spinning",
@@ -109,6 +112,8 @@ class Guest:
         self.context_argument = self._fiber.context_argument
         self.continuation = self._fiber.continuation
         self.flag = self._fiber.flag
+        self._poll = self._fiber.poll_call
+        self._record = self._fiber.record
         self._current = runtime.current
         self._wake = partial(runtime.pump.wake, self)
         self._instantiated = False
@@ -201,12 +206,32 @@ class Guest:
             self._refresh_deadline()
         current = self._current
         current.guest = self
-        done = self._timed_poll() if self._spinning else poll_future(self._fiber.future)
+        done = self._timed_poll() if self._spinning else self._poll(self._fiber.future)
         current.guest = None
+        if self._record is not None and self._record[CALLED] and self._stop is None:
+            return self._serve()
         if self._pending is not None and self._stop is None:
             self._spinning = False
             return False
         return self._came_back(done)
+
+    def _serve(self) -> bool:
+        """A call that was only noted down (quick_calls): it is served now, off the guest's stack."""
+        self._spinning = False
+        current = self._current
+        current.guest = self
+        try:
+            is_answered = self._runtime.served(self._record[CALLED])(self, self._record)
+        except BaseException as error:  # told to the guest already where it has a way to learn it
+            return self._stopped(self._stop or traps.host_failure(error))
+        finally:
+            current.guest = None
+        if self._stop is not None:
+            return self._stopped(self._stop)
+        if is_answered:
+            self.flag.value = 1
+            self._runtime.pump.wake(self)
+        return False
 
     def _came_back(self, done: bool) -> bool:
         """It does not wait for anything: it was stopped, its call has ended, or its slice is over."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pie_core.sandbox.fibers import AsyncCallback, Destructor, LinkerNames, Sync
 from pie_core.sandbox.guest import Complete, CurrentGuest
 from pie_core.sandbox.hosting import HostFunction, Interface, Pending
 from pie_core.sandbox.memory import MEMORY
+from pie_core.sandbox.quick_calls import ARGUMENTS, RESULTS, QuickCalls, QuickFunction, Serve, masks_of
 from pie_core.sandbox.reflection import ComponentShape, ImportedInstance
 from pie_core.sandbox.signatures import our_interfaces
 from pie_core.sandbox.wasi import registry
@@ -56,7 +57,10 @@ Refuse = Callable[
 class HostLinker:
     """The host functions of one runtime; callbacks are made on first use and shared by all programs."""
 
-    def __init__(self, interfaces: Iterable[Interface], current: CurrentGuest) -> None:
+    def __init__(
+        self, interfaces: Iterable[Interface], current: CurrentGuest, quick: QuickCalls | None = None
+    ) -> None:
+        self._quick = quick
         self._hosts = {f"{interface.package}/{interface.name}": interface for interface in interfaces}
         self._wasi = {
             f"{interface.package}/{interface.name}": interface for interface in registry.IMPLEMENTED
@@ -124,7 +128,16 @@ class HostLinker:
                 raise ProgramError(
                     f"{program} imports {wanted.name}.{name}, which this build of pie does not implement"
                 )
-            names.function(name, self._callback(wanted.path, ours, host))
+            self._link_function(names, wanted.path, name, ours, host)
+
+    def _link_function(
+        self, names: LinkerNames, path: str, name: str, function: Function, host: HostFunction
+    ) -> None:
+        callback = self._callback(path, function, host)
+        if isinstance(callback, QuickFunction):
+            names.native_function(name, callback.callback, callback.data)
+        else:
+            names.function(name, callback)
 
     def _define_resource(
         self,
@@ -162,7 +175,11 @@ class HostLinker:
         if key not in self._callbacks:
             for_sandbox = path in self._wasi
             make = self._async_callback if host.suspends else self._sync_callback
-            self._callbacks[key] = make(function, host, for_sandbox)
+            masks = masks_of(function) if host.suspends and not for_sandbox else None
+            if self._quick is not None and masks is not None:
+                self._callbacks[key] = self._quick.function(masks, self._served(function, host, masks))
+            else:
+                self._callbacks[key] = make(function, host, for_sandbox)
         return self._callbacks[key]
 
     # --- callbacks -----------------------------------------------------------------------------------------------
@@ -240,6 +257,35 @@ class HostLinker:
                 ctypes.c_uint64.from_address(failure).value = new_error("the host refused the call")
 
         return AsyncCallback(run)
+
+    def _served(self, function: Function, host: HostFunction, masks: Sequence[int]) -> Serve:
+        """What an async callback does, for a call that was noted down."""
+        write, write_error = self._result_writers(function)
+        refuse = _refuser(self._current, function, host)
+        complete, call = _completer(write, write_error, refuse), host.call
+        places = [(ARGUMENTS + place, mask == 0) for place, mask in enumerate(masks)]
+
+        def serve(guest: Any, record: Any) -> bool:
+            results, objects = record[RESULTS], guest.handles.objects
+            try:
+                guest.calls_left -= 1
+                if guest.calls_left < 0:
+                    guest.grant_calls()
+                answer = call(
+                    guest.state, *[objects[record[at]] if held else record[at] for at, held in places]
+                )
+                if isinstance(answer, Pending):
+                    if not answer.done:
+                        guest.suspend(answer, complete, results)
+                        return False
+                    complete(results, answer, guest)
+                else:
+                    write(results, answer, guest)
+            except BaseException as error:  # see the top
+                write_error(results, refuse(guest, error), guest)
+            return True
+
+        return serve
 
     def _result_writers(self, function: Function) -> tuple[Writer, Writer]:
         """(for the value, for the error side)."""

@@ -19,7 +19,9 @@ from pie_core.sandbox.hosting import GuestState, Interface
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.linker import HostLinker
 from pie_core.sandbox.pump import Pump, Ticker
-from pie_core.sandbox.selftest import self_test
+from pie_core.sandbox.quick_calls import RECORD as QUICK_RECORD
+from pie_core.sandbox.quick_calls import QuickCalls, Serve
+from pie_core.sandbox.selftest import self_test, try_quick_calls
 
 if TYPE_CHECKING:
     from pie_core.sandbox.program import Program
@@ -36,7 +38,9 @@ class Runtime:
         cache_folder: Path | None = None,
         options: EngineOptions | None = None,
         compile_limits: CompileLimits | None = None,
+        quick_calls: Path | None = None,
     ) -> None:
+        """`quick_calls` is the library of that name, if it was built."""
         self_test()
         self.options = options or EngineOptions()
         self.engine = new_engine(self.options)
@@ -45,7 +49,10 @@ class Runtime:
         self._calls_of_ended = 0
         self._tenants: WeakValueDictionary[str, Bucket] = WeakValueDictionary()
         self._closed = False
-        self.linker = HostLinker(interfaces, self.current)
+        if quick_calls is not None:
+            try_quick_calls(quick_calls)
+        self._quick = None if quick_calls is None else QuickCalls(quick_calls)
+        self.linker = HostLinker(interfaces, self.current, self._quick)
         self.compiler = Compiler(
             self.engine, self.options, AotCache(cache_folder), compile_limits or CompileLimits()
         )
@@ -85,7 +92,15 @@ class Runtime:
     def new_fiber(self, program: Program, limits: Limits) -> Fiber:
         if self._closed:
             raise RuntimeError("a guest was started in a runtime that is closed")
-        return Fiber(self.engine, program.linker, limits.memory_bytes, SLICE_TICKS)
+        memory_bytes = limits.memory_bytes
+        if self._quick is None:
+            return Fiber(self.engine, program.linker, memory_bytes, SLICE_TICKS)
+        return Fiber(self.engine, program.linker, memory_bytes, SLICE_TICKS, QUICK_RECORD(), self._quick.poll)
+
+    def served(self, number: int) -> Serve:
+        """The host function that was noted down under this number."""
+        assert self._quick is not None
+        return self._quick.served[number]
 
     def close(self) -> None:
         """Ends every guest and the ticker's thread."""
