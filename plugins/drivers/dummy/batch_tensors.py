@@ -81,8 +81,7 @@ class ResolvedStep:
 
 def resolve(batch: ForwardBatch, finished: FinishedSteps) -> ResolvedStep:
     failures = Failures()
-    rows_per_request = np.diff(batch.indptr)
-    request = np.repeat(np.arange(batch.num_requests), rows_per_request)
+    request = np.arange(batch.num_requests).repeat(batch.indptr[1:] - batch.indptr[:-1])
     shift = _length_shift(batch, finished, failures)
     starts = batch.kv_lengths - shift
     positions = batch.positions.reshape(batch.num_tokens, -1).astype(np.int64) - shift[request, None]
@@ -158,7 +157,7 @@ def _resolve_tokens(
     if not named.any():
         return refs.ids, rejected
     tokens = refs.ids.copy()
-    for ticket in np.unique(refs.tickets[named]).tolist():
+    for ticket in set(refs.tickets[named].tolist()):
         at = np.flatnonzero(refs.tickets == ticket)
         step = finished.get(ticket)
         if step is None:

@@ -95,7 +95,9 @@ class PagedCache:
     def plan(self, table: PageTable, request: Int64, kv_index: Int64, ranges: KvRanges) -> StepPages:
         logical = table.logical.astype(np.int64)
         pages = table.pages.astype(np.int64)
-        keys = np.repeat(np.arange(len(table.indptr) - 1) * _REQUEST, np.diff(table.indptr)) + logical
+        keys = (np.arange(len(table.indptr) - 1) * _REQUEST).repeat(
+            table.indptr[1:] - table.indptr[:-1]
+        ) + logical
         size = self._page_size
         find = _PageFinder(keys, pages)
         written = find.page(request, kv_index // size)
@@ -115,6 +117,10 @@ class PagedCache:
 
     def _partials(self, ranges: KvRanges, find: _PageFinder) -> list[_Partial]:
         size = self._page_size
+        if size == 1:
+            return []
+        if not ranges.low.any():
+            return self._ragged_ends(ranges, find)
         low_page, high_page = ranges.low // size, ranges.high // size
         ragged_start = ranges.low % size > 0
         starts = np.flatnonzero(ragged_start & (ranges.low < ranges.high))
@@ -122,6 +128,11 @@ class PagedCache:
         ends = np.flatnonzero((ranges.high % size > 0) & own_page & (ranges.low < ranges.high))
         parts = [(starts, low_page[starts]), (ends, high_page[ends])]
         return [self._partial(ranges, chosen, page, find) for chosen, page in parts if len(chosen)]
+
+    def _ragged_ends(self, ranges: KvRanges, find: _PageFinder) -> list[_Partial]:
+        """Where every range begins at the first row: no start is ragged."""
+        ends = ((ranges.high % self._page_size > 0) & (ranges.high > 0)).nonzero()[0]
+        return [self._partial(ranges, ends, ranges.high[ends] // self._page_size, find)] if len(ends) else []
 
     def _partial(self, ranges: KvRanges, chosen: Int64, logical: Int64, find: _PageFinder) -> _Partial:
         page = find.page(ranges.request[chosen], logical)
@@ -177,14 +188,15 @@ class _PageFinder:
 
     def entry(self, request: Int64, logical: Int64) -> Int64:
         """Number of the first table entry that is not before this page."""
-        return np.searchsorted(self.keys, request * _REQUEST + logical).astype(np.int64)
+        return self.keys.searchsorted(request * _REQUEST + logical)
 
     def page(self, request: Int64, logical: Int64) -> Int64:
         """The physical page; -1 where the table has a hole."""
         if not len(self.keys):
             return np.full(len(logical), -1, np.int64)
-        entry = np.minimum(self.entry(request, logical), len(self.keys) - 1)
-        return np.where(self.keys[entry] == request * _REQUEST + logical, self.pages[entry], -1)
+        wanted = request * _REQUEST + logical
+        entry = np.minimum(self.keys.searchsorted(wanted), len(self.keys) - 1)
+        return np.where(self.keys[entry] == wanted, self.pages[entry], -1)
 
 
 class StateCache:

@@ -137,6 +137,8 @@ def verify_drafts(step: ResolvedStep, tokens: Int32) -> Verification:
     first_sampler = np.full(batch.num_tokens, -1, np.int64)
     first_sampler[step.samplers.rows[::-1]] = np.arange(len(step.samplers.rows))[::-1]
     accepted = np.zeros(batch.num_requests, np.int32)
+    if not batch.num_drafts.any():
+        return _nothing_drafted(step, accepted, first_sampler)
     for request in np.flatnonzero(batch.num_drafts).tolist():
         accepted[request] = _count_accepted(step, request, first_sampler, tokens)
     last_rows: Int64 = batch.indptr[1:] - 1 - batch.num_drafts + accepted
@@ -145,6 +147,16 @@ def verify_drafts(step: ResolvedStep, tokens: Int32) -> Verification:
         last_samplers=first_sampler[last_rows],
         end_lengths=(step.starts + last_rows + 1 - batch.indptr[:-1]).astype(np.int64),
         rejected=step.samplers.rows > last_rows[step.request[step.samplers.rows]],
+    )
+
+
+def _nothing_drafted(step: ResolvedStep, accepted: Int32, first_sampler: Int64) -> Verification:
+    stops = step.batch.indptr[1:]
+    return Verification(
+        accepted=accepted,
+        last_samplers=first_sampler[stops - 1],
+        end_lengths=step.starts + stops - step.batch.indptr[:-1],
+        rejected=np.zeros(len(step.samplers.rows), np.bool_),
     )
 
 
