@@ -16,6 +16,7 @@ from pathlib import Path
 
 from benchmarks.engine import (
     agent_session,
+    evictions,
     forks,
     grid,
     latencies,
@@ -35,6 +36,7 @@ SCENARIOS = {
     "waiting": waiting.measure,
     "latencies": latencies.measure,
     "oversubscription": oversubscription.measure,
+    "evictions": evictions.measure,
     "agent_session": agent_session.measure,
     "workers": workers.measure,
 }

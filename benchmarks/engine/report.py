@@ -131,6 +131,13 @@ def _memory_goals(results: Results) -> Iterator[Goal]:
     yield Goal(
         f"memory wanted {most} times: programs that complete", "all", f"{completed:.0%}", completed == 1
     )
+    long = results["evictions"]["evictions"]
+    yield Goal(
+        f"pages of a loop of {long['tokens']:,} tokens that evicts",
+        "sink + window + 1, same tokens",
+        f"{long['most_pages']}, {'same' if long['same_tokens'] else 'other'} tokens",
+        long["same_tokens"] and long["most_pages"] <= long["pages_of_sink_and_window"] + 1,
+    )
     for row in results["agent_session"]["rows"]:
         yield Goal(
             f"agents, {row['turns']} turns, history {row['history']}, wanting {row['crowding']}x the pages: again",
