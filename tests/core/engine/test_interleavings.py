@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pie_core.engine.messages import (
     BreakOff,
     Cancel,
+    DeleteSnapshot,
     DropContext,
     EndProcess,
     Failed,
@@ -21,14 +22,16 @@ from pie_core.engine.messages import (
     ForwardDone,
     Generate,
     Generated,
+    OpenSnapshot,
     Sample,
     SamplerSpec,
+    SaveSnapshot,
     SetPriority,
     Steps,
     TruncateContext,
 )
 from pie_core.errors import ForwardError
-from pie_core.ids import ContextId, ProcessId, RequestId
+from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
 from pie_core.testing.simulated_programs import Checker, Draw, Shadow
 from tests.core.engine.stepping import VOCAB, SteppedEngine, dummy
 
@@ -48,6 +51,7 @@ class Loop:
         self.received: list[int] = []
         self.drawn: tuple[int, SamplerSpec] | None = None
         self.settle: Callable[[Any], None] = lambda event: None
+        self.may_fail: tuple[str, ...] = ()  # codes of failures that `settle` takes
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -82,6 +86,7 @@ class Interleavings(RuleBasedStateMachine):
         self.loops: list[Loop] = []
         self.contexts = 0
         self.crashed = False
+        self.snapshots: dict[str, Shadow] = {}
         for _ in range(4):
             self.launch()
 
@@ -98,13 +103,16 @@ class Interleavings(RuleBasedStateMachine):
         self.engine.create(self.contexts, process=f"p{self.contexts % 3}", seed=self.contexts)
         self.loops.append(Loop(self.contexts, Shadow(self.contexts)))
 
-    def ask(self, loop: Loop, settle: Callable[[Any], None], *, generates: bool = False) -> RequestId:
-        loop.request, loop.settle, loop.generates, loop.received = (
-            self.engine.new_request(),
-            settle,
-            generates,
-            [],
-        )
+    def ask(
+        self,
+        loop: Loop,
+        settle: Callable[[Any], None],
+        *,
+        generates: bool = False,
+        may_fail: tuple[str, ...] = (),
+    ) -> RequestId:
+        loop.request, loop.settle, loop.may_fail = self.engine.new_request(), settle, may_fail
+        loop.generates, loop.received = generates, []
         return loop.request
 
     @rule(number=some, tokens=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9), sampler=some)
@@ -177,6 +185,35 @@ class Interleavings(RuleBasedStateMachine):
         self.contexts += 1
         self.engine.send(ForkContext(ContextId(self.contexts), loop.context))
         self.loops.append(Loop(self.contexts, loop.shadow.child()))
+
+    @rule(number=some)
+    def save(self, number: int) -> None:
+        loop = self.pick(number, idle=True)
+        if loop is None:
+            return
+        name, saved = f"s{number % 3}", loop.shadow.child()
+
+        def settle(event: Any) -> None:
+            if isinstance(event, Failed):
+                loop.shadow.children -= 1
+            else:
+                self.snapshots[name] = saved
+
+        request = self.ask(loop, settle, may_fail=("limit-exceeded",))
+        self.engine.send(SaveSnapshot(request, loop.context, name, b""))
+
+    @precondition(lambda self: self.snapshots and len(self.loops) < 8)
+    @rule(number=some)
+    def open_snapshot(self, number: int) -> None:
+        self.engine.run()
+        self.hear()
+        name = sorted(self.snapshots)[number % len(self.snapshots)]
+        self.contexts += 1
+        loop = Loop(self.contexts, self.snapshots[name].child())
+        self.loops.append(loop)
+        request = self.ask(loop, lambda event: None)
+        process, tenant = ProcessId("p1"), Tenant("t")
+        self.engine.send(OpenSnapshot(request, loop.context, process, tenant, name, take=False))
 
     @rule(number=some, length=some)
     def truncate(self, number: int, length: int) -> None:
@@ -262,7 +299,7 @@ class Interleavings(RuleBasedStateMachine):
             loop.received += event.tokens
             if event.finish is None:
                 return
-        if isinstance(event, Failed):
+        if isinstance(event, Failed) and event.code not in loop.may_fail:
             assert event.code == "cancelled" or (self.crashed and event.code == "forward"), event
             loop.drawn = None
         else:
@@ -282,6 +319,8 @@ class Interleavings(RuleBasedStateMachine):
             self.check(loop)
             assert self.engine.history(loop.context) == loop.shadow.tokens
         assert self.checker.wrong_draws() == []
+        for name in self.snapshots:
+            self.engine.send(DeleteSnapshot(self.engine.new_request(), Tenant("t"), name))
         self.engine.send(*(EndProcess(ProcessId(f"p{number}")) for number in range(3)))
         self.engine.run()
         assert self.engine.all_pages_are_free()
