@@ -70,7 +70,7 @@ async def _period_ms(app: WatchedApplication, source: ProgramSource) -> float:
     await Crowd(app, source, [{}]).run()
     app.watched.take_steps()
     await Crowd(app, source, [{}]).run()
-    return 1e3 / decode_of(app, 1).tokens_per_s
+    return decode_of(app, 1).period_us / 1e3
 
 
 def _row(depth: int, compute_ms: float, plain_ms: float, period_ms: float) -> Results:

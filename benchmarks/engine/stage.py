@@ -162,10 +162,11 @@ def _decode(steps: Sequence[Step], guests: int, together: bool) -> Decode:
     periods = [after.collected_at - before.collected_at for before, after in pairwise(steps)]
     idle = idle_times(steps)
     drawn = sum(step.requests for step in steps[1:])
+    busy_s = sum(step.busy_s for step in steps[1:])
     return Decode(
         steps=len(steps),
         together=together,
-        utilisation=sum(step.busy_s for step in steps[1:]) / span,
+        utilisation=busy_s / (busy_s + sum(idle)),
         host_us=1e6 * (median(host) if together else sum(host) * guests / drawn),
         period_us=1e6 * median(periods),
         period_p99_us=1e6 * float(np.percentile(periods, 99)),
