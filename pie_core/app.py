@@ -487,6 +487,7 @@ def _engine_options(model: ModelConfig) -> EngineOptions:
         "max_requests_per_process": limits.requests_per_program,
         "max_requests_per_tenant": limits.requests_per_tenant,
         "max_tokens_per_process": limits.tokens_per_program,
+        "max_tokens_per_minute_per_tenant": limits.tokens_per_minute_per_tenant,
         "max_page_share_per_process": limits.page_share_per_program,
         "max_page_share_per_tenant": limits.page_share_per_tenant,
         "max_snapshots": limits.snapshots_per_tenant,

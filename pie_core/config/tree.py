@@ -358,6 +358,10 @@ class LimitsConfig:
     tokens_per_program: Annotated[
         int | None, Field(ge=1, description="Tokens that a program may feed and draw in its life.")
     ] = None
+    tokens_per_minute_per_tenant: Annotated[
+        int | None,
+        Field(ge=1, description="Tokens that they may feed and draw in a minute; what runs then goes on."),
+    ] = None
     page_share_per_program: Annotated[
         float, Field(gt=0, le=1, description="The part of the KV pages that its contexts may fill.")
     ] = 1.0

@@ -108,7 +108,7 @@ class Engine:
         self._cache = Cache(driver.capabilities.cache, options.swap_bytes)
         self._suspensions = Suspensions(driver, self._cache, options)
         self._snapshots = Snapshots(self._cache, options, driver.capabilities.weights_revision, wall_clock)
-        self._quotas = Quotas(options, self._cache)
+        self._quotas = Quotas(options, self._cache, clock)
         self._contexts = Contexts(self._cache, self._snapshots, self._quotas, self._emit)
         self._admission = admission = Admission(driver.capabilities, options)
         self._ahead = RunAhead(driver.capabilities, options)

@@ -51,6 +51,9 @@ class EngineOptions:
     max_tokens_per_process: int | None = field(
         default=None, metadata={"help": "Tokens that a program may feed and draw in its life."}
     )
+    max_tokens_per_minute_per_tenant: int | None = field(
+        default=None, metadata={"help": "Tokens that a tenant's programs may feed and draw in a minute."}
+    )
     max_page_share_per_process: float = field(
         default=1.0,
         metadata={"help": "Part of the pages of a cache group that a program's contexts may fill."},

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pie_core.contracts.forward import Int32
 from pie_core.engine.context import Context
 from pie_core.engine.messages import Forward, Generate, ProcessUse, Step
 from pie_core.engine.options import EngineOptions
 from pie_core.engine.tally import Tally
+from pie_core.engine.token_rates import TokenRates
 from pie_core.errors import LimitExceeded
 from pie_core.ids import ProcessId, RequestId, Tenant
 from pie_core.kv_pages.context_pages import Cache
@@ -28,12 +30,15 @@ _LIMITED = {
 class Quotas:
     """Counts what is there, and refuses one more by type before anything has changed."""
 
-    def __init__(self, options: EngineOptions, cache: Cache) -> None:
+    def __init__(
+        self, options: EngineOptions, cache: Cache, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._options = options
         self._cache = cache
         self._contexts: Counter[str] = Counter()
         self._requests: Counter[str] = Counter()
         self.tokens = Tally()  # by process
+        self._rates = TokenRates(options.max_tokens_per_minute_per_tenant, self.tokens, clock)
         self._open: dict[RequestId, Context] = {}
 
     def add_context(self, process: ProcessId, tenant: Tenant) -> None:
@@ -65,6 +70,7 @@ class Quotas:
         count = 1 if isinstance(command, Step) else len(command.tokens)
         tokens = self.tokens[process] + count
         _refuse_beyond("tokens_per_program", process, tokens, options.max_tokens_per_process)
+        self._rates.check(process, tenant)
         self.refuse_too_many_pages(context, count, contexts)
         self._open[command.request] = context
         counts.update((_of(process), _at(tenant)))
@@ -85,6 +91,7 @@ class Quotas:
         return None if limit is None else max(limit - self.tokens[process], 0)
 
     def forget_process(self, process: ProcessId) -> None:
+        self._rates.forget_process(process)
         self.tokens.forget(process)
 
     def uses(self, contexts: Iterable[Context]) -> list[ProcessUse]:
@@ -111,7 +118,8 @@ class Quotas:
         options = self._options
         shares = (options.max_page_share_per_process, options.max_page_share_per_tenant)
         limits = (options.max_requests_per_process, options.max_requests_per_tenant)
-        return min(shares) < 1 or limits != (None, None)
+        rate = options.max_tokens_per_minute_per_tenant
+        return min(shares) < 1 or limits != (None, None) or rate is not None
 
     @property
     def may_refuse(self) -> bool:

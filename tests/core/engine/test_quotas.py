@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pie_core.engine.messages import DropContext, EndProcess, Failed, Forward, Generated
 from pie_core.ids import ContextId, ProcessId
 from tests.core.engine.stepping import SteppedEngine, dummy
@@ -51,6 +53,31 @@ def test_a_program_may_feed_and_draw_so_many_tokens() -> None:
     assert len(engine.generated(request)) == 7
     assert "would have 11 tokens in all; the limit is 10" in engine.refused(1).message
     assert engine.forward(2, [1]).length == 1
+
+
+@pytest.mark.parametrize("speculation_depth", [0, 2])
+def test_a_tenant_s_programs_may_feed_and_draw_so_many_tokens_in_a_minute(speculation_depth: int) -> None:
+    engine = SteppedEngine(max_tokens_per_minute_per_tenant=60, speculation_depth=speculation_depth)
+    for context, process in ((1, "p"), (2, "q"), (3, "r")):
+        engine.create(context, process, tenant="u" if process == "r" else "t")
+    assert len(engine.generate(1, [1] * 10, 40)) == 40
+    assert engine.forward(2, [1] * 9).length == 9
+    assert len(engine.generate(2, [1], 30)) == 30  # one token is left, so it begins; and then it goes on
+    failed = engine.refused(1)
+    assert failed.code == "limit-exceeded"
+    assert "'t' has fed and drawn 90 tokens" in failed.message
+    assert "the limit is 60 in a minute (limits.tokens_per_minute_per_tenant" in failed.message
+    assert engine.forward(3, [1]).length == 1
+    engine.send(EndProcess(ProcessId("p")))
+    engine.create(4, "s")
+    assert engine.refused(4).code == "limit-exceeded"  # programs that end take nothing along
+    engine.now = 29.0
+    assert engine.refused(4).code == "limit-exceeded"
+    engine.now = 31.0
+    assert engine.forward(4, [1]).length == 1
+    assert engine.refused(4).code == "limit-exceeded"
+    engine.now = 1000.0
+    assert len(engine.generate(4, [1], 20)) == 20
 
 
 def test_a_program_may_fill_a_part_of_the_pages() -> None:
