@@ -157,6 +157,7 @@ class Forward(Message, frozen=True):
     timeout_s: float | None = None  # from its arrival; None: the engine's own, if it has one
     priority: int | None = None  # None: the context's
     trace: str | None = None  # the traceparent of who asks, where that is recorded
+    masks_attention_only: bool = False  # masks are meant to hide nothing from recurrent layers
 
 
 class Generate(Message, frozen=True):

@@ -45,6 +45,7 @@ class HostPass:
         "context",
         "logit_mask",
         "masks",
+        "masks_attention_only",
         "num_drafts",
         "positions",
         "priority",
@@ -61,6 +62,7 @@ class HostPass:
         self.tokens: list[int] = []
         self.positions: list[int] | None = None
         self.masks: tuple[tuple[int, ...], ...] = ()
+        self.masks_attention_only = False
         self.logit_mask: tuple[int, ...] | None = None
         self.samples: list[Sample] = []
         self.probes: list[Probe] = []
@@ -112,6 +114,7 @@ class HostPass:
             timeout_s=self.timeout_s,
             priority=self.priority,
             trace=self.trace,
+            masks_attention_only=self.masks_attention_only,
         )
 
 
@@ -236,6 +239,12 @@ def input_drafts(guest: ProgramState, forward: HostPass, tokens: list[int]) -> N
 def attention_mask(guest: ProgramState, forward: HostPass, rows: list[list[int]]) -> None:
     forward.check_open()
     forward.masks = tuple(tuple(row) for row in rows)
+
+
+@interface.function("forward-pass.mask-attention-layers-only")
+def mask_attention_layers_only(guest: ProgramState, forward: HostPass) -> None:
+    forward.check_open()
+    forward.masks_attention_only = True
 
 
 @interface.function("forward-pass.logit-mask")

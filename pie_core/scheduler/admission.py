@@ -198,7 +198,7 @@ class Admission:
     def _masks(self, command: Forward, context: Context) -> list[Int32]:
         if not command.masks:
             return []
-        self._require_masks()
+        self._require_masks(command.masks_attention_only)
         if len(command.masks) != len(command.tokens):
             raise InvalidRequest(
                 f"{len(command.masks)} mask rows for {len(command.tokens)} tokens; expected one for each"
@@ -227,19 +227,20 @@ class Admission:
 
     def evict(self, command: EvictRows | PinRows, context: Context) -> None:
         """Whether rows of this model can be left out of what later rows read, and these rows are there."""
-        self._require_masks()
+        self._require_masks(attention_only=False)
         if not 0 <= command.start <= command.stop <= context.length:
             what = "evict" if isinstance(command, EvictRows) else "pin"
             raise InvalidRequest(
                 f"cannot {what} rows {command.start} to {command.stop}: the context has {context.length}"
             )
 
-    def _require_masks(self) -> None:
+    def _require_masks(self, attention_only: bool) -> None:
         self._require(Feature.ATTENTION_MASK)
-        if self._recurrent:
+        if self._recurrent and not attention_only:
             raise Unsupported(
                 f"architecture {self._can.architecture!r} on driver {self._can.driver!r} has recurrent layers "
-                f"(cache groups {', '.join(self._recurrent)}): hiding rows from attention has no meaning there"
+                f"(cache groups {', '.join(self._recurrent)}): hiding rows from attention has no meaning there; "
+                "the masks of a pass can be asked to hold for its attention layers alone"
             )
 
     # ---- samplers

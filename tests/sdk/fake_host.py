@@ -447,6 +447,9 @@ class ForwardPass(Resource):
     def attention_mask(self, rows: Sequence[Sequence[int]]) -> None:
         self.rows = [list(row) for row in rows]
 
+    def mask_attention_layers_only(self) -> None:
+        world.calls["attention layers only"] += 1
+
     def logit_mask(self, runs: Sequence[int]) -> None:
         flags = [bool(index % 2) for index, length in enumerate(runs) for _ in range(length)]
         self.allowed = lambda token: token < len(flags) and flags[token]

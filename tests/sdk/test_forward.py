@@ -20,7 +20,7 @@ from inferlet import (
 from inferlet.errors import InvalidRequest, Unsupported
 from inferlet.event_loop import run
 
-from tests.sdk.fake_host import logits, softmax
+from tests.sdk.fake_host import World, logits, softmax
 
 
 def test_samples_and_probes_are_read_by_their_handles() -> None:
@@ -139,3 +139,14 @@ def test_wrong_samplers_are_refused() -> None:
         Sampler.top_p(-1.0).handle()
     with pytest.raises(Unsupported, match="draws=2"):
         Sampler.multinomial(1.0, 2)
+
+
+def test_masks_can_be_asked_to_hold_for_attention_layers_alone(world: World) -> None:
+    async def main() -> None:
+        context = Context(Model.load())
+        await context.forward().input([1]).attention_mask([[0, 1]]).execute()
+        assert world.calls["attention layers only"] == 0
+        await context.forward().input([2]).attention_mask([[0, 2]], attention_layers_only=True).execute()
+        assert world.calls["attention layers only"] == 1
+
+    run(main())

@@ -48,6 +48,7 @@ class Forward:
         "_context",
         "_inputs",
         "_logit_mask",
+        "_masks_attention_only",
         "_priority",
         "_probes",
         "_run_ahead",
@@ -64,6 +65,7 @@ class Forward:
         self._probes: list[tuple[int, Probe]] = []
         self._logit_mask: list[int] | None = None
         self._attention_mask: list[list[int]] | None = None
+        self._masks_attention_only = False
         self._run_ahead = True
         self._timeout: float | None = None
         self._priority: int | None = None
@@ -102,9 +104,16 @@ class Forward:
         self._logit_mask = list(runs)
         return self
 
-    def attention_mask(self, rows: Iterable[Sequence[int]]) -> Forward:
-        """One row for each input token: run lengths over KV rows, beginning with hidden."""
+    def attention_mask(
+        self, rows: Iterable[Sequence[int]], *, attention_layers_only: bool = False
+    ) -> Forward:
+        """One row for each input token: run lengths over KV rows, beginning with hidden.
+
+        Models with recurrent layers refuse masks, because these layers take every row in; with
+        `attention_layers_only` the mask holds for their attention layers.
+        """
         self._attention_mask = [list(row) for row in rows]
+        self._masks_attention_only = attention_layers_only
         return self
 
     def pass_speculation(self, allowed: bool) -> Forward:
@@ -160,6 +169,8 @@ class Forward:
             call(described.logit_mask, self._logit_mask)
         if self._attention_mask is not None:
             call(described.attention_mask, self._attention_mask)
+        if self._masks_attention_only:
+            call(described.mask_attention_layers_only)
         if not self._run_ahead:
             described.pass_speculation(False)
 

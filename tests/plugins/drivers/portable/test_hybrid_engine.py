@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pie_core.contracts.driver import Driver
+from pie_core.contracts.forward import Float32, ProbeKind
 from pie_core.engine.messages import (
     DropContext,
     EndProcess,
@@ -20,10 +22,11 @@ from pie_core.engine.messages import (
     SnapshotOpened,
     TruncateContext,
 )
+from pie_core.engine.messages import Probe as EngineProbe
 from pie_core.engine.messages import Sample as EngineSample
 from pie_core.ids import ContextId, ProcessId, Tenant
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.batches import Request, Sample, Stepper
+from pie_core.testing.batches import Mask, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.models import gemma4, kimi_linear, nemotron_h, qwen3_5
 from tests.core.engine.stepping import SteppedEngine
 from tests.plugins.models.reference import portable
@@ -151,6 +154,37 @@ def test_what_runs_ahead_is_shared_or_computed_again_changes_no_token(folder: Pa
     assert story(folder, speculation_depth=1) == plain
     assert story(folder, speculation_depth=4) == plain
     assert story(folder, total_pages=14, max_batch_tokens=7) == plain
+
+
+def test_masks_hold_for_attention_layers_where_a_program_asks_for_that(folder: Path) -> None:
+    engine, stepper = SteppedEngine(make_driver(folder), checkpoint_tokens=8), Stepper(make_driver(folder))
+    spans = {row: [(0, 2), (10, row + 1)] for row in range(12, len(PROMPT))}  # rows 2 to 9 are hidden
+    masks = tuple((0, 2, 8, row - 9) if row in spans else (0, row + 1) for row in range(len(PROMPT)))
+    last = len(PROMPT) - 1
+    engine.create(1)
+    if any(space.group.kind == "state" for space in stepper.book.spaces):
+        refused = engine.refused(1, PROMPT, masks=masks)
+        assert refused.code == "unsupported"
+        assert "attention layers alone" in refused.message
+
+    def logits(start: int) -> Float32:
+        """Of the last row, through the engine, which is fed the rows from `start` on."""
+        probes = (EngineProbe(last - start, int(ProbeKind.LOGITS)),)
+        asked = {"masks": masks[start:], "masks_attention_only": True, "probes": probes}
+        return np.frombuffer(engine.forward(1, PROMPT[start:], **asked).probes[0].values, "<f4")
+
+    def plain(masks: Sequence[Mask]) -> Float32:
+        probes = [Probe(ProbeKind.LOGITS, last)]
+        return probe_values(stepper.run([Request(stepper.context(), PROMPT, probes=probes, masks=masks)]), 0)
+
+    expected = plain([Mask(*each) for each in spans.items()])
+    tolerance = 1e-4 * float(expected.std())
+    assert np.abs(logits(0) - expected).max() <= tolerance
+    engine.send(
+        TruncateContext(ContextId(1), 21)
+    )  # back to a kept state, and rows computed again under their masks
+    assert np.abs(logits(21) - expected).max() <= tolerance
+    assert np.abs(plain([]) - expected).max() > 100 * tolerance
 
 
 def test_a_batch_of_contexts_generates_what_each_does_alone(folder: Path) -> None:

@@ -159,6 +159,14 @@ class ForwardPass:
         Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
         """
         raise NotImplementedError
+    def mask_attention_layers_only(self) -> None:
+        """
+        On models with recurrent layers, which take every row in: the mask holds for the attention layers alone, instead of
+        being refused.
+        
+        Raises: `componentize_py_types.Err(wit_world.imports.types.Error)`
+        """
+        raise NotImplementedError
     def logit_mask(self, runs: List[int]) -> None:
         """
         Run lengths over the vocabulary for every sampler of this pass, beginning with forbidden.
