@@ -11,6 +11,7 @@ where it does not. In bfloat16 torch picks its path by the size of the batch, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch.nn import functional
 
 from pie_core.contracts.forward import Bool, Int32, Int64
 from pie_plugins.drivers.portable.kv_cache import KvCache
+from pie_plugins.drivers.portable.shared_rows import Part, SharedRows, over_own, over_shared
 
 COLUMN_MULTIPLE = 16
 ROW_MULTIPLE = 4
@@ -56,7 +58,9 @@ class Bucket:
 class AttentionPlan:
     write_slots: Tensor  # [T]
     buckets: list[Bucket]
-    is_partial: bool  # some token rows are in no bucket: failed requests
+    is_partial: bool  # some token rows are in no bucket: failed requests, and those that share rows
+    shared: list[SharedRows] = field(default_factory=list)
+    own: list[Bucket] = field(default_factory=list)  # what the requests that share rows read by themselves
 
     def run(self, rows: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """`rows` are one layer's slots, [slots, 2, K, D]; returns [T, H * D]."""
@@ -71,7 +75,19 @@ class AttentionPlan:
         out = q.new_zeros((q.shape[0], q.shape[1] * q.shape[2]))
         for bucket in self.buckets:
             out[bucket.rows] = _attend(bucket, rows, q[bucket.rows], scale)
+        if self.shared:
+            self._read_shared(out, rows, q, scale)
         return out
+
+    def _read_shared(self, out: Tensor, rows: Tensor, q: Tensor, scale: float) -> None:
+        """Each in two parts: what it reads by itself, and what it reads with others."""
+        own = Part.nothing(q)
+        for bucket in self.own:
+            assert bucket.mask is not None
+            own.put(bucket.rows, over_own(bucket.slots, bucket.mask, rows, q[bucket.rows], scale))
+        for shared in self.shared:
+            part = over_shared(shared, rows, q[shared.rows], scale).with_part(own.at(shared.rows))
+            out[shared.rows] = part.attended().flatten(1).to(out.dtype)
 
 
 def _attend(bucket: Bucket, rows: Tensor, q: Tensor, scale: float) -> Tensor:
@@ -125,6 +141,7 @@ class GroupRows:
     logical: Int64
     masks: dict[int, tuple[bool, Bool]]  # token row -> (causal, visible KV indexes)
     window: int | None
+    prefixes: Sequence[tuple[int, int, int]] = ()  # requests first to stop read their first rows together
 
 
 class PlanBuilder:
@@ -134,20 +151,40 @@ class PlanBuilder:
         self._cache, self._group, self._like = cache, group, like
         self._counts = np.diff(group.indptr)
         self._totals = group.kv_lengths + self._counts
+        self._skipped = np.zeros(
+            len(self._counts), np.int64
+        )  # pages at the beginning, which are read together
 
     def build(self, write_slots: Int64) -> AttentionPlan:
+        shared = [self._share(*prefix) for prefix in self._group.prefixes if self._can_share(*prefix)]
         columns = self._columns()
-        alive = np.flatnonzero(self._group.is_alive)
-        chosen = [self._bucket(requests, columns) for requests in _alike(alive, self._counts, columns)]
+        alive = self._group.is_alive
+        alone, sharing = np.flatnonzero(alive & (self._skipped == 0)), np.flatnonzero(self._skipped)
+        chosen = [self._bucket(requests, columns) for requests in _alike(alone, self._counts, columns)]
+        own = [self._bucket(requests, columns) for requests in _alike(sharing, self._counts, columns)]
         slots = torch.from_numpy(write_slots).to(self._like.device)
-        return AttentionPlan(slots, chosen, len(alive) < len(self._counts))
+        return AttentionPlan(slots, chosen, len(alone) < len(self._counts), shared, own)
+
+    def _can_share(self, first: int, stop: int, rows: int) -> bool:
+        """Who fails is left out, and who hides rows reads by itself: then all of them do."""
+        group = self._group
+        is_masked = any(group.indptr[first] <= row < group.indptr[stop] for row in group.masks)
+        return bool(group.is_alive[first:stop].all()) and rows % self._cache.page_size == 0 and not is_masked
+
+    def _share(self, first: int, stop: int, rows: int) -> SharedRows:
+        group, size = self._group, self._cache.page_size
+        self._skipped[first:stop] = rows // size
+        begin = group.page_indptr[first]
+        slots = group.pages[begin : begin + rows // size, None] * size + np.arange(size)
+        token_rows = slice(int(group.indptr[first]), int(group.indptr[stop]))
+        return SharedRows(token_rows, self._tensor(slots))
 
     def _columns(self) -> Int64:
         """[R]: how many cached rows each request has, holes not counted."""
         group, size = self._group, self._cache.page_size
         owners = np.repeat(np.arange(len(self._counts)), np.diff(group.page_indptr))
         filled = np.clip(self._totals[owners] - group.logical * size, 0, size)
-        return np.bincount(owners, filled, len(self._counts)).astype(np.int64)
+        return np.bincount(owners, filled, len(self._counts)).astype(np.int64) - self._skipped * size
 
     def _bucket(self, requests: Int64, columns: Int64) -> Bucket:
         new, longest = int(self._counts[requests[0]]), int(columns[requests].max())
@@ -168,6 +205,8 @@ class PlanBuilder:
         group, first = self._group, requests[0]
         if len(requests) > 1 or columns[first] != self._counts[first] or group.window is not None:
             return False
+        if self._skipped[first]:
+            return False
         is_masked = any(group.indptr[first] <= row < group.indptr[first + 1] for row in group.masks)
         return not is_masked and self._counts[first] >= ROW_MULTIPLE
 
@@ -178,7 +217,7 @@ class PlanBuilder:
         pages = np.full((len(requests), table_width), -1, np.int64)
         logical = np.full((len(requests), table_width), -1, np.int64)
         for place, request in enumerate(requests):
-            start, stop = group.page_indptr[request], group.page_indptr[request + 1]
+            start, stop = group.page_indptr[request] + self._skipped[request], group.page_indptr[request + 1]
             stop = min(stop, start + table_width)
             pages[place, : stop - start] = group.pages[start:stop]
             logical[place, : stop - start] = group.logical[start:stop]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pie_core.contracts.forward import (
+    NO_PREFIX_GROUPS,
     NO_TICKET,
     AttentionMasks,
     Bool,
@@ -35,7 +36,7 @@ from pie_plugins.drivers.portable.attention import AttentionPlan, GroupRows, Pla
 from pie_plugins.drivers.portable.kv_cache import KvCache
 from pie_plugins.drivers.portable.state_cache import StateCache
 from pie_plugins.drivers.portable.state_plan import StatePlan, plan_states
-from pie_plugins.models.layers.architecture import ModelConfig, WithStreams
+from pie_plugins.models.layers.architecture import ModelConfig, PagedLayout, WithStreams
 
 Cache = KvCache | StateCache
 V = TypeVar("V", bound=np.generic)
@@ -110,12 +111,20 @@ class BatchTensors:
 
 
 class BatchReader:
-    """Reads the batches of one model; the caches tell page sizes and limits."""
+    """Reads the batches of one model; the caches tell page sizes and limits.
 
-    def __init__(self, caches: Sequence[Cache], limits: ModelLimits, like: Tensor) -> None:
+    `shares`: requests with a prefix in common read it together.
+    """
+
+    def __init__(
+        self, caches: Sequence[Cache], limits: ModelLimits, like: Tensor, *, shares: bool = False
+    ) -> None:
         self._caches, self._limits, self._like = caches, limits, like
+        self._shares = shares
 
     def read(self, batch: ForwardBatch, outcomes: Outcomes) -> BatchTensors:
+        if len(batch.prefixes.first) and not self._shares:
+            batch = replace(batch, prefixes=NO_PREFIX_GROUPS)
         return _Reading(batch, outcomes, self._caches, self._limits, self._like).tensors()
 
 
@@ -360,9 +369,17 @@ class _Reading:
             logical=table.logical.astype(np.int64),
             masks=masks_of_group(self._batch.masks, index),
             window=cache.layout.window,
+            prefixes=self._prefixes(cache),
         )
         slots = np.where(alive[self._request_of_row], write_slots, cache.scratch_slot)
         return PlanBuilder(cache, group, self._like).build(slots)
+
+    def _prefixes(self, cache: KvCache) -> list[tuple[int, int, int]]:
+        """Latent rows and windows are read by every request itself."""
+        groups = self._batch.prefixes
+        if not isinstance(cache.layout, PagedLayout) or cache.layout.window is not None:
+            return []
+        return list(zip(groups.first.tolist(), groups.stop.tolist(), groups.rows.tolist(), strict=True))
 
 
 def _beside(values: NDArray[V], rows: NDArray[np.integer]) -> NDArray[V]:

@@ -108,7 +108,10 @@ class PortableDriver:
         self._caches = caches
         self._capabilities = _capabilities(loaded, caches, options, dtype)
         limits = model_limits(loaded.config)
-        reader = BatchReader(caches, limits, torch.empty(0, dtype=dtype, device=device))
+        shares = options.shared_prefixes == "always" or (
+            options.shared_prefixes == "auto" and dtype != torch.float32
+        )
+        reader = BatchReader(caches, limits, torch.empty(0, dtype=dtype, device=device), shares=shares)
         self._steps: StepRunner | None = StepRunner(reader, runner, Outcomes(), self._capabilities.streams)
         self._tickets = count()
         self._queue: deque[_Step | Callable[[], None]] = deque()

@@ -45,5 +45,12 @@ class PortableOptions:
             "minimum": 0,
         },
     )
+    shared_prefixes: Literal["auto", "always", "never"] = field(
+        default="auto",
+        metadata={
+            "help": "whether requests of a step that share a prefix read it together; auto: except in float32, where"
+            " it would change the last bits of a result with what else is in the step"
+        },
+    )
     max_batch_tokens: int = field(default=1024, metadata={"help": "token rows of one step", "minimum": 1})
     max_batch_requests: int = field(default=64, metadata={"help": "contexts in one step", "minimum": 1})
