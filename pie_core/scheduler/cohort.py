@@ -207,7 +207,7 @@ class Cohort:
             return False
         assert running.drawn is not None
         columns.claimed[place] = columns.flushed[place] = context.history.length
-        columns.written[place] = columns.joined[place] = context.written
+        columns.written[place] = context.written
         columns.tokens[place, context.written & self._mask] = running.drawn
         columns.is_staged[place] = False
         if running.generation is not None:

@@ -22,7 +22,6 @@ class Columns:
     submitted: Int32
     claimed: Int32
     flushed: Int32  # ... of which the context's history has so many
-    joined: Int32  # written when it came
     goal: Int32  # rows may be submitted while there are fewer than this
     bound: Int32  # what the goal never exceeds: the model's and the cache's length
     end: Int32  # a generation has ended with so many rows
@@ -56,7 +55,7 @@ class Columns:
     def __init__(self, ring: int) -> None:
         self.size = 0
         self.names: dict[str, Any] = {
-            **dict.fromkeys(("written", "submitted", "claimed", "flushed", "joined", "goal"), np.int32),
+            **dict.fromkeys(("written", "submitted", "claimed", "flushed", "goal"), np.int32),
             **dict.fromkeys(("bound", "end", "shift", "sampler", "priority", "process", "tenant"), np.int32),
             **dict.fromkeys(("ticket", "stamp", "context", "request", "turn", "arrival", "used"), np.int64),
             **dict.fromkeys(("loops", "is_told", "is_step", "is_staged"), np.bool_),

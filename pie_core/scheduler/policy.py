@@ -24,7 +24,7 @@ class Policy:
     higher priorities come first, and among equals tenants and their programs take turns.
 
     Short passes (decoding) come first, so that a long prompt does not hold up everybody's next token; a quarter of the
-    tokens is kept for prompts, so that decoding does not starve them.
+    tokens and of the requests is kept for prompts, so that decoding does not starve them.
     """
 
     max_tokens: int
@@ -44,9 +44,8 @@ class Policy:
             waiting = in_turns(waiting)
         chosen = self._choose(waiting, take, overtake)
         if len(chosen) == len(waiting):
-            tokens = self.max_tokens - sum(each.stop - each.start for each in chosen)
             candidates = [(each, each.remaining) for each in guesses]
-            chosen += _fill(candidates, take, tokens, self.max_requests - len(chosen), overtake=True)
+            chosen += _fill(candidates, take, *self._left_by(chosen), overtake=True)
         return chosen
 
     def beside(self, waiting: Sequence[Pass], places: Int64, order: Order) -> tuple[Int64, Int64]:
@@ -54,12 +53,9 @@ class Policy:
         if not len(places) or (not waiting and len(places) <= min(self.max_requests, self.max_tokens)):
             return places, _NO_PLACES
         short = [each for each in waiting if each.remaining <= each.indivisible]
-        requests, tokens = self.max_requests, self.max_tokens
-        if len(short) < len(waiting):
-            if self._keeps_nothing:
-                short, requests = list(waiting), 1
-            else:
-                requests, tokens = requests - 1, tokens - tokens // 4
+        tokens, requests = self._for_short(len(waiting) - len(short))
+        if len(short) < len(waiting) and self._keeps_nothing:
+            short, requests = list(waiting), 1
         count = len(short) + len(places)
         if count <= requests and sum(each.remaining for each in short) + len(places) <= tokens:
             return places, _NO_PLACES
@@ -74,13 +70,19 @@ class Policy:
 
     def room_behind(self, chunks: Sequence[Chunk]) -> int:
         """For so many rows."""
-        tokens = self.max_tokens - sum(each.stop - each.start for each in chunks)
-        return max(min(tokens, self.max_requests - len(chunks)), 0)
+        return max(min(self._left_by(chunks)), 0)
 
     @property
     def _keeps_nothing(self) -> bool:
         """A step is too small to keep a part of it for prompts."""
         return self.max_requests == 1 or self.max_tokens < 4
+
+    def _for_short(self, long: int) -> tuple[int, int]:
+        """Tokens and requests for short passes, so many long ones waiting."""
+        if not long:
+            return self.max_tokens, self.max_requests
+        kept = min(long, max(self.max_requests // 4, 1))
+        return self.max_tokens - self.max_tokens // 4, self.max_requests - kept
 
     def _compete(self, waiting: Sequence[Pass]) -> bool:
         """Not all fit into the step, or some are to have pages before others."""
@@ -96,11 +98,21 @@ class Policy:
         if self._keeps_nothing:  # strictly in turn
             return list(_fill(candidates, take, self.max_tokens, 1, overtake=True))
         long = [each for each in candidates if each[1] > each[0].indivisible]
-        tokens = self.max_tokens - self.max_tokens // 4
-        chosen = list(_fill(short, take, tokens, self.max_requests - 1, overtake=True))
-        tokens = self.max_tokens - sum(each.stop - each.start for each in chosen)
-        chosen += _fill(long, take, tokens, self.max_requests - len(chosen), overtake=overtake)
+        chosen = list(_fill(short, take, *self._for_short(len(long)), overtake=True))
+        chosen += _fill(long, take, *self._left_by(chosen), overtake=overtake)
+        if len(chosen) < min(
+            len(candidates), self.max_requests
+        ):  # prompts lack pages, or fit into few requests
+            taken = {each.running for each in chosen}
+            rest = [each for each in short if each[0] not in taken]
+            chosen += _fill(rest, take, *self._left_by(chosen), overtake=True)
         return chosen
+
+    def _left_by(self, chosen: Sequence[Chunk]) -> tuple[int, int]:
+        """Tokens and requests."""
+        return self.max_tokens - sum(each.stop - each.start for each in chosen), self.max_requests - len(
+            chosen
+        )
 
 
 _NO_PLACES: Int64 = np.empty(0, np.int64)

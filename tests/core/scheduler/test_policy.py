@@ -41,7 +41,12 @@ def test_decoding_goes_before_prompts_and_prompts_fill_the_rest() -> None:
     assert chosen(waiting(5, 1, 20), tokens=16) == {1: 1, 0: 5, 2: 10}
 
 
-def test_prompts_keep_a_quarter_of_the_tokens_and_one_place() -> None:
+def test_prompts_keep_a_quarter_of_the_tokens_and_of_the_requests() -> None:
+    assert chosen(waiting(*[1] * 30, 5, 5, 5), tokens=64, requests=8) == {
+        **dict.fromkeys(range(6), 1),
+        30: 5,
+        31: 5,
+    }
     assert chosen(waiting(*[1] * 30, 50), tokens=16) == {**dict.fromkeys(range(12), 1), 30: 4}
     assert chosen(waiting(*[1] * 30, 50), tokens=64, requests=8) == {**dict.fromkeys(range(7), 1), 30: 50}
 
@@ -51,6 +56,12 @@ def test_with_room_for_one_kind_only_they_take_turns(tokens: int, requests: int)
     first, second = waiting(9, 1)
     assert 0 in chosen([first, second], tokens, requests)
     assert 1 in chosen([second, first], tokens, requests)
+
+
+def test_what_prompts_cannot_use_is_left_to_decoding() -> None:
+    assert chosen(waiting(*[1] * 9, 60, 60, num_pages=12), tokens=64, requests=8) == dict.fromkeys(
+        range(8), 1
+    )
 
 
 def test_no_later_prompt_starts_while_an_earlier_one_waits_for_pages() -> None:
