@@ -61,6 +61,7 @@ class _State:
     written: str = ""  # the turns as the template wrote them, and the replies between; without raw tokens
     written_turns: int = 0
     closing: str | None = None  # behind a reply that ended: what of its end-of-turn the model wrote itself
+    tail: str = ""  # between the last call of that reply and its end
     raw_last: bool = False  # raw tokens came after the last turn
     tools: str = ""  # JSON, as they were described
 
@@ -312,7 +313,8 @@ class Transcript:
             reply_start=None,
             written=state.written + content + closing,
             written_turns=len(turns),
-            closing=(behind or "") + closing,
+            closing=closing,
+            tail=behind or "",
         )
 
     def _reply_turn(self, content: str) -> Turn:
@@ -373,6 +375,7 @@ class Transcript:
             written=state.written + text,
             written_turns=len(state.turns),
             closing=None,
+            tail="",
             reply_start=len(self._tokens) + len(tokens) if cue else state.reply_start,
         )
 
@@ -385,16 +388,24 @@ class Transcript:
             last = state.written_turns - 1
             behind = self._turns.after(state.turns, last, cue) if last >= 0 else None
             if behind is not None:
-                return self._beyond_common(behind, self._closing(state))
+                return self._beyond_reply(behind, state)
         except InvalidRequest as refusal:
             return self._turns_alone(state, cue, refusal)
         return self._turns_alone(state, cue, None)
 
-    def _closing(self, state: _State) -> str:
-        """What has been written behind the text of the last written turn."""
-        if state.closing is not None:
-            return state.closing
-        return self._turns.after(state.turns[: state.written_turns], state.written_turns - 1) or ""
+    def _beyond_reply(self, text: str, state: _State) -> str:
+        """`text`, behind the words of the last written turn, without what of it has been written."""
+        if state.closing is None:
+            known = self._turns.after(state.turns[: state.written_turns], state.written_turns - 1)
+            return self._beyond_common(text, known or "")
+        tail, closing = state.tail, state.closing
+        if text.startswith(tail):
+            text = text[len(tail) :]
+        elif text.lstrip().startswith(tail.strip()):  # other white space, or none
+            text = text.lstrip()[len(tail.strip()) :]
+        if not self._turns.common(text, closing) and self._turns.common(text.lstrip(), closing.lstrip()):
+            text, closing = text.lstrip(), closing.lstrip()
+        return self._beyond_common(text, closing)
 
     def _beyond_common(self, text: str, known: str) -> str:
         return text[self._turns.common(text, known) :]

@@ -240,6 +240,35 @@ def test_calls_in_another_spelling_stay_as_the_model_wrote_them(
     assert [call.name for call in transcript.conversation[1].calls] == ["weather"]
 
 
+CALL = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+FOLLOWING = "<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("reply", "appended"),
+    [
+        (CALL, "<|im_end|>\n"),
+        (f"{CALL}<|im_end|>", "\n"),
+        (f"{CALL}\n<|im_end|>", "\n"),
+        (f"{CALL}\n", "<|im_end|>\n"),
+        (f"{CALL} Done.", "<|im_end|>\n"),
+        (f"{CALL} Done.<|im_end|>", "\n"),
+    ],
+)
+def test_a_turn_with_calls_is_ended_once(
+    reply: str, appended: str, make_model: Callable[[str], TextModel]
+) -> None:
+    plain = make_model("chatml")
+    source = TemplateSource(TAGGED, "tagged.jinja")
+    model = TextModel(plain.tokenizer, ChatTemplate(source, {}), plain.eos_tokens)
+    transcript = model.transcript(NOON)
+    transcript.add_text("user", "Hi")
+    answer(transcript, model, reply)
+    before = text_of(transcript, model)
+    transcript.add_tool_result("f", "3")
+    assert text_of(transcript, model) == before + appended + FOLLOWING
+
+
 @pytest.mark.parametrize("text", ["<tool_call>{oh}</tool_call>", "no call", "<tool_call>{"])
 def test_a_reply_without_a_whole_call_is_text(text: str, model_of: Callable[[str], TextModel]) -> None:
     model = model_of("tagged")
