@@ -20,7 +20,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,63 +27,16 @@ from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.page_list import first_needed
 from pie_core.kv_pages.pool import PagePool
+from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows, lengths_within
 from pie_core.kv_pages.priorities import Priorities
 
 MAX_USES = 8  # beyond, more of them say nothing
-READING_COSTS_AS_MUCH = 8192  # so many rows to read cost about what everything else about a row does
 TAIL_SHARE = 0.25  # of a block's rows; fewer are not worth a copy of their page
 FEWEST_BLOCKS = 1024
 MAX_TRIED = 8  # blocks that begin alike
 MAX_BLOCKS_SINCE_STATE = 64
 
 _NO_PAGES: Int32 = np.empty(0, np.int32)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What decides the KV of some rows, given what stands before them."""
-
-    tokens: Int32
-    positions: Int32
-    masks: Sequence[tuple[int, Int32]] = ()
-
-    def common_with(self, other: Rows) -> int:
-        """How many rows are the same, from the first one on; masked rows are compared whole or not at all."""
-        if self.masks or other.masks:
-            return 0
-        count = min(len(self.tokens), len(other.tokens))
-        same = (self.tokens[:count] == other.tokens[:count]) & (
-            self.positions[:count] == other.positions[:count]
-        )
-        return int(np.argmin(same)) if not same.all() else count
-
-
-@dataclass(slots=True, eq=False)
-class Block:
-    key: bytes
-    parent: bytes
-    start: int  # rows before it
-    rows: Rows
-    pages: list[Int32]  # by cache group; none in groups of states, and where they were let go
-    states: dict[int, tuple[int, ...]] = field(
-        default_factory=dict
-    )  # by rows up to then: a slot of each group
-    uses: int = 0
-    since: float = 0.0  # when it was last used, by the clock of those that can go
-
-    @property
-    def stop(self) -> int:
-        return self.start + len(self.rows.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """Rows that need not be computed. What it names is held for whoever takes it."""
-
-    length: int
-    pages: list[Int32]  # by cache group
-    states: tuple[int, ...]
-    blocks: Sequence[Block]
 
 
 class PrefixCache:
@@ -164,7 +116,7 @@ class PrefixCache:
 
     def hit(self, written: int, chain: Sequence[Block], tail: tuple[Block, int] | None) -> Hit | None:
         """The most of these blocks from which a context that has `written` rows can go on; it is held from now on."""
-        for length, blocks in _lengths(chain, tail):
+        for length, blocks in lengths_within(chain, tail):
             states = blocks[-1].states.get(length) if "state" in self._kinds else ()
             if states is None or not self._reaches_windows(written, length, blocks):
                 continue
@@ -335,21 +287,21 @@ class PrefixCache:
         """It is used now."""
         block.since = self._leaves.clock
         self._rank_leaf(block)
-        worth = _cost(block) * (1 + block.uses)
+        worth = block.cost * (1 + block.uses)
         if "window" in self._kinds and self._has_windows(block):
             self._windows.set(block.key, worth)
 
     def _rank_leaf(self, block: Block) -> None:
         if block.key not in self._followers:
-            self._leaves.set(block.key, _cost(block) * (1 + block.uses), block.since)
+            self._leaves.set(block.key, block.cost * (1 + block.uses), block.since)
 
     def _worth_of_state(self, block: Block) -> float:
         """As much as the rows since the state before it; going back further than it pays to look is enough."""
-        cost, before = _cost(block), self._blocks.get(block.parent)
+        cost, before = block.cost, self._blocks.get(block.parent)
         for _ in range(MAX_BLOCKS_SINCE_STATE):
             if before is None or before.states:
                 break
-            cost += _cost(before)
+            cost += before.cost
             before = self._blocks.get(before.parent)
         return cost * (1 + block.uses)
 
@@ -391,7 +343,7 @@ class PrefixCache:
             if each.key in self._followers and pool.is_idle(each.pages[group])
         ]
         for block in stranded:
-            self._leaves.set(block.key, _cost(block), block.since)
+            self._leaves.set(block.key, block.cost, block.since)
         return bool(stranded)
 
     def _drop_worst_windows(self, group: int, used: list[Block]) -> bool:
@@ -450,18 +402,6 @@ class PrefixCache:
             del self._followers[block.parent]
             if block.parent in self._blocks:
                 self._rank_leaf(self._blocks[block.parent])
-
-
-def _lengths(chain: Sequence[Block], tail: tuple[Block, int] | None) -> Iterator[tuple[int, Sequence[Block]]]:
-    """From which lengths one could go on, the greatest first, and the blocks up to there."""
-    if tail is not None:
-        yield tail[1], [*chain, tail[0]]
-    for count in range(len(chain), 0, -1):
-        yield chain[count - 1].stop, chain[:count] if count < len(chain) else chain
-
-
-def _cost(block: Block) -> float:
-    return len(block.rows.tokens) * (1 + block.start / READING_COSTS_AS_MUCH)
 
 
 def _digest(parts: Iterable[bytes]) -> bytes:

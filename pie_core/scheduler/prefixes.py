@@ -6,7 +6,8 @@ from collections import Counter, deque
 from collections.abc import Iterable
 
 from pie_core.engine.context import Context
-from pie_core.kv_pages.prefix_cache import TAIL_SHARE, Block, Hit, PrefixCache, Rows
+from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows
+from pie_core.kv_pages.prefix_cache import TAIL_SHARE, PrefixCache
 from pie_core.scheduler.request import Chunk, Pass
 
 

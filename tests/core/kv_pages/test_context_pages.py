@@ -15,7 +15,8 @@ from pie_core.errors import OutOfPages
 from pie_core.kv_pages.context_pages import Cache, ContextPages
 from pie_core.kv_pages.page_list import PageCopy, PageList
 from pie_core.kv_pages.pool import PagePool
-from pie_core.kv_pages.prefix_cache import PrefixCache, Rows
+from pie_core.kv_pages.prefix_blocks import Rows
+from pie_core.kv_pages.prefix_cache import PrefixCache
 from pie_core.kv_pages.state_slots import EMPTY, StateSlots
 
 

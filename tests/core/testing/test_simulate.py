@@ -107,7 +107,8 @@ def test_a_stale_row_of_the_arrays_is_found(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_prefix_that_is_not_the_same_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pie_core.kv_pages.prefix_cache import PrefixCache, Rows
+    from pie_core.kv_pages.prefix_blocks import Rows
+    from pie_core.kv_pages.prefix_cache import PrefixCache
 
     def forgets_what_stood_before(self: PrefixCache, before: bytes, rows: Rows) -> bytes:
         return rows.tokens.tobytes() + rows.positions.tobytes()
