@@ -545,7 +545,8 @@ class Engine:
             while not raw.can_reserve(count, context.pages):
                 self._make_room(context, count)
         finally:
-            raw.renew(context.pages)
+            if context.raw is raw:  # otherwise it is refused, or its promises begin once it counts
+                raw.renew(context.pages)
 
     def _make_room(self, context: Context, count: int) -> None:
         if not (self._suspend_idle(but=context) or self._snapshots.suspend_one(self._suspensions.suspend)):

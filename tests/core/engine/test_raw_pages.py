@@ -124,6 +124,23 @@ def test_pages_are_released_once_and_only_empty_ones() -> None:
     assert free(engine) == 15
 
 
+def test_a_first_reservation_that_is_refused_promises_nothing() -> None:
+    engine = SteppedEngine(dummy(num_pages=4, page_size=PAGE, num_host_pages=0), prefix_cache=False)
+    engine.create(1)
+    engine.forward(1, [1] * 8)
+    engine.create(2)
+    engine.submit(2, [1] * 9)
+    assert engine.start()  # context 1 has given its pages up: three are at work
+    request = engine.new_request()
+    engine.send(ManagePages(request, ContextId(1), reserve=1))
+    assert engine.final(request, Failed).code == "out-of-pages"
+    engine.run()
+    engine.send(DropContext(ContextId(2)))
+    assert free(engine) == 4
+    engine.send(DropContext(ContextId(1)))
+    assert engine.all_pages_are_free()
+
+
 def test_a_page_that_a_fork_shares_is_not_written_and_not_copied() -> None:
     engine = engine_with()
     manage(engine, reserve=4)
