@@ -24,6 +24,7 @@ from pie_core.engine.messages import (
     CreateContext,
     DeleteSnapshot,
     DropContext,
+    EndManaging,
     EndProcess,
     EvictRows,
     Failed,
@@ -32,7 +33,9 @@ from pie_core.engine.messages import (
     ForwardDone,
     Generate,
     Generated,
+    ManagePages,
     OpenSnapshot,
+    PageCounts,
     ReadStatus,
     Sample,
     SamplerSpec,
@@ -66,7 +69,7 @@ COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
     *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
     *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged"),
-    *("steps_together", "steps_now", "cohort_rows"),
+    *("steps_together", "steps_now", "cohort_rows", "managed_pages"),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
 )
 
@@ -294,7 +297,9 @@ class History:
         if not idle:
             return
         program = self.random.choice(idle)
-        if len(program.shadow.tokens) > MAX_ROWS - 16:
+        if program.room is not None:
+            self._use_room(program, program.room - len(program.shadow.tokens))
+        elif len(program.shadow.tokens) > MAX_ROWS - 16:
             self.random.choice((self._replace, self._truncate))(program)
         elif program.last is not None and self.random.random() < program.persistence:
             self._loop(program)
@@ -307,13 +312,14 @@ class History:
                 self._evict,
                 self._save,
                 self._open,
+                self._manage,
             )
-            self.random.choices(others, (6, 12, 2, 2, 2, 1, 1))[0](program)
+            self.random.choices(others, (6, 12, 2, 2, 2, 1, 1, 1))[0](program)
 
     def _burst(self) -> None:
         """Everybody who can asks for something at once."""
         self.counts["bursts"] += 1
-        for program in [each for each in self._programs if each.waits_for is None]:
+        for program in [each for each in self._programs if each.waits_for is None and each.room is None]:
             if len(program.shadow.tokens) <= MAX_ROWS - 16:
                 self._generate(program)
 
@@ -400,6 +406,7 @@ class History:
     def _step_together(self) -> None:
         """Some whose loops can go on ask for it in one message."""
         able = [each for each in self._programs if each.waits_for is None and each.last is not None]
+        able = [each for each in able if each.room is None]
         able = [each for each in able if len(each.shadow.tokens) <= MAX_ROWS - 16]
         if able:
             self._step(self.random.sample(able, self.random.randint(1, len(able))))
@@ -466,6 +473,8 @@ class History:
     def _failed(self, program: Program, event: Failed) -> None:
         """The context is as it was before."""
         program.waits_for, program.last = None, None
+        if event.code == "page-shared" and program.room is not None:
+            return
         if event.code not in EXPECTED_FAILURES:
             raise Wrong(f"{program.name}: {event.code}: {event.message}")
         self.counts["timeouts"] += event.code == "deadline-exceeded"
@@ -544,6 +553,31 @@ class History:
         self._send(DropContext(ContextId(program.context)))
         if len(self._programs) < self.settings.programs:
             self._launch()
+
+    def _manage(self, program: Program) -> None:
+        """The program reserves pages itself, writes on them, and after a while lets the engine see to it again."""
+        if not {"paged", "latent"} & set(self.settings.groups):
+            return
+
+        def hear(event: PageCounts | Failed) -> None:
+            program.waits_for = None
+            if isinstance(event, PageCounts):
+                self.counts["managed_pages"] += event.count
+                program.room = min(event.count * self.settings.page_size, MAX_ROWS)
+            elif event.code not in {"cancelled", "out-of-pages", "limit-exceeded"}:
+                raise Wrong(f"managing pages was refused: {event}")
+
+        request = self._request(hear)
+        program.waits_for, program.generates = request, False
+        self._send(ManagePages(request, ContextId(program.context), reserve=self.random.randint(1, 3)))
+
+    def _use_room(self, program: Program, rows: int) -> None:
+        if rows > 0 and self.random.random() < 0.7:
+            tokens = [self.random.randrange(VOCABULARY) for _ in range(self.random.randint(1, min(rows, 5)))]
+            self._pass(program, tokens, self.random.choice(SAMPLERS))
+        else:
+            program.room = None
+            self._send(EndManaging(ContextId(program.context)))
 
     # ---- what must hold
 

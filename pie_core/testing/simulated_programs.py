@@ -151,6 +151,7 @@ class Program:
     last: tuple[int, SamplerSpec] | None = None  # the token drawn last, and how: what a loop goes on with
     generates: bool = False
     persistence: float = 0.0  # how likely it goes on with its loop
+    room: int | None = None  # rows that its context may have, while it manages the pages itself
 
 
 def some_prompt(random: Random, vocabulary: int) -> list[int]:
