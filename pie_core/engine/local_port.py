@@ -8,7 +8,8 @@
 
 A turn runs after those who were called back by the sink have had their say, so a step holds the next passes of all of
 them: in the loop's next turn, or within the sink when they say that they have had it (`hurry`). A step that ended none
-of their passes, but generations at most, is followed at once.
+of their passes, but generations at most, is followed at once. Programs of other processes answer a little later: while
+the driver is busy, a step waits for them, too (`engine.gathering`).
 
 Whatever breaks the engine itself ends every open request with EngineLost, and those sent later too.
 """
@@ -24,6 +25,7 @@ from queue import SimpleQueue
 
 from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.engine import Engine
+from pie_core.engine.gathering import Gathering
 from pie_core.engine.messages import Command, Event, EventSink, Failed, ModelInfo, ended_by, opened_by
 from pie_core.errors import EngineLost
 from pie_core.ids import ContextId, RequestId, Ticket
@@ -51,6 +53,7 @@ class LocalPort:
         self._tickets: deque[Ticket] = deque()  # at the driver, oldest first
         self._step_deadline: asyncio.TimerHandle | None = None
         self._lost: EngineLost | None = None
+        self._gathering = Gathering(self._loop, self._schedule_turn)
 
     @property
     def info(self) -> ModelInfo:
@@ -124,6 +127,8 @@ class LocalPort:
         self._set_alarm()
 
     def _start_steps(self) -> None:
+        if self._tickets and self._gathering.holds_back():
+            return
         while (ticket := self._engine.start_step()) is not None:
             self._watch(ticket)
             self._collector.collect(ticket)
@@ -136,7 +141,9 @@ class LocalPort:
         build, self._build_last = self._build_last, None
         if build is not None and (last := build()) is not None:
             inbox.append(last)
-        self._open.update(opened_by(inbox))
+        opened = opened_by(inbox)
+        self._gathering.asked(len(opened))
+        self._open.update(opened)
         return inbox
 
     def _collected(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
@@ -147,11 +154,13 @@ class LocalPort:
         if self._lost is not None:
             return
         self._tickets.popleft()
+        is_late = self._gathering.is_on and not self._tickets
+        self._gathering.step_ended()
         self._watch_oldest()
         try:
             self._handle_inbox()  # what was sent before the step was known to have ended comes before its end
             self._engine.finish_step(ticket, outcome)
-            if not self._engine.awaits_programs:
+            if is_late or not self._engine.awaits_programs:
                 self._start_steps()
         except Exception as error:  # as in _turn
             _log.exception("engine of model %r broke", self.info.name)
@@ -167,6 +176,7 @@ class LocalPort:
         events, self._outbox = self._outbox, []
         if events:
             self._open.difference_update(ended_by(events))
+            self._gathering.told(events)
             self._sink(events)
 
     # ---- what time brings
@@ -182,6 +192,7 @@ class LocalPort:
         """The driver's deadline for a step counts from the end of the step before."""
         self._tickets.append(ticket)
         if len(self._tickets) == 1:
+            self._gathering.step_begun()
             self._watch_oldest()
 
     def _watch_oldest(self) -> None:
@@ -210,6 +221,7 @@ class LocalPort:
         if self._alarm is not None:
             self._alarm.cancel()
         self._tickets.clear()
+        self._gathering.end()
         self._watch_oldest()
         self._fail_open(error)
 

@@ -374,3 +374,29 @@ def test_a_step_that_waits_for_another_does_not_hang() -> None:
             assert isinstance(await listener.final(1), Generated)
 
     asyncio.run(run())
+
+
+async def _loop_of(port: CodecPort, listener: Listener, context: int, thinks_s: float) -> None:
+    """A program of another process, that asks for its next pass a while after it has the last."""
+    token = 1
+    for number in range(20):
+        request = 100 * context + number
+        forward(port, request, context, token)
+        done = await listener.final(request)
+        assert isinstance(done, ForwardDone)
+        (token,) = done.tokens
+        await asyncio.sleep(thinks_s)
+
+
+def test_programs_that_answer_one_after_the_other_share_their_steps() -> None:
+    async def run() -> None:
+        async with opened(dummy(step_ms=40.0)) as (port, listener, engine):
+            contexts = range(1, 4)
+            for context in contexts:
+                create(port, context)
+            await asyncio.gather(
+                *(_loop_of(port, listener, context, 0.002 * context) for context in contexts)
+            )
+            assert engine._loop.steps <= 25, "20 are needed; split for good, they would be 30"
+
+    asyncio.run(run())
