@@ -85,6 +85,7 @@ from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.intake import Intake, Perform, request_of
 from pie_core.scheduler.loop import Loop
 from pie_core.scheduler.prefixes import Prefixes
+from pie_core.scheduler.request import Pass
 from pie_core.scheduler.run_ahead import RunAhead
 
 
@@ -142,7 +143,7 @@ class Engine:
             endings,
             self._latencies,
         )
-        self._cohort.resume = self._passes.resume
+        self._cohort.resume = self._resume
         self._passes.loop = self._loop = Loop(
             driver,
             options,
@@ -322,6 +323,16 @@ class Engine:
         if isinstance(command, Step):
             self._stepping.add(command.request)
         self._intake.add(context, command)
+
+    def _resume(self, running: Pass, asked_at: float | None) -> None:
+        """A pass left the cohort; a Step is known from now on like one that was never there."""
+        limit_s = self.options.request_timeout_s
+        assert running.request is not None
+        if asked_at is not None:
+            self._stepping.add(running.request)
+            if limit_s is not None:
+                self._deadlines.set(running.request, asked_at + limit_s)
+        self._passes.resume(running)
 
     def _set_deadline(self, command: Forward | Generate | Step) -> None:
         own = None if isinstance(command, Step) else command.timeout_s

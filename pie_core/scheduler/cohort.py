@@ -69,6 +69,10 @@ class Drawn:
         return Drawn(self.places[chosen], self.tokens[chosen], self.written[chosen])
 
 
+# Takes back a pass that somebody waits for; for a Step, when it was asked for.
+Resume = Callable[[Pass, float | None], None]
+
+
 class Cohort:
     """`resume` takes back the pass of a context that leaves while somebody waits for it."""
 
@@ -84,7 +88,7 @@ class Cohort:
         self.hits = self.misses = self.drops = 0  # as of RunAhead
         self.rows = 0  # computed by steps
         self.columns = Columns(_ring(options))
-        self.resume: Callable[[Pass], None]  # set by whoever keeps the running passes
+        self.resume: Resume  # set by whoever keeps the running passes
         self._mask = self.columns.tokens.shape[1] - 1
         self._is_open = all(space.group.kind in ("paged", "latent") for space in cache.spaces)
         self._refers = can.has(Feature.TICKET_TOKENS)
@@ -407,6 +411,7 @@ class Cohort:
         self._flush(place)
         self.drops += max(int(columns.submitted[place]) - claimed, 0)
         staged, request = bool(columns.is_staged[place]), int(columns.request[place])
+        is_step = bool(columns.is_step[place]) and not columns.loops[place]
         written, used = int(columns.written[place]), int(columns.used[place])
         self._vacate(context)
         if staged:
@@ -418,7 +423,8 @@ class Cohort:
         context.last_used = max(context.last_used, used)
         self._prefixes.written(context, turn_ended=False)
         if request != NOBODY:
-            self.resume(self._resumed(running, RequestId(request), place, claimed))
+            asked_at = float(columns.asked_at[place]) if is_step else None
+            self.resume(self._resumed(running, RequestId(request), place, claimed), asked_at)
 
     def _vacate(self, context: Context) -> None:
         place, columns = context.seat, self.columns

@@ -29,8 +29,13 @@ from pie_core.engine.messages import (
     Sample,
     SamplerSpec,
     Status,
+    Step,
+    Stepped,
+    Steps,
     Tokens,
+    ended_by,
     one_by_one,
+    opened_by,
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
@@ -77,12 +82,16 @@ class SteppedEngine:
         self.events: dict[int, list[Event]] = {}
         self.in_flight: deque[Ticket] = deque()
         self._requests = 0
+        self._stepping: set[RequestId] = set()  # asked for by steps, and answered as such
 
     def new_request(self) -> RequestId:
         self._requests += 1
         return RequestId(self._requests)
 
     def send(self, *commands: Command) -> None:
+        for each in commands:
+            if isinstance(each, Step | Steps):
+                self._stepping.update(opened_by([each]))
         self.engine.handle([through_codec(each, Command) for each in commands])
         self._take_events()
 
@@ -129,6 +138,9 @@ class SteppedEngine:
 
     def _take_events(self) -> None:
         for event in self.engine.take_events():
+            if isinstance(event, ForwardDone | Stepped):
+                is_stepped = isinstance(event, Stepped)
+                assert all((request in self._stepping) == is_stepped for request in ended_by([event])), event
             for answer in one_by_one(through_codec(event, Event)):
                 self.events.setdefault(answer.request, []).append(answer)
 

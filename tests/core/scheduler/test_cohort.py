@@ -14,6 +14,7 @@ from pie_core.engine.messages import (
     Ack,
     BreakOff,
     Cancel,
+    CreateContext,
     DropContext,
     EvictRows,
     Failed,
@@ -28,11 +29,13 @@ from pie_core.engine.messages import (
     SamplerSpec,
     SaveSnapshot,
     SetPriority,
+    Stepped,
     Steps,
     TruncateContext,
+    ended_by,
 )
 from pie_core.errors import ForwardError
-from pie_core.ids import ContextId, Ticket
+from pie_core.ids import ContextId, ProcessId, Tenant, Ticket
 from pie_core.scheduler.cohort import Cohort
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
@@ -421,3 +424,21 @@ def test_guesses_for_which_there_is_no_room_come_next() -> None:
         ahead.append(np.ptp((columns.submitted - columns.claimed)[:5]) if seats(engine) == 5 else 0)
     assert max(ahead) <= 2
     assert columns.submitted[:5].tolist() == [4] * 5
+
+
+def test_a_step_whose_context_leaves_is_answered_and_limited_as_a_step() -> None:
+    engine = opened(2, request_timeout_s=5.0)
+    tokens = [engine.draw(context, [context]) for context in (1, 2)]
+    requests = [engine.new_request() for _ in tokens]
+    step(engine, (1, 2), tokens)
+    engine.send(Steps(requests, [ContextId(1), ContextId(2)], [50, 51]))
+    assert seats(engine) == 2
+    for context in (1, 2):
+        engine.send(CreateContext(ContextId(context), ProcessId("other"), Tenant("t"), 1))
+    assert seats(engine) == 0
+    assert engine.engine.wakes_in_s == 5.0
+    while (ticket := engine.engine.start_step()) is not None:
+        engine.engine.finish_step(ticket, engine.driver.collect(ticket))
+    answers = [event for event in engine.engine.take_events() if not isinstance(event, Failed)]
+    assert all(isinstance(each, Stepped) for each in answers)
+    assert sorted(request for each in answers for request in ended_by([each])) == requests
