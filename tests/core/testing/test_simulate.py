@@ -65,7 +65,7 @@ def test_a_leaked_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_wrongly_shared_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PageList, "_writes_shared", lambda self, written: False)
+    monkeypatch.setattr(PageList, "writes_shared", lambda self, written: False)
     report = simulate(20, seed=0)
     assert "alone it draws" in failures(report)
 
