@@ -11,14 +11,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pie_core.contracts.driver import DriverRequest, Feature
 from pie_core.contracts.forward import ForwardBatch, PageTable, ProbeKind
 from pie_core.errors import ForwardError, InvalidRequest, PieError
 from pie_core.ids import Ticket
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Mask, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.drivers.portable.attention import AttentionPlan
+from pie_plugins.drivers.portable.driver import load_portable
+from pie_plugins.drivers.portable.options import PortableOptions
 from pie_plugins.models.llama import DECLARATION
-from tests.plugins.models.reference import portable, tiny
+from tests.plugins.models.reference import ARCHITECTURES, portable, tiny
 
 PROMPT = list(range(30, 50))
 
@@ -194,3 +197,23 @@ def test_after_close_everything_is_refused_by_type(folder: Path) -> None:
     for call in (lambda: driver.copy_pages(0, [0], [1]), lambda: driver.export_pages(0, [0])):
         with pytest.raises(PieError, match="closed"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("swap_pages", "host_pages", "expected"), [(0, 0, 0), (5, 0, 5), (999, 0, 64), (5, 7, 7)]
+)
+def test_swap_space_is_what_the_model_may_swap_or_the_option_says(
+    folder: Path, swap_pages: int, host_pages: int, expected: int
+) -> None:
+    """At most eight host pages for a page; beyond, they would hardly be used."""
+    options = PortableOptions(dtype="float32", kv_page_size=4, total_pages=8, host_pages=host_pages)
+    plain = portable(folder, kv_page_size=4)
+    (space,) = plain.capabilities.cache
+    plain.close()
+    page_bytes = space.group.unit_bytes * space.page_size
+    request = DriverRequest(folder, "cpu", options, ARCHITECTURES, {}, swap_bytes=swap_pages * page_bytes)
+    driver = load_portable(request)
+    (space,) = driver.capabilities.cache
+    assert space.num_host_pages == expected
+    assert driver.capabilities.has(Feature.SWAP) == (expected > 0)
+    driver.close()
