@@ -195,7 +195,7 @@ class Cohort:
         if generation is None:
             columns.goal[place] = min(length + self._depth, int(columns.bound[place]))
             return
-        stops = sorted(generation.stop_tokens)
+        stops = [token for token in generation.stop_tokens if 0 <= token < self._can.vocab_size]
         columns.widen_stops(len(stops))
         columns.stops[place] = -1
         columns.stops[place, : len(stops)] = stops

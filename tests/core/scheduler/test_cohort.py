@@ -442,3 +442,13 @@ def test_a_step_whose_context_leaves_is_answered_and_limited_as_a_step() -> None
     answers = [event for event in engine.engine.take_events() if not isinstance(event, Failed)]
     assert all(isinstance(each, Stepped) for each in answers)
     assert sorted(request for each in answers for request in ended_by([each])) == requests
+
+
+def test_stop_tokens_may_lie_outside_the_vocabulary_and_be_many() -> None:
+    free = opened(1).generate(1, [1], 30)
+    for others in ([2**32 - 1, -7], list(range(200, 230)), list(range(200, 300))):
+        engine = opened(1)
+        assert engine.generate(1, [1], 30, stop_tokens=others) == free
+        assert (engine.status().cohort_rows > 0) == (len(others) <= 64)
+        engine = opened(1)
+        assert engine.generate(1, [1], 30, stop_tokens=[free[9], *others]) == free[: free.index(free[9])]
