@@ -26,6 +26,7 @@ from pie_core.engine.messages import (
     DropContext,
     EndManaging,
     EndProcess,
+    Event,
     EvictRows,
     Failed,
     ForkContext,
@@ -43,6 +44,7 @@ from pie_core.engine.messages import (
     SnapshotOpened,
     Status,
     Step,
+    Stepped,
     Steps,
     TruncateContext,
     one_by_one,
@@ -181,6 +183,7 @@ class History:
         self._answers: dict[int, Callable[[Any], None]] = {}
         self._programs: list[Program] = []
         self._snapshots: dict[str, Shadow] = {}
+        self._steps: set[RequestId] = set()  # requests for a step
         self._happenings = (
             self._act,
             self._start,
@@ -262,8 +265,16 @@ class History:
 
     def _deliver(self) -> None:
         for event in self._engine.take_events():
+            self._check_kind(event)
             for answer in one_by_one(event):
                 self._answer(answer)
+
+    def _check_kind(self, event: Event) -> None:
+        """Steps are answered together, passes one by one."""
+        if isinstance(event, ForwardDone) and event.request in self._steps:
+            raise Wrong(f"a step was answered like a pass: {event}")
+        if isinstance(event, Stepped) and not self._steps.issuperset(event.requests):
+            raise Wrong(f"a pass was answered like a step: {event}")
 
     def _answer(self, event: Answer) -> None:
         is_last = not isinstance(event, Generated) or event.finish is not None
@@ -423,6 +434,7 @@ class History:
             requests.append(self._turn(program, [token], sampler))
             contexts.append(ContextId(program.context))
             tokens.append(token)
+        self._steps.update(requests)
         self.counts["steps_together"] += len(requests) > 1
         if len(requests) == 1 and self.random.random() < 0.5:
             self._send(Step(requests[0], contexts[0], tokens[0]))
