@@ -37,7 +37,7 @@ class Columns:
     is_told: Bool  # ... whose tokens are wanted as they come
     is_step: Bool  # its request is a Step
     is_staged: Bool  # the pass before it is still at the driver
-    priority: Int32
+    priority: Int64
     process: Int32  # numbers, see cohort.Names
     tenant: Int32
     turn: Int64  # the step that took it last
@@ -56,8 +56,10 @@ class Columns:
         self.size = 0
         self.names: dict[str, Any] = {
             **dict.fromkeys(("written", "submitted", "claimed", "flushed", "goal"), np.int32),
-            **dict.fromkeys(("bound", "end", "shift", "sampler", "priority", "process", "tenant"), np.int32),
-            **dict.fromkeys(("ticket", "stamp", "context", "request", "turn", "arrival", "used"), np.int64),
+            **dict.fromkeys(("bound", "end", "shift", "sampler", "process", "tenant"), np.int32),
+            **dict.fromkeys(
+                ("ticket", "stamp", "context", "request", "priority", "turn", "arrival", "used"), np.int64
+            ),
             **dict.fromkeys(("loops", "is_told", "is_step", "is_staged"), np.bool_),
             **dict.fromkeys(("temperature", "top_p", "min_p"), np.float32),
             **{"asked_at": np.float64, "top_k": np.int32, "stream": np.uint64, "epoch": np.uint32},
