@@ -28,6 +28,7 @@ from pie_core.sandbox.memory import MEMORY, WORDS
 from pie_core.sandbox.wit_types import (
     Enum,
     Flags,
+    Function,
     Handle,
     ListOf,
     OptionOf,
@@ -508,6 +509,14 @@ def result_parts(kind: ResultOf, converters: Converters) -> tuple[Writer, Writer
             return _number_side_writer(name), _side_writer(err, 0)
     ok = None if kind.ok is None else converters.writer(kind.ok)
     return _side_writer(ok, 1), _side_writer(err, 0)
+
+
+def ok_kind_of(function: Function) -> int:
+    """wasmtime's kind of the number that a function gives, if it gives one."""
+    match function.result:
+        case ResultOf(Primitive(name), _) if name in _SCALARS:
+            return _SCALARS[name][0]
+    return 0
 
 
 def _number_side_writer(name: str) -> Writer:

@@ -250,6 +250,7 @@ class Fiber:
         "_linker",
         "_results",
         "_store",
+        "answer_call",
         "context",
         "context_argument",
         "continuation",
@@ -269,8 +270,9 @@ class Fiber:
         ticks: int,
         record: Any = None,
         poll_call: Any = poll_future,
+        answer_call: Any = None,
     ) -> None:
-        """`record` and `poll_call` are quick_calls', where it is used: its record begins with flag, context, future."""
+        """The last three are quick_calls', where it is used: its record begins with flag, context, future."""
         self._store: wasmtime.Store | None = wasmtime.Store(engine)
         self._store.set_limits(memory_bytes, TABLE_ELEMENTS, INSTANCES, TABLES, MEMORIES)
         self._linker = linker
@@ -279,7 +281,7 @@ class Fiber:
         _set_deadline(self.context, ticks)
         _yield_at_deadline(self.context, ticks)
         self.context_argument = Address.from_param(self.context)
-        self.record, self.poll_call = record, poll_call
+        self.record, self.poll_call, self.answer_call = record, poll_call, answer_call
         if record is not None:
             record[1] = self.context
         self.flag = ctypes.c_uint16(0) if record is None else ctypes.c_uint16.from_buffer(record)

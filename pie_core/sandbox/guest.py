@@ -29,7 +29,7 @@ from pie_core.sandbox.handles import Handles
 from pie_core.sandbox.hosting import GuestState, Pending
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.pump import TICK_S
-from pie_core.sandbox.quick_calls import CALLED
+from pie_core.sandbox.quick_calls import ARGUMENTS, CALLED
 from pie_core.sandbox.wasi.streams import ByteSource, OutputBudget
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class Guest:
         "_export",
         "_fiber",
         "_instantiated",
+        "_largest",
         "_pending",
         "_poll",
         "_program",
@@ -124,6 +125,7 @@ class Guest:
         self._pending: Pending[Any] | None = None
         self._complete: Complete | None = None
         self._results = 0
+        self._largest = 0
         self._stop: BaseException | None = None
         self._exit_status: int | None = None
         self._end_error: BaseException | None = None
@@ -190,23 +192,27 @@ class Guest:
 
     def resume(self) -> bool:
         """The pump's turn; see pump.Runnable. Every token comes this way, so it calls nothing that it need not."""
-        pending = self._pending
+        pending, poll = self._pending, self._poll
         if pending is not None:
             if not pending.done:
                 return False
             self._pending = None
-            try:
-                self._complete(self._results, pending, self)  # type: ignore[misc]  # it came with the pending
-            except BaseException as error:  # told to the guest already where it has a way to learn it
-                return self._stopped(self._stop or traps.host_failure(error))
-            self.flag.value = 1
+            if self._largest and type(pending.value) is int and 0 <= pending.value <= self._largest:
+                self._record[ARGUMENTS] = pending.value
+                poll = self._fiber.answer_call
+            else:
+                try:
+                    self._complete(self._results, pending, self)  # type: ignore[misc]  # it came with the pending
+                except BaseException as error:  # told to the guest already where it has a way to learn it
+                    return self._stopped(self._stop or traps.host_failure(error))
+                self.flag.value = 1
         elif not self._fiber.in_call:
             return False
         if self._ticks != self._ticker.ticks:
             self._refresh_deadline()
         current = self._current
         current.guest = self
-        done = self._timed_poll() if self._spinning else self._poll(self._fiber.future)
+        done = self._timed_poll() if self._spinning else poll(self._fiber.future)
         current.guest = None
         if self._record is not None and self._record[CALLED] and self._stop is None:
             return self._serve()
@@ -281,8 +287,12 @@ class Guest:
 
     # --- being called by host functions ------------------------------------------------------------------------
 
-    def suspend(self, pending: Pending[Any], complete: Complete, results: int) -> None:
-        """The result of a suspending host function comes later: `complete` will write it."""
+    def suspend(self, pending: Pending[Any], complete: Complete, results: int, largest: int = 0) -> None:
+        """The result of a suspending host function comes later: `complete` will write it.
+
+        A number of up to `largest` is written by quick_calls.
+        """
+        self._largest = largest
         self._pending = pending
         self._complete = complete
         self._results = results

@@ -16,12 +16,20 @@ import wasmtime
 from wasmtime.component import Linker
 
 from pie_core.errors import PieError, ProgramError, Unsupported
-from pie_core.sandbox.converters import Converters, Refused, Writer, result_parts
+from pie_core.sandbox.converters import Converters, Refused, Writer, ok_kind_of, result_parts
 from pie_core.sandbox.fibers import AsyncCallback, Destructor, LinkerNames, SyncCallback, new_error
 from pie_core.sandbox.guest import Complete, CurrentGuest
 from pie_core.sandbox.hosting import HostFunction, Interface, Pending
 from pie_core.sandbox.memory import MEMORY
-from pie_core.sandbox.quick_calls import ARGUMENTS, RESULTS, QuickCalls, QuickFunction, Serve, masks_of
+from pie_core.sandbox.quick_calls import (
+    ARGUMENTS,
+    RESULTS,
+    QuickCalls,
+    QuickFunction,
+    Serve,
+    largest_ok,
+    masks_of,
+)
 from pie_core.sandbox.reflection import ComponentShape, ImportedInstance
 from pie_core.sandbox.signatures import our_interfaces
 from pie_core.sandbox.wasi import registry
@@ -177,7 +185,9 @@ class HostLinker:
             make = self._async_callback if host.suspends else self._sync_callback
             masks = masks_of(function) if host.suspends and not for_sandbox else None
             if self._quick is not None and masks is not None:
-                self._callbacks[key] = self._quick.function(masks, self._served(function, host, masks))
+                self._callbacks[key] = self._quick.function(
+                    masks, self._served(function, host, masks), ok_kind_of(function)
+                )
             else:
                 self._callbacks[key] = make(function, host, for_sandbox)
         return self._callbacks[key]
@@ -263,6 +273,7 @@ class HostLinker:
         write, write_error = self._result_writers(function)
         refuse = _refuser(self._current, function, host)
         complete, call = _completer(write, write_error, refuse), host.call
+        largest = largest_ok(function)
         places = [(ARGUMENTS + place, mask == 0) for place, mask in enumerate(masks)]
 
         def serve(guest: Any, record: Any) -> bool:
@@ -276,7 +287,7 @@ class HostLinker:
                 )
                 if isinstance(answer, Pending):
                     if not answer.done:
-                        guest.suspend(answer, complete, results)
+                        guest.suspend(answer, complete, results, largest)
                         return False
                     complete(results, answer, guest)
                 else:

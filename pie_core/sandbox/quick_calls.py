@@ -28,9 +28,9 @@ from pie_core.sandbox.wit_types import Function, Handle, Primitive, Record, Resu
 SOURCE = Path(__file__).with_name("quick_calls.c")
 MOST = 6  # arguments
 FLAG, CONTEXT, FUTURE, CALLED, RESULTS, ARGUMENTS = range(6)  # words of a record
-RECORD = ctypes.c_uint64 * (ARGUMENTS + MOST)
+RECORD = ctypes.c_uint64 * (ARGUMENTS + MOST + 1)
 
-_SHAPE = ctypes.c_uint64 * (2 + MOST)
+_SHAPE = ctypes.c_uint64 * (3 + MOST)
 _MASKS = {"u8": 0xFF, "u16": 0xFFFF, "u32": 0xFFFF_FFFF, "u64": 0xFFFF_FFFF_FFFF_FFFF}
 _HANDLE = 0
 _USED = (
@@ -39,6 +39,7 @@ _USED = (
     "wasmtime_component_resource_host_delete",
     "wasmtime_error_delete",
     "wasmtime_call_future_poll",
+    "wasmtime_component_val_new",
 )
 
 Serve = Callable[[Any, Any], bool]  # (guest, its record) -> whether the result is written already
@@ -65,13 +66,15 @@ class QuickCalls:
         self._keep = loaded
         self._callback = _address(loaded.pie_note)
         self.poll: Any = ctypes.CFUNCTYPE(ctypes.c_bool)(_address(loaded.pie_poll))  # takes byref(record)
+        # Likewise; writes the number in the record's first argument as what the call gives, first.
+        self.answer: Any = ctypes.CFUNCTYPE(ctypes.c_bool)(_address(loaded.pie_answer))
         self.served: list[Serve] = [_nothing_was_called]
 
-    def function(self, masks: Sequence[int], serve: Serve) -> QuickFunction:
-        """`masks` as `masks_of` gives them."""
+    def function(self, masks: Sequence[int], serve: Serve, ok_kind: int = 0) -> QuickFunction:
+        """`masks` as `masks_of` gives them; `ok_kind` is wasmtime's of the number that it gives, if it gives one."""
         number = len(self.served)
         self.served.append(serve)
-        return QuickFunction(self._callback, _SHAPE(number, len(masks), *masks))
+        return QuickFunction(self._callback, _SHAPE(number, len(masks), ok_kind, *masks))
 
 
 def masks_of(function: Function) -> list[int] | None:
@@ -83,6 +86,14 @@ def masks_of(function: Function) -> list[int] | None:
         return None
     masks = [_mask(kind) for _, kind in function.params]
     return None if len(masks) > MOST or None in masks else [mask for mask in masks if mask is not None]
+
+
+def largest_ok(function: Function) -> int:
+    """Of the number that it gives; 0 if it gives something else."""
+    match function.result:
+        case ResultOf(Primitive(name), _):
+            return _MASKS.get(name, 0)
+    return 0
 
 
 def _mask(kind: Type) -> int | None:

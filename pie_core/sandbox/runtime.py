@@ -95,7 +95,15 @@ class Runtime:
         memory_bytes = limits.memory_bytes
         if self._quick is None:
             return Fiber(self.engine, program.linker, memory_bytes, SLICE_TICKS)
-        return Fiber(self.engine, program.linker, memory_bytes, SLICE_TICKS, QUICK_RECORD(), self._quick.poll)
+        return Fiber(
+            self.engine,
+            program.linker,
+            memory_bytes,
+            SLICE_TICKS,
+            QUICK_RECORD(),
+            self._quick.poll,
+            self._quick.answer,
+        )
 
     def served(self, number: int) -> Serve:
         """The host function that was noted down under this number."""
