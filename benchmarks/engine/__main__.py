@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measured(chosen: argparse.Namespace) -> Results:
-    results: Results = {"grid": asyncio.run(grid.measure(chosen.quick, chosen.depth))}
+    results: Results = {"grid": asyncio.run(grid.measure(chosen.quick, chosen.depth, chosen.step_ms))}
     write_json(chosen.json, results)
     for name, measure in SCENARIOS.items() if chosen.all else ():
         say(f"\n{name}")
@@ -75,6 +75,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="where to draw the frontier, as SVG")
     parser.add_argument(
         "--again", type=Path, metavar="FILE", help="figures of an earlier run, to show or draw"
+    )
+    parser.add_argument(
+        "--step-ms", type=float, nargs="+", default=(), help="step times; 1, 2, 5 and 10 if none"
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="whose section of figures to replace")
     return parser.parse_args(arguments)

@@ -71,7 +71,8 @@ async def measure(quick: bool) -> Results:
 async def _row(turns: int, agents: int, crowding: int, again: bool) -> Row:
     length = turns * (READ + DRAWN)
     pages = agents * (-(-length // PAGE) + 2) // crowding
-    config = configured(step_ms=0.2, driver={"num_pages": pages, "page_size": PAGE, "interpret": "true"})
+    sizes = {"num_pages": pages, "num_host_pages": 4096, "page_size": PAGE}
+    config = configured(step_ms=0.2, driver={**sizes, "interpret": "true"})
     each = {"turns": turns, "read": READ, "drawn": DRAWN, "tool_s": 0.005, "again": again}
     async with WatchedApplication(config, quiet) as app:
         await Crowd(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from benchmarks.engine.bare import bare_decode
@@ -59,8 +59,10 @@ class Verdict:
     added_idle_us: float  # of the driver, p50, against the bare loop
 
 
-async def measure(quick: bool, depth: int = 1) -> Results:
+async def measure(quick: bool, depth: int = 1, step_times_ms: Sequence[float] = ()) -> Results:
     size = Size.of(quick)
+    if step_times_ms:
+        size = replace(size, step_times_ms=step_times_ms)
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory() as folder:
         for step_ms in size.step_times_ms:

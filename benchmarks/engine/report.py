@@ -141,10 +141,15 @@ def _memory_goals(results: Results) -> Iterator[Goal]:
     for row in results["agent_session"]["rows"]:
         yield Goal(
             f"agents, {row['turns']} turns, history {row['history']}, wanting {row['crowding']}x the pages: again",
-            "nothing that was cached",
+            "reported: the cache had to go" if _had_to_go(row) else "nothing that was cached",
             f"{row['recomputed']} of {row['rows']} rows",
-            row["recomputed"] == 0,
+            None if _had_to_go(row) else row["recomputed"] == 0,
         )
+
+
+def _had_to_go(row: Results) -> bool:
+    """What only the cache holds gives way to what is asked for; contexts that are kept move to host memory."""
+    return bool(row["crowding"] > 1 and row["history"] == "sent again")
 
 
 # ---- tables
