@@ -22,6 +22,7 @@ from pie_core.plugins import load_plugins
 from pie_core.testing.simulated_history import COVERAGE, History
 from pie_core.testing.simulation_jobs import Outcome, in_processes, run_as_job
 
+DRAWN_EVERY = 10  # histories: drawing the bar costs as much as a step
 COVERED_AT = 1000  # histories, in which everything has to happen
 
 
@@ -66,9 +67,11 @@ def simulate_in_jobs(histories: int, seed: int, jobs: int, tell: Callable[[str],
     try:
         for done, outcome in enumerate(in_processes(range(seed, seed + histories), jobs), start=1):
             report.add(outcome)
-            display(Progress("histories", done, histories, unit="history"))
+            if done % DRAWN_EVERY == 0 or done in (1, histories):
+                display(Progress("histories", done, histories, unit="history"))
             if outcome.failure is not None:
-                display.close()
+                if sys.stderr.isatty():
+                    display.close()  # the bar stands where the line is to be written
                 tell(f"seed {outcome.seed}: {outcome.failure}")
     finally:
         display.end()
