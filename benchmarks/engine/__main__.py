@@ -28,6 +28,7 @@ from benchmarks.engine import (
     workers,
 )
 from benchmarks.engine.command import Results, say, write_json
+from benchmarks.engine.guests import KINDS
 
 SCENARIOS = {
     "forks": forks.measure,
@@ -45,6 +46,8 @@ SCENARIOS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _parse(arguments)
     results = json.loads(chosen.again.read_text(encoding="utf-8")) if chosen.again else _measured(chosen)
+    if chosen.beside is not None:
+        results["beside"] = json.loads(chosen.beside.read_text(encoding="utf-8"))["grid"]
     say("\n".join([*report.goals_table(results), "", *grid.table(results["grid"])]))
     if chosen.plot is not None:
         chosen.plot.write_text(grid.plot(results["grid"]), encoding="utf-8")
@@ -53,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measured(chosen: argparse.Namespace) -> Results:
-    results: Results = {"grid": asyncio.run(grid.measure(chosen.quick, chosen.depth, chosen.step_ms))}
+    kinds = [kind for kind in KINDS if kind.is_component or not chosen.components]
+    measured = grid.measure(chosen.quick, chosen.depth, chosen.step_ms, kinds)
+    results: Results = {"grid": asyncio.run(measured)}
     write_json(chosen.json, results)
     for name, measure in SCENARIOS.items() if chosen.all else ():
         say(f"\n{name}")
@@ -78,6 +83,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--step-ms", type=float, nargs="+", default=(), help="step times; 1, 2, 5 and 10 if none"
+    )
+    parser.add_argument("--components", action="store_true", help="no Python guests")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        metavar="FILE",
+        help="figures of components with quick_calls built, to be shown, too",
     )
     parser.add_argument("--page", type=Path, metavar="FILE", help="whose section of figures to replace")
     return parser.parse_args(arguments)

@@ -19,6 +19,7 @@ from benchmarks.engine.frontier_plot import frontier_svg
 from benchmarks.engine.guests import KINDS, Kind
 from benchmarks.engine.stage import Crowd, Decode, configured, decode_of
 from benchmarks.pie_in_process import WatchedApplication, quiet
+from pie_core.processes.garbage import set_survivors_aside
 
 STEP_TIMES_MS = (1.0, 2.0, 5.0, 10.0)
 GUESTS = (1, 8, 32, 64, 128, 256, 512, 1000)
@@ -59,16 +60,19 @@ class Verdict:
     added_idle_us: float  # of the driver, p50, against the bare loop
 
 
-async def measure(quick: bool, depth: int = 1, step_times_ms: Sequence[float] = ()) -> Results:
+async def measure(
+    quick: bool, depth: int = 1, step_times_ms: Sequence[float] = (), kinds: Sequence[Kind] = KINDS
+) -> Results:
     size = Size.of(quick)
     if step_times_ms:
         size = replace(size, step_times_ms=step_times_ms)
+    set_survivors_aside()  # as `pie serve` does once it is ready
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory() as folder:
         for step_ms in size.step_times_ms:
             async with WatchedApplication(configured(step_ms=step_ms, depth=depth), quiet) as app:
                 cells += bare_cells(app, step_ms, size)
-                for kind in KINDS:
+                for kind in kinds:
                     cells += await crowds(app, kind, step_ms, size, Path(folder))
     return summary(cells, depth)
 
@@ -110,6 +114,7 @@ def fits(cells: Sequence[Cell]) -> dict[str, Line]:
             [(each.guests, each.decode.host_us) for each in cells if each.kind == kind.name]
         )
         for kind in KINDS
+        if any(each.kind == kind.name for each in cells)
     }
 
 
@@ -154,13 +159,9 @@ def table(results: Results) -> Iterator[str]:
     yield "| guests of | step | " + " | ".join(map(str, counts)) + " |"
     yield "|---|---|" + "---|" * len(counts)
     for kind in KINDS:
-        for step_ms in sorted({cell["step_ms"] for cell in cells}):
-            row = {
-                cell["guests"]: cell
-                for cell in cells
-                if (cell["kind"], cell["step_ms"]) == (kind.name, step_ms)
-            }
-            shown = (_shown(row[count]) for count in counts if count in row)
+        mine = {(each["step_ms"], each["guests"]): each for each in cells if each["kind"] == kind.name}
+        for step_ms in sorted({step_ms for step_ms, _ in mine}):
+            shown = (_shown(mine[step_ms, count]) if (step_ms, count) in mine else "" for count in counts)
             yield f"| {kind.name} | {step_ms:g} ms | " + " | ".join(shown) + " |"
 
 
