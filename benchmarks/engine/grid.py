@@ -36,7 +36,12 @@ BARE = "bare loop"
 class Size:
     step_times_ms: Sequence[float]
     guests: Sequence[int]
-    tokens: int  # that each guest draws
+    tokens: int  # that each guest draws, at least
+
+    def tokens_of(self, kind: Kind, step_ms: float) -> int:
+        """More of short steps: one hiccup among fifty would weigh more than it does."""
+        slow = kind.steps_itself and not kind.is_component
+        return self.tokens if slow else max(self.tokens, round(5 * self.tokens / step_ms))
 
     @staticmethod
     def of(quick: bool) -> Size:
@@ -82,11 +87,13 @@ def bare_cells(app: WatchedApplication, step_ms: float, size: Size) -> list[Cell
 
 
 async def crowds(app: WatchedApplication, kind: Kind, step_ms: float, size: Size, folder: Path) -> list[Cell]:
-    source = kind.program(folder, size.tokens)
-    await Crowd(app, source, [{"tokens": size.tokens}]).run()  # compiled, and everything touched once
+    most = size.tokens_of(kind, step_ms)
+    source = kind.program(folder, most)
+    await Crowd(app, source, [{"tokens": most}]).run()  # compiled, and everything touched once
     cells = []
     for guests in size.guests:
-        tokens = size.tokens if guests <= 128 or kind.is_component else size.tokens // 2
+        halved = guests > 128 and kind.steps_itself and not kind.is_component
+        tokens = most // 2 if halved else most
         crowd = Crowd(app, source, [{"tokens": tokens}] * guests)
         await crowd.go_together(app)
         await crowd.end()

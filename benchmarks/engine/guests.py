@@ -83,6 +83,7 @@ class Kind:
 
     name: str
     is_component: bool = False
+    steps_itself: bool = True  # it has code per token
     text: str = ""
 
     def program(self, folder: Path, tokens: int) -> ProgramSource:
@@ -92,7 +93,7 @@ class Kind:
 
 
 KINDS = (
-    Kind("Python, offloaded", text=OFFLOADED),
+    Kind("Python, offloaded", steps_itself=False, text=OFFLOADED),
     Kind("Python, code per token", text=PER_TOKEN),
     Kind("WAT, code per token", is_component=True),
 )

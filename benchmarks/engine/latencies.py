@@ -32,12 +32,12 @@ EMPTY = "async def main(input):\n    return None\n"
 
 async def measure(quick: bool) -> Results:
     return {
+        "memory": await memory(10 if quick else 1000),
         "contexts": [
             of_contexts(rows, 20 if quick else 200) for rows in ((16, 1000) if quick else (16, 1000, 16000))
         ],
         "many_forks": many_forks(10 if quick else 1000),
         "launch": await launches(10 if quick else 1000, 10 if quick else 50),
-        "memory": await memory(10 if quick else 1000),
     }
 
 
@@ -143,8 +143,10 @@ async def memory(count: int) -> list[Results]:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         sources = {
+            "WAT": component(
+                Path(folder), "waiting", waiting()
+            ),  # first: what Python guests leave is used again
             "Python": python("waiting", WAITING),
-            "WAT": component(Path(folder), "waiting", waiting()),
         }
         for kind, source in sources.items():
             async with WatchedApplication(configured(step_ms=0), quiet) as app:

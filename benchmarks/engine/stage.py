@@ -33,7 +33,7 @@ def configured(
     options = {
         "step_ms": step_ms,
         "interpret": "false",
-        "num_pages": 32768,
+        "num_pages": 131072,
         "max_batch_requests": MAX_GUESTS,
         "max_model_len": 65536,
         **(driver or {}),
