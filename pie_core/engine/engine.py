@@ -195,6 +195,7 @@ class Engine:
             ticket = self._loop.start()
             begun = self._intake.advance()
             if ticket is not None:
+                self._make_way(len(self._loop.in_flight[ticket]))
                 return ticket
             if not begun and not (self._is_stalled and self._relieve()):
                 return None
@@ -610,6 +611,28 @@ class Engine:
             or self._fail_youngest()
         )
 
+    def _make_way(self, chosen: int) -> None:
+        """Passes that lack pages need not wait until nothing runs: contexts that are idle give theirs up at once, and
+        where more passes lack pages than the step took in, so do the youngest."""
+        if not self._loop.waiting:
+            return
+        lacking = [each for each in self._passes.waiting_by_age() if not each.in_flight][:_SERVED_AT_ONCE]
+        wanted = [each.context.pages.needed_for(each.context.written, each.stop) for each in lacking]
+        sums = [sum(group) for group in zip(*wanted, strict=True)]
+        while lacking and not self._cache.has(sums):
+            if not self._suspend_idle():
+                self._make_youngest_give_way(chosen)
+                return
+
+    def _make_youngest_give_way(self, chosen: int) -> None:
+        """As many as it takes for the others to go on."""
+        holding = [each for each in self._passes.waiting_by_age() if each.holds_pages]
+        wanted = [each.context.pages.needed_for(each.context.written, each.stop) for each in holding]
+        sums = [sum(group) for group in zip(*wanted, strict=True)]
+        while len(holding) > chosen and not self._cache.has(sums):
+            self._suspend(holding.pop().context)
+            sums = [total - own for total, own in zip(sums, wanted.pop(), strict=True)]
+
     def _suspend_idle(self, but: Context | None = None) -> bool:
         """Of the lowest priority whoever has not asked for anything for longest."""
         idle = [
@@ -657,6 +680,9 @@ class Engine:
     def _drop_checkpoints(self) -> bool:
         """Recurrent models: states of one context kept for going back are worth less than going on."""
         return any(each.pages.drop_checkpoints() for each in self._contexts)
+
+
+_SERVED_AT_ONCE = 32  # passes for which idle contexts are looked at in one step
 
 
 def _model_info(driver: Driver, model_name: str) -> ModelInfo:

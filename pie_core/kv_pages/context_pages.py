@@ -40,6 +40,10 @@ class Cache:
             default=sys.maxsize,
         )
 
+    def has(self, counts: Sequence[int]) -> bool:
+        """Whether so many pages of each group can be taken."""
+        return all(pool.has(count) for count, pool in zip(counts, self.pools, strict=True))
+
     def begin_choice(self) -> None:
         """Nobody is promised anything yet."""
         self._promised = [0] * len(self.pools)
@@ -324,6 +328,13 @@ class ContextPages:
             outcomes if isinstance(each, StateSlots) else each.needed_behind(written, length)
             for each in self.groups
         ]
+
+    def needed_for(self, written: int, length: int) -> list[int]:
+        """By group: pages to take until rows up to `length` are written, those for coming back included."""
+        behind = self.needed_behind(written, length, 1)
+        if not self.is_swapped:
+            return behind
+        return [sum(each) for each in zip(self.plan_swap_in().num_copied, behind, strict=True)]
 
     def swapped(self, move: Move, written: int) -> None:
         """The move was made."""

@@ -103,6 +103,12 @@ class Pass:
         return self.stop - self.context.submitted
 
     @property
+    def holds_pages(self) -> bool:
+        """On the device, and no step is computing rows of it."""
+        pages = self.context.pages
+        return not self.in_flight and not pages.is_swapped and not pages.is_empty
+
+    @property
     def indivisible(self) -> int:
         """Rows at its end that must be computed in one step: drafts, and the row whose sample verifies the first."""
         return self.num_drafts + 1

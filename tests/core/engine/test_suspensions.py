@@ -287,3 +287,30 @@ def test_whoever_comes_back_can_go_on_however_many_wait() -> None:
         mine, theirs = requests
         assert [engine.generated(each) for each in mine] == [undisturbed.generated(each) for each in theirs]
     assert swapping(engine).suspensions > 16
+
+
+def test_an_idle_context_gives_way_while_others_run() -> None:
+    engine = uncached(small())
+    for context in (1, 2, 3):
+        engine.create(context)
+    engine.forward(1, [7] * 40)  # 10 of 16 pages, and nobody uses them
+    running = engine.begin_generation(2, [3, 5], 18)
+    engine.start()
+    engine.finish()
+    passed = engine.submit(3, [9] * 21)
+    engine.run_until_answered(passed)
+    assert not engine.is_answered(running)
+    engine.run()
+    assert len(engine.generated(running)) == 18
+
+
+def test_where_many_lack_pages_the_youngest_give_way_to_the_others() -> None:
+    """They reach the end of their pages together; if nobody gave way they would go on one by one, for 220 steps."""
+    engine = uncached(small(num_pages=64))
+    requests = []
+    for context in range(1, 25):
+        engine.create(context)
+        requests.append(engine.begin_generation(context, [context, 3, 4], 24))
+    engine.run()
+    assert all(len(engine.generated(request)) == 24 for request in requests)
+    assert engine.status().steps <= 110
