@@ -612,24 +612,22 @@ class Engine:
         )
 
     def _make_way(self, chosen: int) -> None:
-        """Passes that lack pages need not wait until nothing runs: contexts that are idle give theirs up at once, and
-        where more passes lack pages than the step took in, so do the youngest."""
+        """Passes that lack pages need not wait until nothing runs: idle contexts give theirs up to the oldest of them,
+        and where more passes lack pages than the step took in, so do the youngest."""
         if not self._loop.waiting:
             return
-        lacking = [each for each in self._passes.waiting_by_age() if not each.in_flight][:_SERVED_AT_ONCE]
-        wanted = [each.context.pages.needed_for(each.context.written, each.stop) for each in lacking]
-        sums = [sum(group) for group in zip(*wanted, strict=True)]
-        while lacking and not self._cache.has(sums):
+        waiting = [each for each in self._passes.waiting_by_age() if not each.in_flight]
+        wanted = self._cache.first_that_take_little([each.wanted_pages for each in waiting[:_SERVED_AT_ONCE]])
+        while not self._cache.will_have(wanted):
             if not self._suspend_idle():
-                self._make_youngest_give_way(chosen)
+                self._make_youngest_give_way([each for each in waiting if each.holds_pages], chosen)
                 return
 
-    def _make_youngest_give_way(self, chosen: int) -> None:
+    def _make_youngest_give_way(self, holding: list[Pass], chosen: int) -> None:
         """As many as it takes for the others to go on."""
-        holding = [each for each in self._passes.waiting_by_age() if each.holds_pages]
-        wanted = [each.context.pages.needed_for(each.context.written, each.stop) for each in holding]
-        sums = [sum(group) for group in zip(*wanted, strict=True)]
-        while len(holding) > chosen and not self._cache.has(sums):
+        wanted = [each.wanted_pages for each in holding]
+        sums = self._cache.sum_of(wanted)
+        while len(holding) > chosen and not self._cache.will_have(sums):
             self._suspend(holding.pop().context)
             sums = [total - own for total, own in zip(sums, wanted.pop(), strict=True)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -40,9 +40,28 @@ class Cache:
             default=sys.maxsize,
         )
 
-    def has(self, counts: Sequence[int]) -> bool:
-        """Whether so many pages of each group can be taken."""
-        return all(pool.has(count) for count, pool in zip(counts, self.pools, strict=True))
+    def will_have(self, counts: Sequence[int]) -> bool:
+        """Whether so many pages of each group can be taken, now or once the driver's steps are over."""
+        return all(pool.will_have(count) for count, pool in zip(counts, self.pools, strict=True))
+
+    def sum_of(self, counts: Iterable[Sequence[int]]) -> list[int]:
+        """By group."""
+        return [sum(group) for group in zip(*counts, strict=True)] or [0] * len(self.pools)
+
+    def first_that_take_little(self, counts: Iterable[Sequence[int]]) -> list[int]:
+        """What the first of these take together, as far as that is an eighth of the memory; the very first in any case.
+
+        So a long queue does not drive out at once what only its head has use for.
+        """
+        taken: list[int] = []
+        for each in counts:
+            more = self.sum_of([taken, each]) if taken else list(each)
+            if taken and any(
+                8 * count > pool.num_pages for count, pool in zip(more, self.pools, strict=True)
+            ):
+                break
+            taken = more
+        return taken or [0] * len(self.pools)
 
     def begin_choice(self) -> None:
         """Nobody is promised anything yet."""

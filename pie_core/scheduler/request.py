@@ -109,6 +109,11 @@ class Pass:
         return not self.in_flight and not pages.is_swapped and not pages.is_empty
 
     @property
+    def wanted_pages(self) -> list[int]:
+        """By group: what it has to take until all of its rows are written."""
+        return self.context.pages.needed_for(self.context.written, self.stop)
+
+    @property
     def indivisible(self) -> int:
         """Rows at its end that must be computed in one step: drafts, and the row whose sample verifies the first."""
         return self.num_drafts + 1

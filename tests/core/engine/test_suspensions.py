@@ -314,3 +314,20 @@ def test_where_many_lack_pages_the_youngest_give_way_to_the_others() -> None:
     engine.run()
     assert all(len(engine.generated(request)) == 24 for request in requests)
     assert engine.status().steps <= 110
+
+
+def test_a_long_queue_does_not_drive_out_what_only_its_head_has_use_for() -> None:
+    engine = uncached(small(num_pages=64))
+    for context in range(1, 16):
+        engine.create(context)
+    for context in range(1, 7):
+        engine.forward(context, [context] * 24)  # 36 of 64 pages, idle
+    engine.begin_generation(7, [3, 5], 40)
+    engine.start()
+    engine.finish()
+    passes = [engine.submit(context, [context] * 40) for context in range(8, 16)]  # 80 pages
+    engine.start()
+    assert engine.status().suspensions == 1
+    engine.finish()
+    engine.run()
+    assert all(engine.is_answered(each) for each in passes)
