@@ -24,7 +24,6 @@ from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.gpu_guests import decode_with_guests
 from benchmarks.gpu_loop import Story, Timed, run
 from benchmarks.gpu_models import SHAPES, Shape, decode_floor_ms, prefill_floor_ms
 from pie_core.contracts.driver import Driver, DriverRequest
@@ -75,7 +74,7 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             shape = SHAPES[name]
             started = time.perf_counter()
-            driver = _load(shape.write(Path(folder)), arguments)
+            driver = load_driver(shape.write(Path(folder)), arguments.device, arguments.option)
             print(f"{name}: loaded in {time.perf_counter() - started:.1f} s", flush=True)
             for cell in _cells(driver, shape, arguments, peers):
                 print(cell.line(), flush=True)
@@ -111,14 +110,15 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _load(path: Path, arguments: argparse.Namespace) -> Driver:
+def load_driver(path: Path, device: str, chosen: Sequence[str]) -> Driver:
+    """The driver with random weights of a configuration; `chosen` are options as NAME=JSON."""
     (declaration,) = cuda_native.pie_drivers()
     architectures = {each.name: each for each in (llama.DECLARATION, qwen3.DECLARATION)}
-    given = dict(option.split("=", 1) for option in arguments.option)
+    given = dict(option.split("=", 1) for option in chosen)
     options = declaration.options(
         random_weights=True, **{name: json.loads(text) for name, text in given.items()}
     )
-    return declaration.load(DriverRequest(path, arguments.device, options, architectures, {}))
+    return declaration.load(DriverRequest(path, device, options, architectures, {}))
 
 
 def _cells(
@@ -175,6 +175,8 @@ def _decode_cell(
 
 
 def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Namespace) -> Iterator[Cell]:
+    from benchmarks.gpu_guests import decode_with_guests  # needs all of pie; the bare loop needs torch alone
+
     for how, depth in (("offload", 1), ("depth 0", 0), ("depth 1", 1), ("depth 4", 4)):
         decode = asyncio.run(
             decode_with_guests(

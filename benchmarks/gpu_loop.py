@@ -62,8 +62,8 @@ class Contexts:
         listed = -(-self.totals // self.size)
         if listed.sum() > space.num_pages:
             raise MemoryError(f"{listed.sum()} pages needed, {space.num_pages} are there")
-        order = np.random.default_rng(seed).permutation(space.num_pages).astype(np.int32)
-        self.pages = np.split(order[: listed.sum()], np.cumsum(listed)[:-1])
+        order = np.random.default_rng(seed).permutation(listed.sum()).astype(np.int32)  # the lowest, as pie hands out
+        self.pages = np.split(order, np.cumsum(listed)[:-1])
         self.logical = [np.arange(count, dtype=np.int32) for count in listed]
         self.temperature = temperature
         self.lengths = np.zeros(len(stories), np.int32)
@@ -178,7 +178,7 @@ def run(driver: Driver, stories: Sequence[Story], temperature: float = 0.0, dept
     contexts = Contexts(driver.capabilities, stories, temperature)
     timed = Timed(tokens=int((contexts.totals - contexts.prompts).sum()))
     started = time.perf_counter()
-    _prefill(driver, contexts)
+    prefill(driver, contexts)
     timed.first_token_s = time.perf_counter() - started
     remaining = contexts.totals - contexts.prompts - 1  # the prefill drew the first
     open_steps: deque[Ticket] = deque()
@@ -198,7 +198,7 @@ def run(driver: Driver, stories: Sequence[Story], temperature: float = 0.0, dept
     return timed
 
 
-def _prefill(driver: Driver, contexts: Contexts) -> None:
+def prefill(driver: Driver, contexts: Contexts) -> None:
     """All prompts, in as few steps as fit; long ones in pieces."""
     open_steps: deque[Ticket] = deque()
     limit = driver.capabilities.max_batch_tokens

@@ -124,8 +124,10 @@ class CudaTimeline(Timeline):
         gc.disable()  # what it frees meanwhile would be freed inside the graph
         try:
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            function()
-            graph.capture_end()
+            try:
+                function()
+            finally:
+                graph.capture_end()
         finally:
             if collects:
                 gc.enable()

@@ -154,7 +154,6 @@ class _Clock:
 
     def __init__(self, timeline: CudaTimeline) -> None:
         self._timeline = timeline
-        self._pool = torch.cuda.graph_pool_handle()
 
     def seconds(self, call: Callable[[Matrix], Tensor], matrices: Sequence[Matrix]) -> float:
         def several() -> None:
@@ -163,7 +162,7 @@ class _Clock:
 
         several()
         self._timeline.synchronize()
-        replay = self._timeline.record(several, self._pool)
+        replay = self._timeline.record(several, torch.cuda.graph_pool_handle())  # a pool ends with its last graph
         return median(self._replayed(replay) for _ in range(REPLAYS))
 
     def _replayed(self, replay: Callable[[], None]) -> float:
