@@ -7,6 +7,7 @@ and sampled tokens too, so nothing has to be gathered. The driver's process is r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -53,6 +54,7 @@ def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # each recorded sum would exchange its buffers, for nothing
     try:
         distributed.init_process_group(
             backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=PATIENCE
@@ -63,8 +65,18 @@ def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
 
 
 def leave() -> None:
-    """Ends what `join` began."""
+    """Ends what `join` began. Waits for the others."""
     if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def abandon() -> None:
+    """Ends what `join` began after another rank has ended: sums that wait for it are given up."""
+    if not distributed.is_initialized():
+        return
+    if distributed.get_backend() == "nccl":
+        distributed.distributed_c10d._abort_process_group()
+    else:
         distributed.destroy_process_group()
 
 

@@ -18,7 +18,7 @@ from pie_core.errors import ForwardError, LoadError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.framing import read_call, write_call
-from pie_plugins.drivers.cuda_native.parallel import leave
+from pie_plugins.drivers.cuda_native.parallel import abandon, leave
 
 WORKER = "pie_plugins.drivers.cuda_native.worker"
 LEAVE_S = 10.0  # how long a worker may take to end by itself
@@ -119,6 +119,8 @@ class ParallelDriver(CudaNativeDriver):
         super().import_pages(group, pages, own)
 
     def close(self) -> None:
+        if self._broken:
+            abandon()  # or the device would wait for a rank that is gone
         super().close()
         for worker in self._workers:
             worker.end()
@@ -126,8 +128,12 @@ class ParallelDriver(CudaNativeDriver):
         leave()
 
     def _tell(self, name: str, *arguments: Any) -> None:
-        for worker in self._workers:
-            worker.tell(name, *arguments)
+        try:
+            for worker in self._workers:
+                worker.tell(name, *arguments)
+        except ForwardError:
+            self._broken = True
+            raise
 
 
 def _whole(capabilities: DriverCapabilities, size: int) -> DriverCapabilities:
