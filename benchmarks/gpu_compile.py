@@ -162,23 +162,24 @@ def _products() -> Iterator[Variant]:
 
 def needs(variant: Variant, capability: int) -> Needs:
     names = variant.kernel.arg_names
-    types = {name: _type(name, variant) for name in names}
+    constants = dict(variant.constants)
+    if "OVERLAPS" in names:
+        constants["OVERLAPS"] = True
+    types = {name: "constexpr" if name in constants else _type(name, variant) for name in names}
     aligned = [name for name, kind in types.items() if kind.startswith("*") or name in MULTIPLES]
     source = ASTSource(
         variant.kernel,
         types,
-        constexprs={(names.index(name),): value for name, value in variant.constants.items()},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
     )
-    options = {"num_warps": variant.warps, "num_stages": variant.stages}
+    options = {"num_warps": variant.warps, "num_stages": variant.stages, "launch_pdl": "OVERLAPS" in names}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, WARP), options=options)
     usage = _resource_usage(compiled.asm["cubin"])
     return Needs(usage["REG"], usage["STACK"] + usage["LOCAL"], compiled.metadata.shared)
 
 
 def _type(name: str, variant: Variant) -> str:
-    if name in variant.constants:
-        return "constexpr"
     if name in SCALARS and name not in variant.pointers:
         return SCALARS[name]
     return "*bf16" if name in HALVES else "*fp32" if name in FLOATS else "*i32"

@@ -143,6 +143,41 @@ def test_a_batch_invariant_decode_has_the_same_bits_replayed_and_eager_in_any_co
     assert all(np.array_equal(each, seen[0]) for each in seen)
 
 
+def decoded_bits(driver: Driver) -> list[Float32]:
+    """Logits of some contexts after as many steps as it takes to notice a kernel that ran too early."""
+    stepper = Stepper(driver)
+    contexts = [stepper.context() for _ in range(5)]
+    stepper.run(
+        [Request(context, PROMPT[place:], samples=[Sample()]) for place, context in enumerate(contexts)]
+    )
+    for _ in range(40):
+        tickets = [
+            stepper.submit([Request(each, [7], samples=[Sample()]) for each in contexts]) for _ in range(3)
+        ]
+        for ticket in tickets:
+            stepper.collect(ticket)
+    probes = [Probe(ProbeKind.LOGITS)]
+    result = stepper.run([Request(each, [7], samples=[Sample()], probes=probes) for each in contexts])
+    driver.close()
+    return [probe_values(result, place) for place in range(len(contexts))]
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_kernels_that_begin_early_give_the_bits_of_those_that_wait(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, graphs: bool
+) -> None:
+    from pie_plugins.drivers.cuda_native import triton_launches  # imports triton
+
+    early = decoded_bits(small(checkpoint, batch_invariant=True, cuda_graphs=graphs))
+    monkeypatch.setattr(triton_launches, "HOPPER", (99, 0))
+    triton_launches.overlapping.cache_clear()
+    try:
+        waiting = decoded_bits(small(checkpoint, batch_invariant=True, cuda_graphs=graphs))
+    finally:
+        triton_launches.overlapping.cache_clear()
+    assert all(np.array_equal(*each) for each in zip(early, waiting, strict=True))
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8])
 def test_many_steps_queued_behind_each_other_end_well(tmp_path: Path, batch: int) -> None:
     """At, below and above a bucket's size."""

@@ -7,6 +7,7 @@ import triton
 from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.linear import Matrix
+from pie_plugins.drivers.cuda_native.triton_launches import overlapping
 from pie_plugins.drivers.cuda_native.triton_products import product_kernel
 
 ROWS, OUTPUTS, INPUTS = 64, 64, 64  # one tiling for a batch of one and for a prompt of thousands
@@ -36,6 +37,7 @@ class InvariantLinear:
                 INPUTS=INPUTS,
                 BIASED=matrix.bias is not None,
                 PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+                **overlapping(x.device),
                 num_warps=4,
                 num_stages=4,
             )

@@ -16,6 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pie_plugins.drivers.cuda_native.triton_launches import follow
+
 
 @triton.jit(do_not_specialize=["mask_width", "tiles", "narrow_rows"])
 def attend_kernel(
@@ -54,9 +56,11 @@ def attend_kernel(
     CASCADE: tl.constexpr,
     PREFIX: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """NARROW: every request of at most `narrow_rows` rows; else the listed requests. CASCADE: from behind their shared
     columns on. PREFIX: only those, for tiles of requests with one row each, from the listed ones to their `stops`."""
+    follow(OVERLAPS)
     tile, kv_head, split = tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
     request = tl.program_id(0) // tiles
     behind = request + 1
@@ -181,10 +185,12 @@ def merge_kernel(
     PARTS: tl.constexpr,
     SHORTEST: tl.constexpr,
     MASKED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """One row and head whose columns were split: the parts that had work are the same as in `attend_kernel`. The first
     `wide` requests of `by_rows` were not split; each of the others has at most `rows_each` rows. Of `PARTS`, those
     from `SPLITS` on are the shared columns'."""
+    follow(OVERLAPS)
     row, head = tl.program_id(0) % rows_each, tl.program_id(1)
     request = tl.load(by_rows + wide + tl.program_id(0) // rows_each)
     first = tl.load(row_indptr + request)

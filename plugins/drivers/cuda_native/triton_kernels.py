@@ -14,6 +14,7 @@ from pie_plugins.drivers.cuda_native.shared_prefixes import REQUESTS_EACH
 from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, GroupTensors, MaskTensors, StepTensors
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
+from pie_plugins.drivers.cuda_native.triton_launches import overlapping
 from pie_plugins.drivers.cuda_native.triton_layers import (
     add_rms_norm_kernel,
     place_heads_kernel,
@@ -107,7 +108,14 @@ class TritonKernels:
         columns = x.shape[-1]
         if len(x):
             rms_norm_kernel[(x.numel() // columns,)](
-                x, weight, out, columns, eps, BLOCK=triton.next_power_of_2(columns), num_warps=_warps(columns)
+                x,
+                weight,
+                out,
+                columns,
+                eps,
+                BLOCK=triton.next_power_of_2(columns),
+                num_warps=_warps(columns),
+                **overlapping(x.device),
             )
         return out
 
@@ -123,6 +131,7 @@ class TritonKernels:
             eps,
             BLOCK=triton.next_power_of_2(columns),
             num_warps=_warps(columns),
+            **overlapping(x.device),
         )
         return out
 
@@ -130,7 +139,7 @@ class TritonKernels:
         columns = gate_up.shape[1] // 2
         out = gate_up.new_empty((len(gate_up), columns))
         grid = (len(gate_up), triton.cdiv(columns, ACTIVATION_BLOCK))
-        silu_mul_kernel[grid](gate_up, out, columns, BLOCK=ACTIVATION_BLOCK)
+        silu_mul_kernel[grid](gate_up, out, columns, BLOCK=ACTIVATION_BLOCK, **overlapping(out.device))
         return out
 
     def place_heads(
@@ -162,6 +171,7 @@ class TritonKernels:
             HALF=triton.next_power_of_2(heads.head_dim // 2),
             HEADS=HEADS,
             NORMED=heads.norm is not None,
+            **overlapping(qkv.device),
         )
         return qkv.view(len(qkv), total, heads.head_dim)[:, : heads.num_heads]
 
@@ -339,6 +349,7 @@ class _Attending:
             PARTS=num_parts,
             SHORTEST=SHORTEST_SPAN,
             MASKED=self._group.masks is not None,
+            **overlapping(self._q.device),
         )
 
     def run_wide(self, tiling: Tiling, requests: Tensor, narrow_rows: int) -> None:
@@ -384,6 +395,7 @@ class _Attending:
             CASCADE=launch.cascades,
             PREFIX=launch.is_prefix,
             PRECISION="ieee" if self._q.dtype == torch.float32 else "tf32",
+            **overlapping(self._q.device),
             num_warps=tiling.warps,
             num_stages=tiling.stages,
         )

@@ -9,9 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pie_plugins.drivers.cuda_native.triton_launches import follow
+
 
 @triton.jit
-def rms_norm_kernel(x, weight, out, columns, eps, BLOCK: tl.constexpr):
+def rms_norm_kernel(x, weight, out, columns, eps, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
+    follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < columns
@@ -22,8 +25,9 @@ def rms_norm_kernel(x, weight, out, columns, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_rms_norm_kernel(x, delta, weight, out, columns, eps, BLOCK: tl.constexpr):
+def add_rms_norm_kernel(x, delta, weight, out, columns, eps, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
     """The norm is of the sum as it is kept, rounded."""
+    follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, BLOCK)
     inside = at < columns
@@ -38,7 +42,8 @@ def add_rms_norm_kernel(x, delta, weight, out, columns, eps, BLOCK: tl.constexpr
 
 
 @triton.jit
-def silu_mul_kernel(gate_up, out, columns, BLOCK: tl.constexpr):
+def silu_mul_kernel(gate_up, out, columns, BLOCK: tl.constexpr, OVERLAPS: tl.constexpr):
+    follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < columns
@@ -64,8 +69,10 @@ def place_heads_kernel(
     HALF: tl.constexpr,
     HEADS: tl.constexpr,
     NORMED: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """One token and a few of its heads: queries are rotated in place, keys and values go to their page."""
+    follow(OVERLAPS)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     total = num_heads + 2 * num_kv_heads

@@ -9,6 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from pie_plugins.drivers.cuda_native.triton_launches import follow
+
 
 @triton.jit(do_not_specialize=["rows"])
 def product_kernel(
@@ -24,8 +26,10 @@ def product_kernel(
     INPUTS: tl.constexpr,
     BIASED: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """out = x @ weight.T + bias; the sum over inputs always runs in the same order."""
+    follow(OVERLAPS)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
     place = tl.arange(0, INPUTS)
@@ -62,9 +66,11 @@ def few_rows_kernel(
     SHARES: tl.constexpr,
     BIASED: tl.constexpr,
     PRECISION: tl.constexpr,
+    OVERLAPS: tl.constexpr,
 ):
     """out = x @ weight.T + bias for at most ROWS rows: bound by reading the weights, so several programs share the
     inputs of one tile. The last of them to arrive adds their sums up in a fixed order, and resets the counter."""
+    follow(OVERLAPS)
     tile, part = tl.program_id(0), tl.program_id(1)
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     row, place = tl.arange(0, ROWS), tl.arange(0, INPUTS)

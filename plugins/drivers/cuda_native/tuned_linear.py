@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from pie_plugins.drivers.cuda_native.linear import Matrix
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
+from pie_plugins.drivers.cuda_native.triton_launches import overlapping
 from pie_plugins.drivers.cuda_native.triton_products import few_rows_kernel
 
 LOG = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ class TunedLinear:
             SHARES=cut.shares,
             BIASED=matrix.bias is not None,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+            **overlapping(x.device),
             num_warps=cut.warps,
             num_stages=cut.stages,
         )
@@ -162,7 +164,9 @@ class _Clock:
 
         several()
         self._timeline.synchronize()
-        replay = self._timeline.record(several, torch.cuda.graph_pool_handle())  # a pool ends with its last graph
+        replay = self._timeline.record(
+            several, torch.cuda.graph_pool_handle()
+        )  # a pool ends with its last graph
         return median(self._replayed(replay) for _ in range(REPLAYS))
 
     def _replayed(self, replay: Callable[[], None]) -> float:
