@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -148,14 +149,15 @@ def _sampling() -> Iterator[Variant]:
 
 
 def _products() -> Iterator[Variant]:
-    for cut in tuned_linear.CUTS:
-        constants = {"ROWS": 16, "OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "SHARES": cut.shares}
-        yield Variant(
-            triton_products.few_rows_kernel,
-            constants | {"BIASED": False, "PRECISION": "tf32"},
-            warps=cut.warps,
-            stages=cut.stages,
-        )
+    for gated, added in ((False, False), (False, True), (True, False)):
+        around = {"BIASED": False, "GATED": gated, "ADDED": added}
+        for cut in tuned_linear.ONE_ROW_CUTS:
+            constants = {"OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "NORMED": not added} | around
+            yield Variant(triton_products.one_row_kernel, constants, warps=cut.warps)
+        for rows, cut in product((16, 32, 64), tuned_linear.FEW_ROWS_CUTS):
+            constants = {"ROWS": rows, "OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "SHARES": cut.shares}
+            few = constants | around | {"PRECISION": "tf32"}
+            yield Variant(triton_products.few_rows_kernel, few, warps=cut.warps, stages=cut.stages)
     tiles = {"ROWS": 64, "OUTPUTS": 64, "INPUTS": 64, "BIASED": False, "PRECISION": "tf32"}
     yield Variant(triton_products.product_kernel, tiles, stages=4)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from pie_plugins.drivers.cuda_native.linear import Matrix
 from pie_plugins.drivers.cuda_native.triton_launches import overlapping
 from pie_plugins.drivers.cuda_native.triton_products import product_kernel
+from pie_plugins.models.layers.step import Around
 
 ROWS, OUTPUTS, INPUTS = 64, 64, 64  # one tiling for a batch of one and for a prompt of thousands
 
@@ -42,3 +43,6 @@ class InvariantLinear:
                 num_stages=4,
             )
         return out
+
+    def around(self, x: Tensor, matrix: Matrix, around: Around) -> Tensor | None:
+        return None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pie_plugins.models.layers.step import Around
+
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
@@ -23,6 +25,10 @@ class Linear(Protocol):
 
     def __call__(self, x: Tensor, matrix: Matrix) -> Tensor: ...
 
+    def around(self, x: Tensor, matrix: Matrix, around: Around) -> Tensor | None:
+        """The product with all that stands around it; None where there is no operation that does it at once."""
+        ...
+
 
 class PlainLinear:
     """The library's own products: the fastest, with tiles that depend on the number of rows."""
@@ -32,6 +38,11 @@ class PlainLinear:
 
     def __call__(self, x: Tensor, matrix: Matrix) -> Tensor:
         return functional.linear(x, matrix.weight, matrix.bias)
+
+    def around(self, x: Tensor, matrix: Matrix, around: Around) -> Tensor | None:
+        if around.onto is None or around.norm is not None or around.gated or matrix.bias is not None:
+            return None
+        return around.onto.addmm_(x, matrix.weight.t())
 
 
 class RowByRowLinear:
@@ -44,3 +55,6 @@ class RowByRowLinear:
         if not len(x):
             return functional.linear(x, matrix.weight, matrix.bias)
         return torch.cat([functional.linear(row, matrix.weight, matrix.bias) for row in x.split(1)])
+
+    def around(self, x: Tensor, matrix: Matrix, around: Around) -> Tensor | None:
+        return None

@@ -202,11 +202,12 @@ class _Loading:
         return load_model(path, request.architectures, *placed, request.progress)
 
     def _tune(self) -> None:
-        """Products are measured while the GPU is still empty."""
+        """Products are measured while the GPU is still empty. All ranks take what the first chose: where another kernel
+        rounds the logits otherwise, ranks would draw different tokens."""
         tune = getattr(self._plain_linear, "tune", None)
         if tune is not None and isinstance(self._timeline, CudaTimeline):
             self._request.progress(Progress("measuring matrix products", 0, 0, ""))
-            tune(self._timeline)
+            tune(self._timeline, self._ranks.first_s)
 
     def _taken(self) -> int:
         if self._device.type != "cuda":

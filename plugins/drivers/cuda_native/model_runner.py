@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -15,9 +16,10 @@ from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.linear import Linear
 from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 from pie_plugins.models.layers.architecture import Model
+from pie_plugins.models.layers.linear import one_by_one
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.rope_variants import AxesRope
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef, Step
+from pie_plugins.models.layers.step import Around, AttentionHeads, CacheRef, Step
 
 
 class AngleTables:
@@ -55,6 +57,16 @@ class CudaStep:
 
     def embed(self, table: Tensor) -> Tensor:
         return self._runner.kernels.embed(table, self._tensors.tokens)
+
+    def linear_around(self, x: Tensor, weight: Any, around: Around) -> Tensor:
+        """As much of it at once as there is an operation for."""
+        whole: Tensor | None = self._runner.linear.around(x, weight, around)
+        if whole is not None:
+            return whole
+        if around.norm is not None:
+            normed = self.rms_norm(x, around.norm, around.norm_eps)
+            return self.linear_around(normed, weight, replace(around, norm=None))
+        return one_by_one(cast(Step, self), x, weight, around)
 
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         runner, tensors = self._runner, self._tensors

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -22,11 +22,13 @@ from pie_plugins.models.layers.architecture import ModelConfig
 from pie_plugins.models.layers.dense import DenseConfig
 from pie_plugins.models.layers.linear import Linear as LayerLinear
 from pie_plugins.models.layers.parameters import Parameters
+from pie_plugins.models.layers.step import Around
 from pie_plugins.models.weight_table import Entry, WeightTable
 
 ROW_SHARES = ("qkv", "gate_up")  # every part's rows are shared out
 COLUMN_SHARES = ("output", "down")  # sums over the ranks
 PATIENCE = timedelta(seconds=120)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,23 @@ class Ranks:
         distributed.all_reduce(found, distributed.ReduceOp.MIN)
         return int(found.item())
 
+    def first_s(self, value: T) -> T:
+        """What rank 0 has, on every rank."""
+        if self.size == 1:
+            return value
+        given = [value]
+        distributed.broadcast_object_list(given, src=0)
+        return given[0]
+
 
 def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
     """Waits for the others."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")  # each recorded sum would exchange its buffers, for nothing
+        os.environ.setdefault(
+            "NCCL_GRAPH_REGISTER", "0"
+        )  # each recorded sum would exchange its buffers, for nothing
     try:
         distributed.init_process_group(
             backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=PATIENCE
@@ -141,6 +153,9 @@ class SharedLinear:
     def __call__(self, x: Tensor, shared: SharedMatrix) -> Tensor:
         product = self._linear(x, shared.matrix)
         return self._ranks.sum(product) if shared.is_sum else product
+
+    def around(self, x: Tensor, shared: SharedMatrix, around: Around) -> Tensor | None:
+        return None if shared.is_sum else self._linear.around(x, shared.matrix, around)
 
 
 class SharedParameters(Parameters):

@@ -38,6 +38,13 @@ def overlapping(device: torch.device) -> dict[str, Any]:
 
 
 @triton.jit
+def let_next_begin(OVERLAPS: tl.constexpr):
+    """The first thing in kernels that load constants before they `follow`."""
+    if OVERLAPS:
+        gdc_launch_dependents()
+
+
+@triton.jit
 def follow(OVERLAPS: tl.constexpr):
     """Everything queued before this kernel is done when this returns; what is queued behind it may begin."""
     if OVERLAPS:

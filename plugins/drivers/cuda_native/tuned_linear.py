@@ -1,4 +1,4 @@
-"""Matrix products of few rows by our own kernel where it was measured to be faster than the library's.
+"""Matrix products of few rows by our own kernels where they were measured to be faster than the library's.
 
 Such a product is bound by reading its weights. How fast a tiling reads them depends on shape and chip, so every shape
 of the loaded model is timed once, over its own matrices in turn, against the library, and the fastest is kept.
@@ -8,26 +8,33 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from statistics import median
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 from torch.nn import functional
+from triton.runtime.errors import OutOfResources
 
-from pie_plugins.drivers.cuda_native.linear import Matrix
+from pie_plugins.drivers.cuda_native.linear import Matrix, PlainLinear
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
 from pie_plugins.drivers.cuda_native.triton_launches import overlapping
-from pie_plugins.drivers.cuda_native.triton_products import few_rows_kernel
+from pie_plugins.drivers.cuda_native.triton_products import few_rows_kernel, one_row_kernel
+from pie_plugins.models.layers.step import NOTHING, Around
 
 LOG = logging.getLogger(__name__)
-MOST_ROWS = 16
-ROW_CLASSES = (1, 2, 4, 8, 16)
+ROW_CLASSES = (1, 16, 32, 64)
+MOST_ROWS = ROW_CLASSES[-1]
 LAUNCHES, REPLAYS = 16, 5  # of one measurement
 MARGIN = 0.97  # of the library's time: what is not clearly faster is not taken
+COUNTERS = 16384  # tiles of the largest product whose inputs are shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,50 +43,120 @@ class Cut:
 
     outputs: int
     inputs: int
-    shares: int
+    shares: int = 1
     warps: int = 4
     stages: int = 4
 
 
-CUTS = (
-    Cut(16, 256, 1),
-    Cut(32, 256, 1),
-    Cut(64, 128, 1),
-    Cut(16, 256, 4),
-    Cut(32, 128, 4),
-    Cut(64, 128, 4),
-    Cut(32, 256, 8),
+ONE_ROW_CUTS = (Cut(8, 512), Cut(4, 1024), Cut(8, 1024), Cut(4, 2048), Cut(16, 1024, warps=8))
+FEW_ROWS_CUTS = (
+    Cut(64, 128),
+    Cut(64, 64, stages=8),
+    Cut(64, 128, shares=4),
+    Cut(64, 64, shares=4, stages=6),
+    Cut(64, 256, shares=2, stages=3),
 )
 
 
-class TunedLinear:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a cut was chosen for: at most so many rows times a matrix of such a shape."""
+
+    outputs: int
+    inputs: int
+    gated: bool
+    rows: int
+
+
+class TunedLinear(PlainLinear):
     """The library's products until `tune` finds better ones."""
 
     def __init__(self) -> None:
         self._matrices: dict[tuple[int, int], list[Matrix]] = defaultdict(list)
-        self._cuts: dict[tuple[int, int, int], Cut] = {}
+        self.cuts: Mapping[Choice, Cut] = {}  # where the own kernels were found to be faster
         self._arrived: Tensor | None = None
+        self._start: Start = _launch
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Matrix:
-        matrix = Matrix(weight.contiguous(), bias)
-        self._matrices[_shape(matrix)].append(matrix)
+        matrix = super().prepare(weight, bias)
+        self._matrices[weight.shape[0], weight.shape[1]].append(matrix)
         return matrix
 
     def __call__(self, x: Tensor, matrix: Matrix) -> Tensor:
-        rows = x.shape[0]
-        cut = self._cuts.get((*_shape(matrix), _row_class(rows))) if 0 < rows <= MOST_ROWS else None
-        if cut is None:
-            return functional.linear(x, matrix.weight, matrix.bias)
-        return self.multiply(x, matrix, cut)
+        cut = self._cut(x, matrix, NOTHING)
+        return super().__call__(x, matrix) if cut is None else self.multiply(x, matrix, cut)
 
-    def multiply(self, x: Tensor, matrix: Matrix, cut: Cut) -> Tensor:
-        (rows, inputs), outputs = x.shape, len(matrix.weight)
+    def around(self, x: Tensor, matrix: Matrix, around: Around) -> Tensor | None:
+        cut = self._cut(x, matrix, around)
+        if cut is None:
+            return super().around(x, matrix, around)
+        return self.multiply(x, matrix, cut, around) if _takes_in(x, matrix, around) else None
+
+    def multiply(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around = NOTHING) -> Tensor:
+        out = around.onto
+        if out is None:
+            out = x.new_empty((len(x), len(matrix.weight) // (2 if around.gated else 1)))
+        launch = self._one_row if len(x) == 1 else self._few_rows
+        launch(x.contiguous(), matrix, cut, around, out)
+        return out
+
+    def tune(self, timeline: CudaTimeline, agree: Callable[[dict[Choice, Cut]], dict[Choice, Cut]]) -> None:
+        """Times every shape, and takes what those who share the model agree on. The matrices are forgotten then."""
+        self._compile()
+        clock, cuts = _Clock(timeline), dict[Choice, Cut]()
+        for choice, matrices in self._choices():
+            library = clock.seconds(
+                partial(_library, _input(choice.rows, matrices[0]), choice.gated), matrices
+            )
+            seconds, cut = min(self._own_times(choice, matrices, clock), key=lambda each: each[0])
+            if seconds < MARGIN * library:
+                cuts[choice] = cut
+        self.cuts = agree(cuts)
+        self._compile_around()
+        self._matrices.clear()
+        LOG.info("products by the own kernels: %s", self.cuts or "none")
+
+    def _cut(self, x: Tensor, matrix: Matrix, around: Around) -> Cut | None:
+        rows = len(x)
+        if not 0 < rows <= MOST_ROWS:
+            return None
+        at_most = next(size for size in ROW_CLASSES if size >= rows)
+        outputs, inputs = matrix.weight.shape
+        return self.cuts.get(Choice(outputs, inputs, around.gated, at_most))
+
+    def _one_row(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around, out: Tensor) -> None:
+        outputs = out.shape[1]
+        self._start(
+            one_row_kernel,
+            (triton.cdiv(outputs, cut.outputs),),
+            x,
+            matrix.weight,
+            out if matrix.bias is None else matrix.bias,
+            out if around.norm is None else around.norm,
+            out,
+            outputs,
+            x.shape[1],
+            around.norm_eps,
+            OUTPUTS=cut.outputs,
+            INPUTS=cut.inputs,
+            BIASED=matrix.bias is not None,
+            NORMED=around.norm is not None,
+            GATED=around.gated,
+            ADDED=around.onto is not None,
+            num_warps=cut.warps,
+            **overlapping(x.device),
+        )
+
+    def _few_rows(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around, out: Tensor) -> None:
+        (rows, inputs), outputs = x.shape, out.shape[1]
         tiles = triton.cdiv(outputs, cut.outputs)
-        share = triton.cdiv(triton.cdiv(inputs, cut.shares), cut.inputs) * cut.inputs
-        out = x.new_empty((rows, outputs))
-        sums = out if cut.shares == 1 else x.new_empty(cut.shares * rows * outputs, dtype=torch.float32)
-        few_rows_kernel[(tiles, cut.shares)](
-            x.contiguous(),
+        sums = out
+        if cut.shares > 1:
+            sums = x.new_empty((1 + around.gated) * cut.shares * rows * outputs, dtype=torch.float32)
+        self._start(
+            few_rows_kernel,
+            (tiles, cut.shares),
+            x,
             matrix.weight,
             out if matrix.bias is None else matrix.bias,
             out,
@@ -88,67 +165,118 @@ class TunedLinear:
             rows,
             outputs,
             inputs,
-            share,
-            ROWS=MOST_ROWS,
+            triton.cdiv(triton.cdiv(inputs, cut.shares), cut.inputs) * cut.inputs,
+            ROWS=next(size for size in ROW_CLASSES[1:] if size >= rows),
             OUTPUTS=cut.outputs,
             INPUTS=cut.inputs,
             SHARES=cut.shares,
             BIASED=matrix.bias is not None,
+            GATED=around.gated,
+            ADDED=around.onto is not None,
             PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
-            **overlapping(x.device),
             num_warps=cut.warps,
             num_stages=cut.stages,
+            **overlapping(x.device),
         )
-        return out
 
-    def tune(self, timeline: CudaTimeline) -> None:
-        """Times every shape. The matrices are forgotten afterwards."""
-        clock = _Clock(timeline)
-        for shape, matrices in self._matrices.items():
-            seconds, cut = min(self._own_times(matrices, clock), key=lambda each: each[0])
-            for rows in ROW_CLASSES:
-                library = clock.seconds(partial(_library, _input(rows, matrices[0])), matrices)
-                if seconds < MARGIN * library:
-                    self._cuts[(*shape, rows)] = cut
-        self._matrices.clear()
-        LOG.info("products by the own kernel, (outputs, inputs, rows): %s", self._cuts or "none")
+    def _choices(self) -> Iterator[tuple[Choice, Sequence[Matrix]]]:
+        """A matrix may be gated where half its outputs are the inputs of another."""
+        inner = {inputs for _, inputs in self._matrices}
+        for (outputs, inputs), matrices in self._matrices.items():
+            may_be_gated = 2 * (outputs // 2) == outputs and outputs // 2 in inner
+            for gated in (False, True) if may_be_gated else (False,):
+                for rows in ROW_CLASSES:
+                    yield Choice(outputs, inputs, gated, rows), matrices
 
-    def _own_times(self, matrices: Sequence[Matrix], clock: _Clock) -> Iterator[tuple[float, Cut]]:
+    def _own_times(
+        self, choice: Choice, matrices: Sequence[Matrix], clock: _Clock
+    ) -> Iterator[tuple[float, Cut]]:
         """At the most rows: fewer take as long, for the weights are the same."""
-        x = _input(MOST_ROWS, matrices[0])
-        for cut in CUTS:
-            yield clock.seconds(partial(self._own, x, cut), matrices), cut
+        x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
+        for cut in _cuts(choice.rows):
+            try:
+                yield clock.seconds(partial(self._own, x, cut, around), matrices), cut
+            except OutOfResources:  # wide numbers: a tile does not fit
+                yield inf, cut
 
-    def _own(self, x: Tensor, cut: Cut, matrix: Matrix) -> Tensor:
-        return self.multiply(x, matrix, cut)
+    def _own(self, x: Tensor, cut: Cut, around: Around, matrix: Matrix) -> Tensor:
+        return self.multiply(x, matrix, cut, around)
 
-    @property
-    def cuts(self) -> dict[tuple[int, int, int], Cut]:
-        """(outputs, inputs, rows) -> what was found to be faster than the library."""
-        return dict(self._cuts)
+    def _compile(self) -> None:
+        """Everything that is going to be timed, on all processors at once."""
+        with _compiling() as self._start:
+            for choice, matrices in self._choices():
+                x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
+                for cut in _cuts(choice.rows):
+                    self.multiply(x, matrices[0], cut, around)
+        self._start = _launch
+
+    def _compile_around(self) -> None:
+        """What was chosen once more, with what may stand around it."""
+        with _compiling() as self._start:
+            for choice, matrices in self._choices():
+                if choice in self.cuts:
+                    x = _input(choice.rows, matrices[0])
+                    for around in _likely(x, choice):
+                        self.multiply(x, matrices[0], self.cuts[choice], around)
+        self._start = _launch
 
     def _counters(self, tiles: int, device: torch.device) -> Tensor:
         """Zero between products: the last program of each tile sees to that."""
         if self._arrived is None or len(self._arrived) < tiles:
-            self._arrived = torch.zeros(max(tiles, 16384), dtype=torch.int32, device=device)
+            self._arrived = torch.zeros(max(tiles, COUNTERS), dtype=torch.int32, device=device)
         return self._arrived
 
 
-def _shape(matrix: Matrix) -> tuple[int, int]:
-    return matrix.weight.shape[0], matrix.weight.shape[1]
+def _takes_in(x: Tensor, matrix: Matrix, around: Around) -> bool:
+    """A norm stands before the only row; biases of a gated product would be two."""
+    if around.gated and matrix.bias is not None:
+        return False
+    return around.norm is None or (len(x) == 1 and around.norm.dim() == 1)
 
 
-def _row_class(rows: int) -> int:
-    return next(size for size in ROW_CLASSES if size >= rows)
+def _cuts(rows: int) -> tuple[Cut, ...]:
+    return ONE_ROW_CUTS if rows == 1 else FEW_ROWS_CUTS
 
 
-def _library(x: Tensor, matrix: Matrix) -> Tensor:
-    return functional.linear(x, matrix.weight, matrix.bias)
+def _likely(x: Tensor, choice: Choice) -> Iterator[Around]:
+    """Sums onto the residual stream, norms of it."""
+    if not choice.gated:
+        yield Around(onto=x.new_empty((len(x), choice.outputs)))
+    if choice.rows == 1:
+        yield Around(norm=x[0], norm_eps=1e-6, gated=choice.gated)
+
+
+def _library(x: Tensor, gated: bool, matrix: Matrix) -> Tensor:
+    product = functional.linear(x, matrix.weight, matrix.bias)
+    if gated:  # about what the activation takes then
+        columns = product.shape[1] // 2
+        return product[:, :columns] * product[:, columns:]
+    return product
 
 
 def _input(rows: int, matrix: Matrix) -> Tensor:
     weight = matrix.weight
     return torch.randn(rows, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
+
+
+Start = Callable[..., None]
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    kernel[grid](*arguments, **constants)
+
+
+def _warm_up(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Compiles without a launch."""
+    kernel.warmup(*arguments, grid=grid, **constants)
+
+
+@contextmanager
+def _compiling() -> Iterator[Start]:
+    """What stands in the place of launches meanwhile: all is compiled at the end."""
+    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        yield _warm_up
 
 
 class _Clock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,16 @@ from pie_plugins.drivers.portable.latent_attention import attend_latent, choose_
 from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.drivers.portable.state_cache import StateCache
 from pie_plugins.models.layers.architecture import Columns, Model, StreamModel
+from pie_plugins.models.layers.linear import one_by_one
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef, IndexHeads, LatentHeads, Recurrence
+from pie_plugins.models.layers.step import (
+    Around,
+    AttentionHeads,
+    CacheRef,
+    IndexHeads,
+    LatentHeads,
+    Recurrence,
+)
 
 
 class PortableStep:
@@ -54,6 +63,9 @@ class PortableStep:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate).mul_(up)
+
+    def linear_around(self, x: Tensor, weight: Any, around: Around) -> Tensor:
+        return one_by_one(self, x, weight, around)
 
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         split = qkv.view(qkv.shape[0], -1, heads.head_dim)  # (tokens, H + 2 K, head_dim)

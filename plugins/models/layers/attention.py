@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pie_plugins.models.layers.linear import Linear
-from pie_plugins.models.layers.step import AttentionHeads, CacheRef, Step
+from pie_plugins.models.layers.norm import RMSNorm
+from pie_plugins.models.layers.step import Around, AttentionHeads, CacheRef, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,7 @@ class Attention:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return self.output(step.attend(self.cache, self.qkv(x, step), self.heads), step)
+
+    def add_to(self, x: Tensor, norm: RMSNorm, step: Step) -> None:
+        qkv = self.qkv.around(x, norm.before(), step)
+        self.output.around(step.attend(self.cache, qkv, self.heads), Around(onto=x), step)

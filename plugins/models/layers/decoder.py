@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,6 +13,15 @@ from pie_plugins.models.layers.norm import RMSNorm
 from pie_plugins.models.layers.step import Step
 
 Part = Callable[[Tensor, Step], Tensor]
+
+
+@runtime_checkable
+class AddingPart(Protocol):
+    """A part that can also do x += part(norm(x)) by itself: its products take in the norm and the sum."""
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor: ...
+
+    def add_to(self, x: Tensor, norm: RMSNorm, step: Step) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,7 @@ class PreNormPart:
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """Embedding, layers, final norm, head. A layer's output is added by the norm behind it, which fuses well."""
+    """Embedding, layers, final norm, head. What a part does not add itself is added by the norm behind it."""
 
     embedding: Tensor  # [vocab, hidden]
     layers: tuple[PreNormLayer, ...] | tuple[PreNormPart, ...]
@@ -57,7 +67,10 @@ class Decoder:
         delta: Tensor | None = None
         for layer in self.layers:
             for norm, part in layer.parts:
-                delta = part(norm(x, step) if delta is None else norm.after_add(x, delta, step), step)
+                if delta is None and isinstance(part, AddingPart):
+                    part.add_to(x, norm, step)
+                else:
+                    delta = part(norm(x, step) if delta is None else norm.after_add(x, delta, step), step)
         return x if delta is None else x.add_(delta)
 
     def normalized(self, hidden: Tensor, step: Step) -> Tensor:

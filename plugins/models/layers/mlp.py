@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pie_plugins.models.layers.linear import Linear
-from pie_plugins.models.layers.step import Step
+from pie_plugins.models.layers.norm import RMSNorm
+from pie_plugins.models.layers.step import Around, Step
 
 Activation = Callable[[Tensor, Step], Tensor]
 
@@ -38,6 +39,13 @@ class GatedMLP:
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         return self.down(self.activation(self.gate_up(x, step), step), step)
+
+    def add_to(self, x: Tensor, norm: RMSNorm, step: Step) -> None:
+        before = norm.before(gated=self.activation is silu_gated)
+        hidden = self.gate_up.around(x, before, step)
+        if not before.gated:
+            hidden = self.activation(hidden, step)
+        self.down.around(hidden, Around(onto=x), step)
 
 
 @dataclass(frozen=True, slots=True)

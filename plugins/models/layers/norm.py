@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pie_plugins.models.layers.step import Step
+from pie_plugins.models.layers.step import Around, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +22,7 @@ class RMSNorm:
     def after_add(self, x: Tensor, delta: Tensor, step: Step) -> Tensor:
         """Adds `delta` to the residual stream `x` in place, then norms it."""
         return step.add_rms_norm(x, delta, self.weight, self.eps)
+
+    def before(self, *, gated: bool = False) -> Around:
+        """For the product behind it."""
+        return Around(self.weight, self.eps, gated)

@@ -72,6 +72,19 @@ class IndexHeads:
     top_k: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Around:
+    """What a layer does right before and right behind a product."""
+
+    norm: Tensor | None = None  # weight of an RMS norm of what comes in
+    norm_eps: float = 0.0
+    gated: bool = False  # silu of the first half of the columns, times the second half
+    onto: Tensor | None = None  # [T, outputs]: what comes out is added to it in place
+
+
+NOTHING = Around()
+
+
 class Recurrence(Protocol):
     """What a recurrent layer does with runs of equally many rows. Pure: the state that comes in is left as it is."""
 
@@ -94,6 +107,11 @@ class Step(Protocol):
 
     def linear(self, x: Tensor, weight: Any) -> Tensor:
         """`weight` is what LinearKernels.prepare made of the checkpoint's matrix."""
+        ...
+
+    def linear_around(self, x: Tensor, weight: Any, around: Around) -> Tensor:
+        """A product with what stands around it. One operation, so that kernels can fuse it; `linear.one_by_one` says
+        what it means."""
         ...
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -56,8 +56,8 @@ def test_a_model_that_computes_something_else_fails_the_check(
 ) -> None:
     from pie_plugins.models.layers import norm
 
-    plain = norm.RMSNorm.after_add
-    monkeypatch.setattr(norm.RMSNorm, "after_add", lambda *given: plain(*given) * 1.01)
+    plain = norm.RMSNorm.__call__
+    monkeypatch.setattr(norm.RMSNorm, "__call__", lambda *given: plain(*given) * 1.01)
     checked = pie("check", checkpoint)
     assert checked.exit_code == 1
     assert "apart" in checked.stdout

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from pie_plugins.drivers.cuda_native.parallel import Ranks, share_of_config, sha
 from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.qwen3 import Qwen3
+from tests.plugins.drivers.cuda_native.both_kernels import needs_triton
 from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
 from tests.plugins.models.reference import ARCHITECTURES, tiny
 
@@ -142,3 +146,30 @@ def test_a_batch_comes_out_of_the_pipe_as_it_went_in(checkpoint: Path, tmp_path:
     assert (name, listed) == ("submit", [1, 2])
     assert repr(found) == repr(batch)
     assert found.samplers.stream.dtype == np.uint64
+
+
+CHOOSING = """
+import sys, torch
+from pie_plugins.drivers.cuda_native.parallel import join, leave
+from pie_plugins.drivers.cuda_native.tuned_linear import Choice, Cut
+rank, port = int(sys.argv[1]), int(sys.argv[2])
+ranks = join(rank, 2, port, torch.device("cpu"))
+print(ranks.first_s({Choice(64, 128, False, 16): Cut(64, 64 * (1 + rank))}))
+leave()
+"""
+
+
+@needs_triton
+def test_every_rank_multiplies_as_the_first_found_best() -> None:
+    with socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", CHOOSING, str(rank), str(port)], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    told = [rank.communicate(timeout=60)[0] for rank in ranks]
+    assert "inputs=64," in told[0]
+    assert told[0] == told[1]

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import cast
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.plugins.drivers.cuda_native.both_kernels import needs_triton
+from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
+from pie_plugins.models.layers.linear import one_by_one
+from pie_plugins.models.layers.step import Around, Step
+from tests.plugins.drivers.cuda_native.both_kernels import LAYOUT, needs_triton
 from tests.plugins.drivers.cuda_native.machine import DEVICE
 
 pytestmark = needs_triton
+if find_spec("triton"):
+    from pie_plugins.drivers.cuda_native.tuned_linear import (
+        FEW_ROWS_CUTS,
+        ONE_ROW_CUTS,
+        Choice,
+        Cut,
+        TunedLinear,
+    )
 
 
 def random(*shape: int, seed: int) -> Tensor:
@@ -24,24 +40,67 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     assert (found - expected).norm() <= 2e-6 * expected.norm()
 
 
-@pytest.mark.parametrize("rows", [1, 3, 16])
+@pytest.mark.parametrize("rows", [1, 3, 16, 33])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), [(64, 128), (100, 300)])
 def test_few_rows_equal_the_library_s_product_in_every_cut(
     rows: int, biased: bool, outputs: int, inputs: int
 ) -> None:
-    from pie_plugins.drivers.cuda_native.tuned_linear import CUTS, TunedLinear
-
-    linear = TunedLinear()
-    bias = random(outputs, seed=3) if biased else None
+    linear, bias = TunedLinear(), random(outputs, seed=3) if biased else None
     matrix = linear.prepare(random(outputs, inputs, seed=1), bias)
     x = random(rows, inputs, seed=2)
     expected = functional.linear(x, matrix.weight, bias)
-    for cut in CUTS:
+    for cut in cuts(rows):
         for _ in range(2):  # the counters are as they were
             assert_close(linear.multiply(x, matrix, cut), expected)
-    assert_close(linear(x, matrix), expected)
-    assert linear.cuts == {}
+
+
+def test_products_are_the_library_s_until_others_were_found_to_be_faster() -> None:
+    linear = TunedLinear()
+    matrix, x = linear.prepare(random(64, 128, seed=1), None), random(3, 128, seed=2)
+    assert torch.equal(linear(x, matrix), functional.linear(x, matrix.weight))
+    assert linear.around(x, matrix, Around(gated=True)) is None
+    linear.cuts = {Choice(64, 128, gated=False, rows=16): Cut(64, 64, shares=2)}
+    assert_close(linear(x, matrix), functional.linear(x, matrix.weight))
+    assert torch.equal(linear(x[:1], matrix), functional.linear(x[:1], matrix.weight))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+def test_products_take_in_what_stands_around_them(rows: int, normed: bool, gated: bool, added: bool) -> None:
+    """Of more rows than one, all but the norm."""
+    linear = TunedLinear()
+    matrix, x = linear.prepare(random(200, 300, seed=1), None), random(rows, 300, seed=2)
+    onto = random(rows, 100 if gated else 200, seed=3) if added else None
+    around = Around(
+        random(300, seed=4) if normed else None, 1e-5, gated, None if onto is None else onto.clone()
+    )
+    expected = one_by_one(plain_step(), x, matrix.weight, replace(around, onto=onto))
+    for cut in cuts(rows)[:3]:
+        linear.cuts = {Choice(200, 300, gated, rows=1 if rows == 1 else 16): cut}
+        found = linear.around(x, matrix, around)
+        if normed and rows > 1:
+            assert found is None
+            return
+        assert found is not None
+        assert_close(found, expected)
+        if around.onto is not None:
+            assert found is around.onto
+            around.onto.copy_(random(*found.shape, seed=3))
+
+
+def plain_step() -> Step:
+    """Three operations of the kind."""
+    plain = TorchKernels(LAYOUT)
+    return cast(
+        Step, SimpleNamespace(linear=functional.linear, rms_norm=plain.rms_norm, silu_mul=plain.silu_mul)
+    )
+
+
+def cuts(rows: int) -> tuple[Cut, ...]:
+    return ONE_ROW_CUTS if rows == 1 else FEW_ROWS_CUTS
 
 
 @pytest.mark.parametrize("biased", [False, True])
