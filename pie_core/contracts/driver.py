@@ -84,6 +84,7 @@ class DriverCapabilities:
     position_axes: int = 1  # 1, or 3 for M-RoPE
     streams: int = 1  # token columns; more than 1 for speech, where first columns from vocab_size on are text
     max_in_flight: int = 2  # tickets that may be submitted and not collected
+    can_poll: bool = False  # it is a PolledDriver
     step_deadline_s: float = 60.0  # a step that takes longer hangs
     level: Literal["step", "request"] = "step"
     sampling: Literal["core", "engine"] = "core"
@@ -167,6 +168,14 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Frees the device. Open tickets are dropped. Closing twice is allowed."""
+        ...
+
+
+class PolledDriver(Driver, Protocol):
+    """A driver that need not be waited for by a thread: it is asked again and again, on the thread that submits."""
+
+    def is_done(self, ticket: Ticket) -> bool:
+        """Whether collecting the oldest open ticket would not wait: it returns or raises at once."""
         ...
 
 

@@ -1,10 +1,10 @@
-"""The EnginePort of one process: the engine runs on the worker's event loop, `collect` on one thread of its own.
+"""The EnginePort of one process: the engine runs on the worker's event loop, and a collector waits for the driver.
 
     send ─► inbox ─┐                        ┌─► sink (all events of a turn in one call)
                    ▼                        │
-    event loop:   turn: handle ─► start_step ─► …          collector thread:  driver.collect ─┐
-                   ▲                                                                          │
-                   └───────────── finish_step ◄── call_soon_threadsafe ◄──────────────────────┘
+    event loop:   turn: handle ─► start_step ─► …          collector (engine.collectors):  driver.collect ─┐
+                   ▲                                                                                       │
+                   └───────────── finish_step ◄────────────────────────────────────────────────────────────┘
 
 A turn runs after those who were called back by the sink have had their say, so a step holds the next passes of all of
 them: in the loop's next turn, or within the sink when they say that they have had it (`hurry`). A step that ended none
@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 
 from pie_core.contracts.forward import ForwardResult
+from pie_core.engine.collectors import collector_of
 from pie_core.engine.engine import Engine
 from pie_core.engine.gathering import Gathering
 from pie_core.engine.messages import Command, Event, EventSink, Failed, ModelInfo, ended_by, opened_by
@@ -32,8 +31,6 @@ from pie_core.ids import ContextId, RequestId, Ticket
 
 _log = logging.getLogger(__name__)
 
-Collected = Callable[[Ticket, ForwardResult | Exception], None]
-
 
 class LocalPort:
     """Used on one event loop, on which it must have been made."""
@@ -41,7 +38,7 @@ class LocalPort:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._loop = asyncio.get_running_loop()
-        self._collector = Collector(engine, self._loop, self._collected)
+        self._collector = collector_of(engine.driver, self._loop, self._collected)
         self._inbox: list[Command] = []
         self._build_last: Callable[[], Command | None] | None = None
         self._outbox: list[Event] = []
@@ -229,51 +226,6 @@ class LocalPort:
         self._take_inbox()
         for request in sorted(self._open.difference(ended_by(self._outbox))):
             self._outbox.append(Failed(request=request, code=error.code, message=str(error)))
-
-
-class Collector:
-    """One thread that waits for the driver, so that the event loop need not."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        loop: asyncio.AbstractEventLoop,
-        collected: Collected,
-    ) -> None:
-        self._driver = engine.driver
-        self._loop = loop
-        self._collected = collected
-        self._tickets: SimpleQueue[Ticket | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="pie-collect", daemon=True)
-        self._thread.start()
-        self._stopped = False
-
-    def collect(self, ticket: Ticket) -> None:
-        self._tickets.put(ticket)
-
-    async def stop(self, patience_s: float = 10.0) -> None:
-        """Closes the driver once it is idle; one that hangs is left behind."""
-        if self._stopped:
-            return
-        self._stopped = True
-        self._tickets.put(None)
-        await asyncio.to_thread(self._thread.join, patience_s)
-        if self._thread.is_alive():
-            _log.warning("driver %r hangs and is left behind", self._driver.capabilities.driver)
-        else:
-            self._driver.close()
-
-    def _run(self) -> None:
-        while (ticket := self._tickets.get()) is not None:
-            outcome: ForwardResult | Exception
-            try:
-                outcome = self._driver.collect(ticket)
-            except Exception as error:  # handed over: the engine ends the passes of the step with it
-                outcome = error
-            try:
-                self._loop.call_soon_threadsafe(self._collected, ticket, outcome)
-            except RuntimeError:  # the event loop is closed: nobody is left to tell
-                return
 
 
 def _nobody(events: Sequence[Event]) -> None:

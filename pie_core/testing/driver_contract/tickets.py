@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from time import monotonic
+from typing import cast
 
 import numpy as np
 import pytest
 
-from pie_core.contracts.driver import Driver, Feature
+from pie_core.contracts.driver import Driver, Feature, PolledDriver
 from pie_core.contracts.forward import last_accepted
 from pie_core.testing.batches import Context, FromTicket, Request, Sample, Stepper, Token, proposals
 from pie_core.testing.driver_contract.subject import DriverSubject
@@ -38,6 +40,18 @@ class TicketContract(DriverSubject):
         assert [result.ticket for result in results] == tickets
         for result, tokens in zip(results, alone, strict=True):
             np.testing.assert_array_equal(result.tokens, tokens)
+
+    def test_a_driver_that_is_asked_says_when_a_step_is_over(self, stepper: Stepper) -> None:
+        if not stepper.driver.capabilities.can_poll:
+            pytest.skip("the driver is waited for")
+        driver = cast(PolledDriver, stepper.driver)
+        prompt = self.prompt(driver, 5)
+        expected = stepper.run([Request(stepper.context(), prompt, samples=[GREEDY])]).tokens
+        ticket = stepper.submit([Request(stepper.context(), prompt, samples=[GREEDY])])
+        end = monotonic() + 60
+        while not driver.is_done(ticket):
+            assert monotonic() < end, "a step of five rows"
+        np.testing.assert_array_equal(stepper.collect(ticket).tokens, expected)
 
     @BOTH
     @pytest.mark.parametrize("by_request", [False, True], ids=["by-sampler", "by-last-accepted"])

@@ -53,6 +53,10 @@ class CudaNativeDriver:
             self._open[ticket] = self._failure(ticket, error)
         return ticket
 
+    def is_done(self, ticket: Ticket) -> bool:
+        pending = self._open.get(ticket)
+        return not isinstance(pending, PendingStep) or pending.done.is_reached()
+
     def collect(self, ticket: Ticket) -> ForwardResult:
         pending = self._open.pop(ticket, None)
         if pending is None:

@@ -365,6 +365,7 @@ def _capabilities(
         weights_revision=loaded.revision,
         kv_dtype=str(dtype).removeprefix("torch."),
         max_in_flight=MAX_IN_FLIGHT,
+        can_poll=True,
     )
 
 

@@ -21,6 +21,10 @@ class Mark:
 
     at: float
 
+    def is_reached(self) -> bool:
+        """Whether `wait` would return, or raise, at once."""
+        return True
+
     def wait(self) -> None:
         """Returns when everything before this point is done."""
 
@@ -72,6 +76,12 @@ class Timeline:
 @dataclass(frozen=True, slots=True)
 class CudaMark(Mark):
     event: torch.cuda.Event
+
+    def is_reached(self) -> bool:
+        try:
+            return bool(self.event.query())
+        except RuntimeError:  # a kernel has faulted
+            return True
 
     def wait(self) -> None:
         self.event.synchronize()

@@ -104,6 +104,9 @@ class DummyDriver:
         self._open.append(_OpenStep(ticket, span.end, outcome))
         return ticket
 
+    def is_done(self, ticket: Ticket) -> bool:
+        return self._open[0].ready_at <= perf_counter()
+
     def collect(self, ticket: Ticket) -> ForwardResult:
         self._check_open()
         if not self._open or self._open[0].ticket != ticket:
@@ -299,6 +302,7 @@ def _capabilities(options: DummyOptions, vocab_size: int) -> DriverCapabilities:
         position_axes=options.position_axes,
         streams=options.streams,
         max_in_flight=options.max_in_flight,
+        can_poll=options.polled,
     )
 
 

@@ -33,6 +33,9 @@ class DummyOptions:
     max_batch_tokens: int = _option(8192, "token rows of one step")
     max_batch_requests: int = _option(1024, "requests of one step")
     max_in_flight: int = _option(2, "steps that may be submitted and not collected")
+    polled: bool = _option(
+        False, "is asked whether a step is over, as a device is, instead of being waited for"
+    )
     position_axes: Literal[1, 3] = _option(1, "3 for positions of frame, height and width")
     streams: int = _option(1, "columns of every token")
     level: Literal["step", "request"] = _option("step", "request: only whole generations, as some engines do")

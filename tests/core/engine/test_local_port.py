@@ -15,6 +15,7 @@ import pytest
 
 from pie_core.contracts.driver import DriverCapabilities
 from pie_core.contracts.forward import ForwardBatch, ForwardResult
+from pie_core.engine import collectors
 from pie_core.engine.engine import Engine
 from pie_core.engine.local_port import LocalPort
 from pie_core.engine.messages import (
@@ -228,6 +229,64 @@ def test_the_event_loop_runs_while_the_driver_works() -> None:
                 await asyncio.sleep(0.005)
                 ticks += 1
             assert ticks > 3
+
+    asyncio.run(run())
+
+
+def test_a_driver_that_is_asked_needs_no_thread() -> None:
+    """The loop asks it, and has its other turns all the same."""
+
+    async def run() -> None:
+        stepped = SteppedEngine()
+        stepped.create(1)
+        async with opened(dummy(step_ms=5.0, polled=True)) as (port, listener, _):
+            create(port, 1)
+            generate(port, 1, 1, 12)
+            ticks = 0
+            while len(listener.events[1]) < 12:
+                await asyncio.sleep(0.001)
+                ticks += 1
+            assert [each.tokens[0] for each in listener.events[1] if isinstance(each, Generated)] == (
+                stepped.generate(1, [1], 12)
+            )
+            assert ticks > 12
+            assert not [thread for thread in threading.enumerate() if thread.name == "pie-collect"]
+
+    asyncio.run(run())
+
+
+def test_a_driver_that_is_asked_is_closed_once_it_is_idle() -> None:
+    async def run() -> None:
+        driver = dummy(step_ms=30.0, polled=True)
+        async with opened(driver) as (port, listener, _):
+            create(port, 1)
+            generate(port, 1, 1, 0)
+            await listener.arrival(1, 2)
+            await port.close()
+            assert not driver._open, "collected before the driver was closed"
+            with pytest.raises(ForwardError, match="closed"):
+                driver.collect(Ticket(0))
+
+    asyncio.run(run())
+
+
+def test_a_driver_that_is_never_done_is_left_behind(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collectors, "PATIENCE_S", 0.05)
+
+    async def run() -> None:
+        driver = SlowDriver(dummy(polled=True))
+        monkeypatch.setattr(DummyDriver, "is_done", lambda *_: False)
+        async with opened(driver) as (port, listener, _):
+            create(port, 1)
+            forward(port, 1, 1, 3)
+            failed = await listener.final(1)
+            assert isinstance(failed, Failed)
+            assert "has not finished step 0 in 0.05 s" in failed.message
+            await port.close()
+            assert "hangs and is left behind" in caplog.text
+            driver.let_go.set()
 
     asyncio.run(run())
 
