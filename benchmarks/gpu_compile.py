@@ -156,8 +156,9 @@ def _products() -> Iterator[Variant]:
             yield Variant(triton_products.one_row_kernel, constants, warps=cut.warps)
         for rows, cut in product((16, 32, 64), tuned_linear.FEW_ROWS_CUTS):
             constants = {"ROWS": rows, "OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "SHARES": cut.shares}
-            few = constants | around | {"PRECISION": "tf32"}
-            yield Variant(triton_products.few_rows_kernel, few, warps=cut.warps, stages=cut.stages)
+            yield Variant(
+                triton_products.few_rows_kernel, constants | around, warps=cut.warps, stages=cut.stages
+            )
     tiles = {"ROWS": 64, "OUTPUTS": 64, "INPUTS": 64, "BIASED": False, "PRECISION": "tf32"}
     yield Variant(triton_products.product_kernel, tiles, stages=4)
 

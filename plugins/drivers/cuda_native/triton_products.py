@@ -144,12 +144,11 @@ def few_rows_kernel(
     BIASED: tl.constexpr,
     GATED: tl.constexpr,
     ADDED: tl.constexpr,
-    PRECISION: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """At most ROWS rows, which are the columns here: the tensor cores want 64 outputs and are content with few rows.
-    Several programs may share the inputs of one tile: the last of them to arrive adds their sums up in a fixed order,
-    and resets the counter."""
+    """At most ROWS rows of 16-bit numbers, which are the columns here: the tensor cores want 64 outputs and are content
+    with few rows. Several programs may share the inputs of one tile: the last of them to arrive adds their sums up in a
+    fixed order, and resets the counter."""
     follow(OVERLAPS)
     tile, part = tl.program_id(0), tl.program_id(1)
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -165,12 +164,12 @@ def few_rows_kernel(
         is_input = start + place < end
         left = tl.load(from_weight + start, mask=is_output[:, None] & is_input[None, :], other=0.0)
         right = tl.load(from_x + start, mask=is_row[None, :] & is_input[:, None], other=0.0)
-        sums = tl.dot(left, right, sums, input_precision=PRECISION)
+        sums = tl.dot(left, right, sums)
         if GATED:
             second = tl.load(
                 from_weight + to_gated + start, mask=is_output[:, None] & is_input[None, :], other=0.0
             )
-            gated = tl.dot(second, right, gated, input_precision=PRECISION)
+            gated = tl.dot(second, right, gated)
     is_inside = is_row[None, :] & is_output[:, None]
     at = row[None, :] * outputs + output[:, None]
     size = rows * outputs

@@ -26,6 +26,7 @@ from triton.runtime.errors import OutOfResources
 from pie_plugins.drivers.cuda_native.linear import Matrix, PlainLinear
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
 from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_layers import rms_norm_kernel
 from pie_plugins.drivers.cuda_native.triton_products import few_rows_kernel, one_row_kernel
 from pie_plugins.models.layers.step import NOTHING, Around
 
@@ -53,7 +54,7 @@ FEW_ROWS_CUTS = (
     Cut(64, 128),
     Cut(64, 64, stages=8),
     Cut(64, 128, shares=4),
-    Cut(64, 64, shares=4, stages=6),
+    Cut(64, 128, shares=2),
     Cut(64, 256, shares=2, stages=3),
 )
 
@@ -105,10 +106,10 @@ class TunedLinear(PlainLinear):
         self._compile()
         clock, cuts = _Clock(timeline), dict[Choice, Cut]()
         for choice, matrices in self._choices():
-            library = clock.seconds(
-                partial(_library, _input(choice.rows, matrices[0]), choice.gated), matrices
-            )
-            seconds, cut = min(self._own_times(choice, matrices, clock), key=lambda each: each[0])
+            x = _input(choice.rows, matrices[0])
+            library = clock.seconds(partial(_library, choice.gated), x, matrices)
+            seconds, cut = min(self._own_times(choice, x, matrices, clock), key=lambda each: each[0])
+            LOG.debug("%s: library %.2f us, %s %.2f us", choice, 1e6 * library, cut, 1e6 * seconds)
             if seconds < MARGIN * library:
                 cuts[choice] = cut
         self.cuts = agree(cuts)
@@ -173,33 +174,33 @@ class TunedLinear(PlainLinear):
             BIASED=matrix.bias is not None,
             GATED=around.gated,
             ADDED=around.onto is not None,
-            PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
             num_warps=cut.warps,
             num_stages=cut.stages,
             **overlapping(x.device),
         )
 
     def _choices(self) -> Iterator[tuple[Choice, Sequence[Matrix]]]:
-        """A matrix may be gated where half its outputs are the inputs of another."""
+        """A matrix may be gated where half its outputs are the inputs of another. Tensor cores have no float32, so that
+        only single rows of it are ours."""
         inner = {inputs for _, inputs in self._matrices}
         for (outputs, inputs), matrices in self._matrices.items():
             may_be_gated = 2 * (outputs // 2) == outputs and outputs // 2 in inner
             for gated in (False, True) if may_be_gated else (False,):
-                for rows in ROW_CLASSES:
+                for rows in ROW_CLASSES if _is_narrow(matrices[0]) else ROW_CLASSES[:1]:
                     yield Choice(outputs, inputs, gated, rows), matrices
 
     def _own_times(
-        self, choice: Choice, matrices: Sequence[Matrix], clock: _Clock
+        self, choice: Choice, x: Tensor, matrices: Sequence[Matrix], clock: _Clock
     ) -> Iterator[tuple[float, Cut]]:
         """At the most rows: fewer take as long, for the weights are the same."""
-        x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
+        around = Around(gated=choice.gated)
         for cut in _cuts(choice.rows):
             try:
-                yield clock.seconds(partial(self._own, x, cut, around), matrices), cut
+                yield clock.seconds(partial(self._own, cut, around), x, matrices), cut
             except OutOfResources:  # wide numbers: a tile does not fit
                 yield inf, cut
 
-    def _own(self, x: Tensor, cut: Cut, around: Around, matrix: Matrix) -> Tensor:
+    def _own(self, cut: Cut, around: Around, x: Tensor, matrix: Matrix) -> Tensor:
         return self.multiply(x, matrix, cut, around)
 
     def _compile(self) -> None:
@@ -235,6 +236,10 @@ def _takes_in(x: Tensor, matrix: Matrix, around: Around) -> bool:
     return around.norm is None or (len(x) == 1 and around.norm.dim() == 1)
 
 
+def _is_narrow(matrix: Matrix) -> bool:
+    return matrix.weight.dtype in (torch.bfloat16, torch.float16)
+
+
 def _cuts(rows: int) -> tuple[Cut, ...]:
     return ONE_ROW_CUTS if rows == 1 else FEW_ROWS_CUTS
 
@@ -247,7 +252,7 @@ def _likely(x: Tensor, choice: Choice) -> Iterator[Around]:
         yield Around(norm=x[0], norm_eps=1e-6, gated=choice.gated)
 
 
-def _library(x: Tensor, gated: bool, matrix: Matrix) -> Tensor:
+def _library(gated: bool, x: Tensor, matrix: Matrix) -> Tensor:
     product = functional.linear(x, matrix.weight, matrix.bias)
     if gated:  # about what the activation takes then
         columns = product.shape[1] // 2
@@ -279,16 +284,27 @@ def _compiling() -> Iterator[Start]:
         yield _warm_up
 
 
+def _normed(x: Tensor) -> Tensor:
+    out = torch.empty_like(x)
+    columns = x.shape[1]
+    block = triton.next_power_of_2(columns)
+    rms_norm_kernel[(len(x),)](x, x, out, columns, 1e-6, BLOCK=block, num_warps=8, **overlapping(x.device))
+    return out
+
+
 class _Clock:
-    """Times one product inside a graph of several, each with another matrix, so that no cache holds them."""
+    """Times one product inside a graph of several, each with another matrix, so that no cache holds them, and behind a
+    norm, as in a layer: what begins early gains by it."""
 
     def __init__(self, timeline: CudaTimeline) -> None:
         self._timeline = timeline
 
-    def seconds(self, call: Callable[[Matrix], Tensor], matrices: Sequence[Matrix]) -> float:
+    def seconds(
+        self, call: Callable[[Tensor, Matrix], Tensor], x: Tensor, matrices: Sequence[Matrix]
+    ) -> float:
         def several() -> None:
             for launch in range(LAUNCHES):
-                call(matrices[launch % len(matrices)])
+                call(_normed(x), matrices[launch % len(matrices)])
 
         several()
         self._timeline.synchronize()
