@@ -70,10 +70,12 @@ def serve(
     start_logging(log_level or context.obj or settings.telemetry.log_level, settings.telemetry.log_format)
     # Imported here: they bring in the sandbox, which other commands and a usage error do without.
     from pie_core.plugins import load_plugins
+    from pie_core.sandbox.quick_calls import build_if_possible
     from pie_core.server.server import Server, Surroundings
 
     registry = load_plugins()
     require_usable(settings, registry)
+    build_if_possible()  # by the first that serves on this machine: half a second
     surroundings = Surroundings.of(settings)
     _say_who_may_come(settings, surroundings)
     _allow_open_files(settings.server.max_connections)

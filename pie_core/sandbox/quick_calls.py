@@ -2,15 +2,18 @@
 
     python -m pie_core.sandbox.quick_calls       compiles it (needs a C compiler, `cc`) and prints its path
 
-Without it everything works the same; the host functions themselves are Python's either way. What it saves is Python on
-the stack of each guest: the callback's frames, and the memory of a thousand stacks that they have to be brought to.
-A guest that calls such a function gives way; the pump then serves the call and goes on as with any other.
+`pie serve` compiles it where it can. Without it everything works the same; the host functions themselves are Python's
+either way. What it saves is Python on the stack of each guest: the callback's frames, and the memory of many
+stacks that they have to be brought to. A guest that calls such a function gives way; the pump then serves it and goes on
+as with any other.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +27,8 @@ from pie_core.errors import ProgramError
 from pie_core.paths import cache_dir, make_private_dir
 from pie_core.sandbox.fibers import WASMTIME, native_address
 from pie_core.sandbox.wit_types import Function, Handle, Primitive, Record, ResultOf, Type
+
+_log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("quick_calls.c")
 MOST = 6  # arguments
@@ -134,13 +139,24 @@ def built_library() -> Path | None:
     return path if path.exists() else None
 
 
+def build_if_possible(compiler: str = "cc") -> Path | None:
+    """Builds it if it is not there yet. None, and a line in the log, where it cannot be built."""
+    if built_library() is None:
+        try:
+            build(compiler)
+        except (ProgramError, OSError) as error:
+            _log.info("calls of programs are served without their piece in C: %s", error)
+        built_library.cache_clear()
+    return built_library()
+
+
 def build(compiler: str = "cc") -> Path:
     """Raises ProgramError when there is no compiler, or it fails."""
     path = library_path()
     found = shutil.which(compiler)
     if found is None:
         raise ProgramError(f"no C compiler {compiler!r} was found; pie works without, only calls are slower")
-    partial = make_private_dir(path.parent) / f"{path.name}.partial"
+    partial = make_private_dir(path.parent) / f"{path.name}.{os.getpid()}.partial"
     flags = ["-O2", "-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
     made = subprocess.run([found, *flags, "-o", partial, SOURCE], capture_output=True, text=True, check=False)
     if made.returncode:

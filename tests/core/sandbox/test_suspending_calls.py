@@ -280,6 +280,25 @@ def test_without_a_compiler_the_piece_in_c_is_told_to_be_optional(
     assert not quick_calls.library_path().exists()
 
 
+def test_a_server_builds_it_once_and_does_without_where_it_cannot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PIE_HOME", str(tmp_path))
+    quick_calls.built_library.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            assert quick_calls.build_if_possible("no-such-compiler") is None
+        assert "no C compiler 'no-such-compiler'" in caplog.text
+        if shutil.which("cc") is None:
+            pytest.skip("no C compiler here")
+        built = quick_calls.build_if_possible()
+        assert built == quick_calls.library_path() == quick_calls.built_library()
+        assert quick_calls.build_if_possible("no-such-compiler") == built, "it is there already"
+        assert [each.name for each in built.parent.iterdir()] == [built.name]
+    finally:
+        quick_calls.built_library.cache_clear()
+
+
 def test_a_library_that_misbehaves_is_found_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if shutil.which("cc") is None:
         pytest.skip("no C compiler here")
