@@ -3,9 +3,9 @@
     python -m pie_core.sandbox.quick_calls       compiles it (needs a C compiler, `cc`) and prints its path
 
 `pie serve` compiles it where it can. Without it everything works the same; the host functions themselves are Python's
-either way. What it saves is Python on the stack of each guest: the callback's frames, and the memory of many
-stacks that they have to be brought to. A guest that calls such a function gives way; the pump then serves it and goes on
-as with any other.
+either way. What it saves is Python on the stack of each guest: the callback's frames, and the memory of many stacks
+that they have to be brought to. A guest that calls such a function gives way; the pump then serves it and goes on as
+with any other.
 """
 
 from __future__ import annotations
