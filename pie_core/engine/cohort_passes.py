@@ -33,7 +33,7 @@ class CohortPasses:
         endings: Iterator[int],
         latencies: Latencies,
     ) -> None:
-        self.answered = 0  # requests of programs that the latest step answered
+        self.awaited = 0  # programs that the latest step answered, of which nothing more may run ahead
         self.unasked = 0  # rows computed for programs that have not asked yet; some of them may have left
         self._cohort = cohort
         self._passes = passes
@@ -166,7 +166,7 @@ class CohortPasses:
         waiting = self._cohort.columns.request[drawn.places] != NOBODY
         done = self._cohort.answered(drawn.places[waiting])
         self.unasked += len(waiting) - len(done.places)
-        self.answered += len(done.places)
+        self.awaited += self._cohort.held_back(done.places)
         if len(done.places):
             self._latencies.answered(self._cohort.columns.asked_at, done.places)
             self._answer(done)

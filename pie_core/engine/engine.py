@@ -159,7 +159,8 @@ class Engine:
         self._schedule_s = self._deliver_s = 0.0
         self._deadlines = Deadlines()
         self._timeouts = 0
-        # Whether the last step ended passes of programs that step themselves: their next ones belong in the next step.
+        # Whether the last step ended passes of programs that step themselves, and nothing more may run ahead of them:
+        # their next ones belong in the next step.
         self.awaits_programs = False
 
     def handle(self, commands: Iterable[Command]) -> None:
@@ -204,11 +205,11 @@ class Engine:
         """What `driver.collect` of a started ticket gave or raised."""
         begun_at = time.perf_counter()
         chunks = self._loop.in_flight[ticket].chunks
-        self._cohort_passes.answered = 0
+        self._cohort_passes.awaited = 0
         self._loop.finish(ticket, outcome)
         self._suspensions.observe(self._loop.tokens, self._loop.busy_s)
         self._intake.advance()
-        self.awaits_programs = self._cohort_passes.answered > 0 or any(
+        self.awaits_programs = self._cohort_passes.awaited > 0 or any(
             each.running.request is not None
             and each.running.generation is None
             and each.running not in self._loop.waiting

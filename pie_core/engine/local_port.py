@@ -7,8 +7,8 @@
                    └───────────── finish_step ◄────────────────────────────────────────────────────────────┘
 
 A turn runs after those who were called back by the sink have had their say, so a step holds the next passes of all of
-them: in the loop's next turn, or within the sink when they say that they have had it (`hurry`). A step that ended none
-of their passes, but generations at most, is followed at once. Programs of other processes answer a little later: while
+them: in the loop's next turn, or within the sink when they say that they have had it (`hurry`). A step of generations,
+or of programs that enough runs ahead of, is followed at once. Programs of other processes answer a little later: while
 the driver is busy, a step waits for them, too (`engine.gathering`).
 
 Whatever breaks the engine itself ends every open request with EngineLost, and those sent later too.
@@ -146,7 +146,8 @@ class LocalPort:
     def _collected(self, ticket: Ticket, outcome: ForwardResult | Exception) -> None:
         """On the event loop: a step has ended. Its events go out, and a turn follows what they bring about.
 
-        A step of generations alone is followed at once: the driver works on the next while programs hear of the last.
+        A step is followed at once if all that it computed may go on by itself, generations or programs that enough runs
+        ahead of: the driver works on the next while they hear of the last.
         """
         if self._lost is not None:
             return

@@ -386,6 +386,11 @@ class Cohort:
         places, claimed = places[done], claimed[done]
         return Drawn(places, columns.tokens[places, claimed & self._mask], claimed)
 
+    def held_back(self, places: Int64) -> int:
+        """How many of them have no further row that may be computed before they are asked for it."""
+        columns = self.columns
+        return int(np.count_nonzero(columns.submitted[places] >= columns.goal[places]))
+
     def draws_alike(self, place: int, settings: Settings, stream: int) -> bool:
         """Whether a sampler is that of the context's last pass."""
         running = self._passes[place]

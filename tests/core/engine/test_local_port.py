@@ -202,6 +202,31 @@ def test_the_driver_goes_on_while_programs_hear_of_the_tokens_of_their_generatio
     asyncio.run(run())
 
 
+@pytest.mark.parametrize(("depth", "expected"), [(0, 0), (1, 1), (2, 2), (4, 2)])
+def test_the_driver_has_its_next_step_before_programs_that_enough_runs_ahead_of_hear_of_the_last(
+    depth: int, expected: int
+) -> None:
+    async def run() -> None:
+        driver = CountingDriver(dummy())
+        at_work: list[int] = []
+        async with opened(driver, speculation_depth=depth) as (port, listener, engine):
+
+            def resume(events: Sequence[Event]) -> None:
+                listener(events)
+                at_work.append(driver.submitted - engine._loop.steps)
+                for event in (answer for each in events for answer in one_by_one(each)):
+                    if isinstance(event, ForwardDone) and event.request < 12:
+                        forward(port, event.request + 1, 1, *event.tokens)
+
+            port.listen(resume)
+            create(port, 1)
+            forward(port, 1, 1, 5)
+            await listener.final(12)
+        assert at_work[2:10] == [expected] * 8
+
+    asyncio.run(run())
+
+
 def test_a_break_sent_before_the_end_was_known_comes_before_the_end() -> None:
     async def run() -> None:
         async with opened(dummy(step_ms=20.0)) as (port, listener, _):
