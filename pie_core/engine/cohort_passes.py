@@ -47,17 +47,20 @@ class CohortPasses:
 
     def steps(self, seats: Int64, tokens: Int64, requests: Int64, moment: float) -> Sequence[int]:
         """Serves what it can of many steps, one of each context; the places of the others."""
-        here = np.flatnonzero(seats >= 0)
-        if not len(here):
-            return range(len(seats))
-        fits = self._cohort.claim(seats[here], tokens[here], requests[here], are_steps=True)
-        self._claimed(seats[here[fits]], moment)
-        if len(here) == len(seats) and fits.all():
-            return []
-        served: Bool = np.zeros(len(seats), np.bool_)
-        served[here[fits]] = True
-        others: list[int] = np.flatnonzero(~served).tolist()
+        is_here = seats >= 0
+        if is_here.all():
+            served = self._serve(seats, tokens, requests, moment)
+        else:
+            served = is_here
+            served[is_here] = self._serve(seats[is_here], tokens[is_here], requests[is_here], moment)
+        others: list[int] = [] if served.all() else np.flatnonzero(~served).tolist()
         return others
+
+    def _serve(self, places: Int64, tokens: Int64, requests: Int64, moment: float) -> Bool:
+        """Which of these it has served."""
+        served = self._cohort.claim(places, tokens, requests, are_steps=True)
+        self._claimed(places if served.all() else places[served], moment)
+        return served
 
     def step_now(self, context: Context, token: int) -> tuple[int, int] | None:
         """The token drawn behind this one and the rows there are, if that is known already and more runs ahead."""

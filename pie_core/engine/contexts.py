@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from pie_core.engine.context import Context
 from pie_core.engine.messages import (
@@ -42,9 +42,6 @@ class Contexts:
 
     def get(self, id_: ContextId) -> Context | None:
         return self._by_id.get(id_)
-
-    def find(self, ids: Iterable[ContextId]) -> list[Context | None]:
-        return list(map(self._by_id.get, ids))
 
     def create(self, command: CreateContext) -> None:
         self._refuse_known(command.context)

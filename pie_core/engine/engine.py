@@ -379,13 +379,14 @@ class Engine:
 
     def _others(self, command: Steps) -> Sequence[int]:
         """The places of those steps that the cohort does not serve."""
-        found = self._contexts.find(command.contexts)
-        contexts = [each for each in found if each is not None]
-        if len(set(command.contexts)) < len(contexts) or len(contexts) < len(found):
-            return range(len(found))
-        seats = np.array([each.seat for each in contexts], np.int64)
-        if self._quotas.refuses_some(self._cohort.columns.process[seats[seats >= 0]]):
-            return range(len(found))
+        count = len(command.contexts)
+        if len(set(command.contexts)) < count:
+            return range(count)
+        seats = self._cohort.seats(command.contexts)
+        if self._quotas.may_refuse and self._quotas.refuses_some(
+            self._cohort.columns.process[seats[seats >= 0]]
+        ):
+            return range(count)
         requests, tokens = np.array(command.requests, np.int64), np.array(command.tokens, np.int64)
         return self._cohort_passes.steps(seats, tokens, requests, self._clock())
 

@@ -48,7 +48,8 @@ class LocalPort:
         self._turns = 0
         self._alarm: asyncio.TimerHandle | None = None
         self._tickets: deque[Ticket] = deque()  # at the driver, oldest first
-        self._step_deadline: asyncio.TimerHandle | None = None
+        self._due_at = 0.0  # when the oldest of them hangs
+        self._step_timer: asyncio.TimerHandle | None = None
         self._lost: EngineLost | None = None
         self._gathering = Gathering(self._loop, self._schedule_turn)
 
@@ -194,12 +195,19 @@ class LocalPort:
             self._watch_oldest()
 
     def _watch_oldest(self) -> None:
-        if self._step_deadline is not None:
-            self._step_deadline.cancel()
-            self._step_deadline = None
-        if self._tickets:
-            deadline_s = self._engine.driver.capabilities.step_deadline_s
-            self._step_deadline = self._loop.call_later(deadline_s, self._hangs, self._tickets[0], deadline_s)
+        """Its deadline counts from now. A timer that is set already finds that out when it ends: steps are many."""
+        self._due_at = self._loop.time() + self._engine.driver.capabilities.step_deadline_s
+        if self._step_timer is None and self._tickets:
+            self._step_timer = self._loop.call_at(self._due_at, self._look_at_oldest)
+
+    def _look_at_oldest(self) -> None:
+        self._step_timer = None
+        if not self._tickets:
+            return
+        if self._loop.time() < self._due_at:
+            self._step_timer = self._loop.call_at(self._due_at, self._look_at_oldest)
+        else:
+            self._hangs(self._tickets[0], self._engine.driver.capabilities.step_deadline_s)
 
     def _hangs(self, ticket: Ticket, deadline_s: float) -> None:
         driver = self._engine.driver.capabilities.driver
@@ -220,7 +228,8 @@ class LocalPort:
             self._alarm.cancel()
         self._tickets.clear()
         self._gathering.end()
-        self._watch_oldest()
+        if self._step_timer is not None:
+            self._step_timer.cancel()
         self._fail_open(error)
 
     def _fail_open(self, error: EngineLost) -> None:

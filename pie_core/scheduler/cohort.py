@@ -24,7 +24,7 @@ from pie_core.contracts.driver import DriverCapabilities, Feature
 from pie_core.contracts.forward import Bool, Int32, Int64
 from pie_core.engine.context import Context
 from pie_core.engine.options import EngineOptions
-from pie_core.ids import RequestId, Ticket
+from pie_core.ids import ContextId, RequestId, Ticket
 from pie_core.kv_pages.context_pages import Cache, ContextPages
 from pie_core.scheduler.columns import NOBODY, Columns
 from pie_core.scheduler.fairness import turn_order
@@ -100,6 +100,7 @@ class Cohort:
         self._tenants: dict[str, int] = {}
         self.pages = RowPages(cache)
         self._contexts: list[Context | None] = []
+        self._seats: dict[ContextId, int] = {}
         self._held: list[ContextPages | None] = []
         self._passes: list[Pass | None] = []
         self._free: list[int] = []
@@ -112,6 +113,10 @@ class Cohort:
         context = self._contexts[place]
         assert context is not None
         return context
+
+    def seats(self, contexts: Sequence[ContextId]) -> Int64:
+        """Their places; -1 of those that are not here."""
+        return np.fromiter(map(self._seats.get, contexts, itertools.repeat(-1)), np.int64, len(contexts))
 
     def contexts_at(self, places: Int64) -> list[Context]:
         taken = cast("list[Context]", self._contexts)  # those at these places are
@@ -128,7 +133,7 @@ class Cohort:
             return False
         place = self._place()
         context, columns = running.context, self.columns
-        context.seat = place
+        context.seat = self._seats[context.id] = place
         self._contexts[place], self._held[place], self._passes[place] = context, context.pages, running
         self.pages.enter(place, context.pages)
         self._note_owner(place, running)
@@ -437,6 +442,7 @@ class Cohort:
         columns.submitted[place] = columns.goal[place] = 0
         columns.request[place] = NOBODY
         context.seat = -1
+        del self._seats[context.id]
         self._contexts[place] = self._held[place] = self._passes[place] = None
         self._free.append(place)
 
