@@ -96,6 +96,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--contexts", type=int, nargs="*", default=[], help="also decode at these context lengths"
     )
+    parser.add_argument(
+        "--most-context-tokens",
+        type=int,
+        default=270_000,
+        help="of a batch's contexts together; more is left out",
+    )
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8000])
     parser.add_argument("--guests", action="store_true", help="also the same decoding by programs")
     parser.add_argument("--mixed", action="store_true", help="also the mixed workload of 256 sequences")
@@ -132,7 +138,8 @@ def _cells(
             yield from _guest_cells(driver, batch, bare, arguments)
     for context in arguments.contexts:
         for batch in arguments.batches:
-            if batch * (context + 64) * shape.row_bytes < _cache_bytes(driver, shape):
+            fits = batch * (context + 64) * shape.row_bytes < _cache_bytes(driver, shape)
+            if fits and batch * context <= arguments.most_context_tokens:
                 yield _decode_cell(driver, shape, batch, context, arguments, peers)
     for tokens in arguments.prefill:
         yield _prefill_cell(driver, shape, tokens, arguments.repeats, peers)
@@ -155,7 +162,7 @@ def _decode_cell(
 ) -> Cell:
     tokens = arguments.tokens if prompt == arguments.prompt else 64
     best = _best(
-        arguments.repeats,
+        arguments.repeats if prompt == arguments.prompt else 1,
         lambda: run(driver, [Story(prompt, tokens)] * batch, depth=arguments.depth),
         lambda timed: timed.decode_s,
     )
