@@ -183,9 +183,11 @@ def _decode_cell(
 
 def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Namespace) -> Iterator[Cell]:
     from benchmarks.gpu_guests import decode_with_guests  # needs all of pie; the bare loop needs torch alone
+    from pie_core.processes.garbage import set_survivors_aside
     from pie_core.sandbox.quick_calls import build_if_possible
 
-    build_if_possible()  # as `pie serve` does
+    build_if_possible()  # as `pie serve` does, and that, too:
+    set_survivors_aside()
     for how, depth in (("offload", 1), ("depth 0", 0), ("depth 1", 1), ("depth 4", 4)):
         decode = asyncio.run(
             decode_with_guests(

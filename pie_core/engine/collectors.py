@@ -33,6 +33,9 @@ class Collector(Protocol):
 
     def collect(self, ticket: Ticket) -> None: ...
 
+    def rest(self) -> None:
+        """Nobody wants to be told any more."""
+
     async def stop(self) -> None:
         """Closes the driver once it is idle; one that hangs is left behind."""
 
@@ -52,16 +55,19 @@ class Poller:
         self._collected = collected
         self._tickets: deque[Ticket] = deque()
         self._due: asyncio.Handle | None = None
-        self._stopped = False
+        self._rests = self._stopped = False
 
     def collect(self, ticket: Ticket) -> None:
         self._tickets.append(ticket)
         if self._due is None:
             self._due = self._loop.call_soon(self._look)
 
+    def rest(self) -> None:
+        self._rests = True
+
     async def stop(self) -> None:
         if not self._stopped:
-            self._stopped = True
+            self._rests = self._stopped = True
             closing = threading.Thread(target=self._close, name="pie-close", daemon=True)
             closing.start()
             await _ended(closing, self._driver)
@@ -73,7 +79,7 @@ class Poller:
 
     def _look(self) -> None:
         self._due = None
-        if self._stopped:
+        if self._rests:
             return
         try:
             if self._is_done(self._tickets[0]):
@@ -85,9 +91,12 @@ class Poller:
 
     def _is_done(self, ticket: Ticket) -> bool:
         is_done, end = self._driver.is_done, perf_counter() + LOOK_S
-        while not is_done(ticket):
-            if perf_counter() > end:
-                return False
+        try:
+            while not is_done(ticket):
+                if perf_counter() > end:
+                    return False
+        except Exception:  # collecting the ticket tells what is wrong
+            _log.exception("driver %r cannot say whether a step is over", self._driver.capabilities.driver)
         return True
 
 
@@ -105,6 +114,9 @@ class Waiter:
 
     def collect(self, ticket: Ticket) -> None:
         self._tickets.put(ticket)
+
+    def rest(self) -> None:
+        """The thread waits on: what it brings is ignored."""
 
     async def stop(self) -> None:
         if self._stopped:

@@ -227,6 +227,7 @@ class LocalPort:
         if self._alarm is not None:
             self._alarm.cancel()
         self._tickets.clear()
+        self._collector.rest()
         self._gathering.end()
         if self._step_timer is not None:
             self._step_timer.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections import defaultdict
@@ -295,6 +296,23 @@ def test_a_driver_that_is_asked_is_closed_once_it_is_idle() -> None:
     asyncio.run(run())
 
 
+def test_a_driver_that_cannot_answer_is_waited_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> bool:
+        raise RuntimeError("no device")
+
+    async def run() -> None:
+        monkeypatch.setattr(DummyDriver, "is_done", broken)
+        async with opened(dummy(polled=True, step_ms=5.0)) as (port, listener, _):
+            create(port, 1)
+            forward(port, 1, 1, 3)
+            assert isinstance(await listener.final(1), ForwardDone)
+
+    asyncio.run(run())
+    assert "cannot say whether a step is over" in caplog.text
+
+
 def test_a_driver_that_is_never_done_is_left_behind(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,13 +320,17 @@ def test_a_driver_that_is_never_done_is_left_behind(
 
     async def run() -> None:
         driver = SlowDriver(dummy(polled=True))
-        monkeypatch.setattr(DummyDriver, "is_done", lambda *_: False)
+        looks = itertools.count()
+        monkeypatch.setattr(DummyDriver, "is_done", lambda *_: next(looks) < 0)
         async with opened(driver) as (port, listener, _):
             create(port, 1)
             forward(port, 1, 1, 3)
             failed = await listener.final(1)
             assert isinstance(failed, Failed)
             assert "has not finished step 0 in 0.05 s" in failed.message
+            seen = next(looks)
+            await asyncio.sleep(0.01)
+            assert next(looks) == seen + 1, "it is not asked any more"
             await port.close()
             assert "hangs and is left behind" in caplog.text
             driver.let_go.set()
