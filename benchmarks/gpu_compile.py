@@ -154,8 +154,12 @@ def _products() -> Iterator[Variant]:
         for cut in tuned_linear.ONE_ROW_CUTS:
             constants = {"OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "NORMED": not added} | around
             yield Variant(triton_products.one_row_kernel, constants, warps=cut.warps)
-        for rows, cut in product((16, 32, 64), tuned_linear.FEW_ROWS_CUTS):
+        holding = tuple(
+            tuned_linear.Cut(64, 256, 4, stages=2, held=held) for held in ((1,) if gated else (1, 2))
+        )
+        for rows, cut in product((16, 32, 64), tuned_linear.FEW_ROWS_CUTS + holding):
             constants = {"ROWS": rows, "OUTPUTS": cut.outputs, "INPUTS": cut.inputs, "SHARES": cut.shares}
+            constants |= {"HELD": cut.held, "REST": cut.stages > 2}
             yield Variant(
                 triton_products.few_rows_kernel, constants | around, warps=cut.warps, stages=cut.stages
             )

@@ -7,7 +7,7 @@ is normed on its way in; the scale multiplies the sums.
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
-# ruff: noqa: N803
+# ruff: noqa: N803, C901
 
 from __future__ import annotations
 
@@ -141,6 +141,8 @@ def few_rows_kernel(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     SHARES: tl.constexpr,
+    HELD: tl.constexpr,
+    REST: tl.constexpr,
     BIASED: tl.constexpr,
     GATED: tl.constexpr,
     ADDED: tl.constexpr,
@@ -148,8 +150,9 @@ def few_rows_kernel(
 ):
     """At most ROWS rows of 16-bit numbers, which are the columns here: the tensor cores want 64 outputs and are content
     with few rows. Several programs may share the inputs of one tile: the last of them to arrive adds their sums up in a
-    fixed order, and resets the counter."""
-    follow(OVERLAPS)
+    fixed order, and resets the counter. HELD: so many tiles of weights, up to two, are on their way before the rows are
+    there. REST: there are more of them."""
+    let_next_begin(OVERLAPS)
     tile, part = tl.program_id(0), tl.program_id(1)
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
     row, place = tl.arange(0, ROWS), tl.arange(0, INPUTS)
@@ -157,19 +160,43 @@ def few_rows_kernel(
     from_x = x + row[None, :] * inputs + place[:, None]
     from_weight = weight + output.to(tl.int64)[:, None] * inputs + place[None, :]
     to_gated = outputs.to(tl.int64) * inputs
-    end = tl.minimum(inputs, (part + 1) * share)
+    begin, end = part * share, tl.minimum(inputs, (part + 1) * share)
+    first, first_gated, other, other_gated = begin, begin, begin, begin  # overwritten where tiles are held
+    if HELD > 0:
+        is_weight = is_output[:, None] & (begin + place < end)[None, :]
+        first = tl.load(from_weight + begin, mask=is_weight, other=0.0)
+        if GATED:
+            first_gated = tl.load(from_weight + to_gated + begin, mask=is_weight, other=0.0)
+    if HELD > 1:
+        is_weight = is_output[:, None] & (begin + INPUTS + place < end)[None, :]
+        other = tl.load(from_weight + begin + INPUTS, mask=is_weight, other=0.0)
+        if GATED:
+            other_gated = tl.load(from_weight + to_gated + begin + INPUTS, mask=is_weight, other=0.0)
+    follow(OVERLAPS)
     sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
     gated = sums
-    for start in range(part * share, end, INPUTS):
-        is_input = start + place < end
-        left = tl.load(from_weight + start, mask=is_output[:, None] & is_input[None, :], other=0.0)
-        right = tl.load(from_x + start, mask=is_row[None, :] & is_input[:, None], other=0.0)
-        sums = tl.dot(left, right, sums)
+    if HELD > 0:
+        right = tl.load(from_x + begin, mask=is_row[None, :] & (begin + place < end)[:, None], other=0.0)
+        sums = tl.dot(first, right, sums)
         if GATED:
-            second = tl.load(
-                from_weight + to_gated + start, mask=is_output[:, None] & is_input[None, :], other=0.0
-            )
-            gated = tl.dot(second, right, gated)
+            gated = tl.dot(first_gated, right, gated)
+    if HELD > 1:
+        is_input = begin + INPUTS + place < end
+        right = tl.load(from_x + begin + INPUTS, mask=is_row[None, :] & is_input[:, None], other=0.0)
+        sums = tl.dot(other, right, sums)
+        if GATED:
+            gated = tl.dot(other_gated, right, gated)
+    if REST:
+        for start in range(begin + HELD * INPUTS, end, INPUTS):
+            is_input = start + place < end
+            left = tl.load(from_weight + start, mask=is_output[:, None] & is_input[None, :], other=0.0)
+            right = tl.load(from_x + start, mask=is_row[None, :] & is_input[:, None], other=0.0)
+            sums = tl.dot(left, right, sums)
+            if GATED:
+                second = tl.load(
+                    from_weight + to_gated + start, mask=is_output[:, None] & is_input[None, :], other=0.0
+                )
+                gated = tl.dot(second, right, gated)
     is_inside = is_row[None, :] & is_output[:, None]
     at = row[None, :] * outputs + output[:, None]
     size = rows * outputs
@@ -186,10 +213,10 @@ def few_rows_kernel(
             tl.store(arrived + tile, 0)
             sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
             gated = sums
-            for other in tl.static_range(SHARES):
-                sums += tl.load(partial + other * size + at, mask=is_inside, other=0.0, cache_modifier=".cg")
+            for each in tl.static_range(SHARES):
+                sums += tl.load(partial + each * size + at, mask=is_inside, other=0.0, cache_modifier=".cg")
                 if GATED:
-                    there = partial + (SHARES + other) * size + at
+                    there = partial + (SHARES + each) * size + at
                     gated += tl.load(there, mask=is_inside, other=0.0, cache_modifier=".cg")
         if BIASED:
             sums += tl.load(bias + output, mask=is_output, other=0.0).to(tl.float32)[:, None]

@@ -47,16 +47,17 @@ class Cut:
     shares: int = 1
     warps: int = 4
     stages: int = 4
+    held: int = 0  # tiles of weights that are asked for in advance
 
 
 ONE_ROW_CUTS = (Cut(8, 512), Cut(4, 1024), Cut(8, 1024), Cut(4, 2048), Cut(16, 1024, warps=8))
 FEW_ROWS_CUTS = (
     Cut(64, 128),
-    Cut(64, 64, stages=8),
     Cut(64, 128, shares=4),
-    Cut(64, 128, shares=2),
     Cut(64, 256, shares=2, stages=3),
+    Cut(64, 128, held=1),
 )
+MOST_SHARES, MOST_HELD_OUTPUTS = 12, 8192  # of a matrix that programs hold as a whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,7 @@ class TunedLinear(PlainLinear):
     def _few_rows(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around, out: Tensor) -> None:
         (rows, inputs), outputs = x.shape, out.shape[1]
         tiles = triton.cdiv(outputs, cut.outputs)
+        share = triton.cdiv(triton.cdiv(inputs, cut.shares), cut.inputs) * cut.inputs
         sums = out
         if cut.shares > 1:
             sums = x.new_empty((1 + around.gated) * cut.shares * rows * outputs, dtype=torch.float32)
@@ -166,11 +168,13 @@ class TunedLinear(PlainLinear):
             rows,
             outputs,
             inputs,
-            triton.cdiv(triton.cdiv(inputs, cut.shares), cut.inputs) * cut.inputs,
+            share,
             ROWS=next(size for size in ROW_CLASSES[1:] if size >= rows),
             OUTPUTS=cut.outputs,
             INPUTS=cut.inputs,
             SHARES=cut.shares,
+            HELD=cut.held,
+            REST=share > cut.held * cut.inputs,
             BIASED=matrix.bias is not None,
             GATED=around.gated,
             ADDED=around.onto is not None,
@@ -194,7 +198,7 @@ class TunedLinear(PlainLinear):
     ) -> Iterator[tuple[float, Cut]]:
         """At the most rows: fewer take as long, for the weights are the same."""
         around = Around(gated=choice.gated)
-        for cut in _cuts(choice.rows):
+        for cut in _cuts(choice):
             try:
                 yield clock.seconds(partial(self._own, cut, around), x, matrices), cut
             except OutOfResources:  # wide numbers: a tile does not fit
@@ -208,7 +212,7 @@ class TunedLinear(PlainLinear):
         with _compiling() as self._start:
             for choice, matrices in self._choices():
                 x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
-                for cut in _cuts(choice.rows):
+                for cut in _cuts(choice):
                     self.multiply(x, matrices[0], cut, around)
         self._start = _launch
 
@@ -240,8 +244,18 @@ def _is_narrow(matrix: Matrix) -> bool:
     return matrix.weight.dtype in (torch.bfloat16, torch.float16)
 
 
-def _cuts(rows: int) -> tuple[Cut, ...]:
-    return ONE_ROW_CUTS if rows == 1 else FEW_ROWS_CUTS
+def _cuts(choice: Choice) -> tuple[Cut, ...]:
+    if choice.rows == 1:
+        return ONE_ROW_CUTS
+    return FEW_ROWS_CUTS + tuple(_holding(choice))
+
+
+def _holding(choice: Choice) -> Iterator[Cut]:
+    """So many programs that they hold the whole matrix before the rows are there: for those that fit on the chip."""
+    for held in (1,) if choice.gated else (1, 2):
+        shares = triton.cdiv(choice.inputs, 256 * held)
+        if shares <= MOST_SHARES and choice.outputs <= MOST_HELD_OUTPUTS:
+            yield Cut(64, 256, shares, stages=2, held=held)
 
 
 def _likely(x: Tensor, choice: Choice) -> Iterator[Around]:

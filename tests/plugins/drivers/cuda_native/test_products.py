@@ -102,7 +102,9 @@ def plain_step() -> Step:
 
 
 def cuts(rows: int) -> tuple[Cut, ...]:
-    return ONE_ROW_CUTS if rows == 1 else FEW_ROWS_CUTS
+    """Also those that hold some tiles, or all of them."""
+    holding = (Cut(64, 128, held=2), Cut(64, 64, shares=3, held=1), Cut(64, 256, shares=2, held=1))
+    return ONE_ROW_CUTS if rows == 1 else holding + FEW_ROWS_CUTS
 
 
 @pytest.mark.parametrize("biased", [False, True])
