@@ -179,6 +179,52 @@ def test_kernels_that_begin_early_give_the_bits_of_those_that_wait(
     assert all(np.array_equal(*each) for each in zip(early, waiting, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("rows", "held", "inputs", "shares"), [(1, 0, 512, 1), (5, 1, 256, 2), (32, 1, 128, 1)]
+)
+def test_products_that_hold_weights_wait_for_their_rows(
+    monkeypatch: pytest.MonkeyPatch, rows: int, held: int, inputs: int, shares: int
+) -> None:
+    """Each of a chain of products in one graph reads what the one before it wrote."""
+    from pie_plugins.drivers.cuda_native import triton_launches
+    from pie_plugins.drivers.cuda_native.tuned_linear import Cut, TunedLinear
+
+    linear, cut = TunedLinear(), Cut(8 if rows == 1 else 64, inputs, shares, stages=3, held=held)
+    start = torch.randn(rows, 512, device="cuda").to(torch.bfloat16)
+    weights = (torch.randn(16, 512, 512, device="cuda") / 512**0.5).to(torch.bfloat16)
+    matrices = [linear.prepare(weight, None) for weight in weights]
+
+    def chain() -> torch.Tensor:
+        x = start
+        for matrix in matrices:
+            x = linear.multiply(x, matrix, cut)
+        return x
+
+    def replayed() -> list[torch.Tensor]:
+        chain()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            end = chain()
+        seen = []
+        for _ in range(20):
+            end.zero_()
+            graph.replay()
+            seen.append(end.clone())
+        return seen
+
+    early = replayed()
+    monkeypatch.setattr(triton_launches, "HOPPER", (99, 0))
+    triton_launches.overlapping.cache_clear()
+    try:
+        waiting = replayed()
+    finally:
+        triton_launches.overlapping.cache_clear()
+    assert waiting[0].isfinite().all()
+    assert waiting[0].count_nonzero()
+    assert all(torch.equal(each, waiting[0]) for each in early + waiting)
+
+
 @pytest.mark.parametrize("batch", [1, 2, 3, 7, 8])
 def test_many_steps_queued_behind_each_other_end_well(tmp_path: Path, batch: int) -> None:
     """At, below and above a bucket's size."""
