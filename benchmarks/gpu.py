@@ -44,6 +44,7 @@ class Cell:
     floor_ms: float
     p99_ms: float = 0.0
     busy_ms: float = 0.0  # of a step, by the device's own clock
+    idle_us: float = 0.0  # between two steps
     first_token_ms: float = 0.0
     vllm_ms: float = 0.0
     bare_ms: float = 0.0  # the bare loop's step, for programs
@@ -51,7 +52,7 @@ class Cell:
     def line(self) -> str:
         share = self.floor_ms / self.ms if self.ms else 0.0
         ratio = f"{self.vllm_ms / self.ms:6.2f}x" if self.vllm_ms else "      -"
-        idle = f"{max(0.0, self.ms - self.busy_ms) * 1e3:7.0f}" if self.busy_ms else "      -"
+        idle = f"{self.idle_us:7.0f}" if self.busy_ms else "      -"
         tax = f"{self.ms / self.bare_ms - 1:+6.1%}" if self.bare_ms else "     -"
         return (
             f"{self.model:9} {self.name:18} {self.ms:10.3f} {self.tokens_per_s:10.0f} {self.p99_ms:8.3f} {idle}"
@@ -176,6 +177,7 @@ def _decode_cell(
         decode_floor_ms(shape, batch, prompt + tokens // 2),
         p99_ms=1e3 * quantiles(best.periods_s, n=100)[-1],
         busy_ms=1e3 * median(best.busy_s),
+        idle_us=best.idle_us,
         first_token_ms=1e3 * best.first_token_s,
         vllm_ms=_peer(peers, shape.name, same, "ms_per_step"),
     )
@@ -202,6 +204,7 @@ def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Nam
             tokens_per_s=decode.tokens_per_s,
             p99_ms=decode.period_p99_us / 1e3,
             busy_ms=step_ms * decode.utilisation,
+            idle_us=1e3 * step_ms * (1 - decode.utilisation),
             first_token_ms=0.0,
             bare_ms=bare.ms,
         )

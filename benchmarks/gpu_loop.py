@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,12 @@ class Timed:
     periods_s: list[float] = field(default_factory=list)  # between the results of two steps
     busy_s: list[float] = field(default_factory=list)  # what the device says of each
 
+    @property
+    def idle_us(self) -> float:
+        """How long the device waited between two steps: the median over pairs, for steps grow with their contexts."""
+        pairs = zip(self.periods_s, self.busy_s, strict=True)
+        return 1e6 * max(0.0, median(period - busy for period, busy in pairs)) if self.busy_s else 0.0
+
 
 class Contexts:
     """Some stories with their pages, and the batches that feed them."""
@@ -62,7 +69,9 @@ class Contexts:
         listed = -(-self.totals // self.size)
         if listed.sum() > space.num_pages:
             raise MemoryError(f"{listed.sum()} pages needed, {space.num_pages} are there")
-        order = np.random.default_rng(seed).permutation(listed.sum()).astype(np.int32)  # the lowest, as pie hands out
+        order = (
+            np.random.default_rng(seed).permutation(listed.sum()).astype(np.int32)
+        )  # the lowest, as pie hands out
         self.pages = np.split(order, np.cumsum(listed)[:-1])
         self.logical = [np.arange(count, dtype=np.int32) for count in listed]
         self.temperature = temperature

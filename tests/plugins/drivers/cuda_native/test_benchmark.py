@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.gpu import _peer, _peer_entries, mixed_stories
 from benchmarks.gpu_guests import decode_with_guests
-from benchmarks.gpu_loop import Story, run
+from benchmarks.gpu_loop import Story, Timed, run
 from benchmarks.gpu_models import SHAPES, decode_floor_ms
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import tiny
@@ -39,6 +39,12 @@ def test_every_story_gets_its_tokens(tmp_path: Path, depth: int) -> None:
         len(timed.periods_s) == len(timed.busy_s) == 4
     )  # the longest story's, less the one its prefill drew
     assert timed.first_token_s > 0
+
+
+def test_what_a_device_waits_is_no_matter_of_steps_that_grow() -> None:
+    busy = [1e-3 * place**3 for place in range(1, 9)]
+    timed = Timed(periods_s=[each + 7e-6 for each in busy[:-1]] + [1.0], busy_s=busy)
+    assert timed.idle_us == pytest.approx(7)
 
 
 @pytest.mark.parametrize("is_offloaded", [True, False])
