@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -136,7 +137,8 @@ class CudaNativeDriver:
         self._caches, self._steps = (
             (),
             None,
-        )  # frees weights, graphs and pages, whoever still holds the driver
+        )
+        gc.collect()  # recordings and what they run refer to each other; weights, graphs and pages go with them
 
     @contextmanager
     def _queueing(self) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -22,6 +23,7 @@ from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
 from pie_core.testing.batches import Context, FromTicket, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.drivers.cuda_native import batch_tensors, cuda_graphs, pie_drivers
 from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, bucket_sizes
+from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.memory import GRAPH_RESERVE, MemoryUse, pages_that_fit
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
@@ -288,6 +290,16 @@ def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
             load("cuda")
         with pytest.raises(LoadError, match="'flashinfer', which needs a GPU"):
             load("cpu", attention="flashinfer")
+
+
+def test_a_closed_driver_frees_its_pages_whoever_still_holds_it() -> None:
+    driver = cuda_native(checkpoint())
+    stepper = Stepper(driver)
+    stepper.run([Request(stepper.context(), [1, 2, 3], samples=[Sample()])])
+    assert isinstance(driver, CudaNativeDriver)
+    pages = weakref.ref(driver.parts()[1][0])
+    driver.close()
+    assert pages() is None
 
 
 def test_random_weights_need_a_configuration_only(tmp_path: Path) -> None:
