@@ -28,6 +28,7 @@ from pie_plugins.drivers.cuda_native import (
     triton_products,
     triton_sampling,
     triton_steps,
+    triton_work,
     tuned_linear,
 )
 
@@ -44,7 +45,7 @@ SCALARS = {
     "vocab_size": "i32", "span": "i32",
     "num_rows": "i32", "num_requests": "i32", "num_pages": "i32", "num_samplers": "i32", "max_drafts": "i32",
     "accepted_at": "i32", "last_at": "i32", "length_at": "i32", "tokens_at": "i32", "live_at": "i32", "rows": "i32",
-    "outputs": "i32", "inputs": "i32", "share": "i32",
+    "outputs": "i32", "inputs": "i32", "share": "i32", "tile_rows": "i32",
 }  # fmt: skip
 MULTIPLES = {"q_stride", "vocab_size", "span", "outputs", "inputs", "share"}  # of 16, in every real model
 
@@ -81,6 +82,7 @@ def variants() -> Iterator[Variant]:
         triton_layers.place_heads_kernel, {"PAGE": 16, "DIM": 128, "HALF": 64, "HEADS": 8, "NORMED": True}
     )
     yield from _attention()
+    yield from _work()
     yield Variant(
         triton_steps.prepare_kernel,
         {"PAGE": 16, "DEPENDENCY": 1, "FIRST": True, "BLOCK": 256},
@@ -137,6 +139,18 @@ def _attention() -> Iterator[Variant]:
     for splits, parts in ((64, 64), (64, 128)):
         constants = merge | {"SPLITS": splits, "PARTS": parts}
         yield Variant(triton_attention.merge_kernel, constants, pointers=_COLUMNS)
+
+
+def _work() -> Iterator[Variant]:
+    same = {"DIM": 128, "DIMS": 128}
+    for group in (2, 4):
+        for rows in (64, 128):
+            cut = {"GROUP": group, "PAGE": 16, "ROWS": rows, "COLUMNS": 64, "PRECISION": "tf32"}
+            warps = 8 if rows > 64 else 4
+            yield Variant(
+                triton_work.attend_items_kernel, same | cut, warps=warps, stages=2, pointers=_COLUMNS
+            )
+    yield Variant(triton_work.merge_items_kernel, same | {"HEADS": 16})
 
 
 def _sampling() -> Iterator[Variant]:

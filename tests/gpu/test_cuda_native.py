@@ -121,6 +121,27 @@ def test_flashinfer_and_the_own_kernel_agree(checkpoint: Path) -> None:
     assert relative_error(found[1], expected[1]) < 0.02
 
 
+@pytest.mark.skipif(find_spec("flashinfer") is None, reason="flashinfer is not installed")
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_flashinfer_s_prompts_equal_the_own_kernel_s(tmp_path: Path, head_dim: int) -> None:
+    """Eager: both of FlashInfer's generations of kernels read queries where they lie."""
+    write_checkpoint(tmp_path, ARCHITECTURES["qwen3"], tiny("qwen3", **(SMALL | {"head_dim": head_dim})))
+    found, expected = (
+        answers(small(tmp_path, attention=name, graph_rows=0), PROMPT) for name in ("flashinfer", "own")
+    )
+    assert relative_error(found[0], expected[0]) < 0.02
+    assert relative_error(found[1], expected[1]) < 0.02
+
+
+def test_a_replayed_prompt_gives_the_logits_of_an_eager_one(checkpoint: Path) -> None:
+    """In float32, where nothing but the order of sums differs."""
+    found, expected = (
+        answers(small(checkpoint, dtype="float32", graph_rows=rows), PROMPT) for rows in (512, 0)
+    )
+    assert relative_error(found[0], expected[0]) < 1e-4
+    assert relative_error(found[1], expected[1]) < 1e-4
+
+
 @pytest.mark.parametrize("products", ["auto", "library"])
 def test_own_products_and_the_library_s_agree(checkpoint: Path, products: str) -> None:
     expected = answers(small(checkpoint, dtype="float32", products="library"), PROMPT)

@@ -10,6 +10,8 @@ from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 
+NEVER = 2**62
+
 
 class AttentionPlan(Protocol):
     """One step's attention, ready for its layers."""
@@ -32,12 +34,21 @@ class OwnAttention:
 class AttentionPlanner(Protocol):
     """Chooses for each step that is not replayed from a graph."""
 
+    @property
+    def most_recorded(self) -> int:
+        """Rows times columns beyond which a step is better not replayed, for its attention."""
+        ...
+
     def plan(self, host: HostStep, step: StepTensors) -> AttentionPlan: ...
 
 
 class OwnPlanner:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
+
+    @property
+    def most_recorded(self) -> int:
+        return NEVER
 
     def plan(self, host: HostStep, step: StepTensors) -> AttentionPlan:
         return OwnAttention(self._kernels, step)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pie_core.contracts.forward import Int64
 from pie_plugins.drivers.cuda_native.attention import OwnAttention
 from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
@@ -28,7 +29,7 @@ from pie_plugins.drivers.cuda_native.step_tensors import (
     pack,
     view_block,
 )
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Mark, Timeline
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Mark, Staging, Timeline
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 MOST_VERIFYING = 32  # requests of a replayed step that verifies drafts
@@ -64,8 +65,10 @@ class Bucket:
         runner: ModelRunner,
         outcomes: Outcomes,
         timeline: Timeline,
+        staging: Staging,
     ) -> None:
         self._runner, self._outcomes, self._timeline = runner, outcomes, timeline
+        self._staging = staging
         self._scratch = [cache.scratch_page for cache in runner.caches]
         page_sizes = [cache.page_size for cache in runner.caches]
         idle = tuple(-(-rows_each // size) for size in page_sizes)
@@ -77,11 +80,15 @@ class Bucket:
         self._cascading = view_block(
             self._block, self._layout, page_sizes, np.full(requests, rows_each), max_drafts=rows_each - 1
         )
-        self.tensors: StepTensors = replace(self._cascading, tiles=0)
+        self._plain = replace(self._cascading, tiles=0)
         self._forward: Callable[[], None] = self._run_forward
         self._cascade: Callable[[], None] = self._run_cascade
         self._sample: Callable[[], None] = self._run_sample
         self._answers: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def tensors(self) -> StepTensors:
+        return self._plain
 
     @property
     def normalized(self) -> Tensor:
@@ -117,12 +124,17 @@ class Bucket:
             self._forward()
         return started
 
-    def sample(self) -> None:
+    def probed(self, step: HostStep) -> Int64:
+        """Every row has its logits."""
+        return step.batch.probes.rows.astype(np.int64)
+
+    def sample(self, step: HostStep) -> None:
         """Draws from `logits` as they are, and settles the step."""
         self._sample()
 
     def _send(self, step: HostStep, base: int) -> None:
-        self._timeline.send(pack(step, self._layout, base, self._scratch), self._block)
+        words = self._staging.room(self._layout.words)
+        self._staging.send(pack(step, self._layout, base, self._scratch, words), self._block)
 
     def _run_forward(self) -> None:
         self._answers = self._answer(self.tensors)
@@ -185,6 +197,11 @@ def bucket_sizes(max_requests: int, rows_each: int = 1) -> tuple[int, ...]:
     return (*(size for size in SIZES if size < limit), limit)
 
 
+def bucket_shapes(max_requests: int, max_drafts: int) -> list[tuple[int, int]]:
+    """Requests, and rows of each."""
+    return [(size, rows) for rows in range(1, max_drafts + 2) for size in bucket_sizes(max_requests, rows)]
+
+
 def make_buckets(
     max_requests: int,
     max_drafts: int,
@@ -192,16 +209,17 @@ def make_buckets(
     runner: ModelRunner,
     outcomes: Outcomes,
     timeline: Timeline,
+    recorder: Recorder,
     idle: HostStep,
-    progress: Callable[[int, int], None],
+    progress: Callable[[int], None],
 ) -> Buckets:
     """Largest first: the smaller ones then fit into its memory."""
-    shapes = [(size, rows) for rows in range(1, max_drafts + 2) for size in bucket_sizes(max_requests, rows)]
-    recorder = Recorder(timeline)
+    shapes = bucket_shapes(max_requests, max_drafts)
+    staging = timeline.staging()
     made: dict[tuple[int, int], Bucket] = {}
     for done, (size, rows) in enumerate(sorted(shapes, key=lambda shape: -shape[0] * shape[1])):
-        progress(done, len(shapes))
-        bucket = Bucket(size, rows, pages_per_request, runner, outcomes, timeline)
+        progress(done)
+        bucket = Bucket(size, rows, pages_per_request, runner, outcomes, timeline, staging)
         bucket.record(recorder, idle)
         made[size, rows] = bucket
     return Buckets(

@@ -25,6 +25,7 @@ from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 WORKSPACE_BYTES = 128 * 2**20
 HEAD_DIMS = (64, 128, 256)
 PREBUILT_FA3_DIM = 128
+MOST_RECORDED = 2**22  # rows times columns: beyond, this attention gains more than launching its step costs
 
 
 def is_usable(device: torch.device, dtype: torch.dtype, head_dims: Sequence[int]) -> bool:
@@ -77,6 +78,10 @@ class FlashInferPlanner:
         ]
         self._turn = 0
 
+    @property
+    def most_recorded(self) -> int:
+        return MOST_RECORDED
+
     def try_out(self, dtype: torch.dtype) -> None:
         """Loads the kernels of every group and runs them on one row. Raises whatever stands against it: a kernel that
         is not prebuilt needs a compiler."""
@@ -110,7 +115,8 @@ class FlashInferAttention:
         if group not in self._planned:
             self._plan(group, q, scale)
             self._planned.add(group)
-        attended: Tensor = self._wrappers[group].run(q.contiguous(), pages)
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # its own would be filled with zeros first
+        attended: Tensor = self._wrappers[group].run(q, pages, out=out)
         return attended.flatten(1)
 
     def _plan(self, group: int, q: Tensor, scale: float) -> None:

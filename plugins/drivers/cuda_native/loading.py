@@ -26,7 +26,7 @@ from pie_core.errors import LoadError
 from pie_plugins.drivers.cuda_native import flashinfer_attention
 from pie_plugins.drivers.cuda_native.attention import AttentionPlanner, OwnPlanner
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimits
-from pie_plugins.drivers.cuda_native.cuda_graphs import make_buckets
+from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder, bucket_shapes, make_buckets
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
@@ -37,6 +37,7 @@ from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.parallel import Ranks, SharedLinear, devices_of, join, leave
 from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver, Worker
+from pie_plugins.drivers.cuda_native.prompt_graphs import PromptGraphs, PromptLimits
 from pie_plugins.drivers.cuda_native.step_runner import StepRunner
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Timeline, timeline_of
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
@@ -171,7 +172,7 @@ class _Loading:
         self._request, self._options, self._timeline, self._ranks = request, options, timeline, ranks
         self._dtype, self._device = DTYPES[options.dtype], timeline.device
         max_samplers = max(options.max_batch_tokens, 4 * options.max_batch_requests)
-        self._outcomes = Outcomes(RingLayout(options.max_batch_requests, max_samplers), self._device)
+        self._outcomes = Outcomes(RingLayout(options.max_batch_requests, max_samplers), timeline)
         self._kernels = choose_kernels(options, self._device, self._outcomes.layout)
         linear = self._plain_linear = choose_linear(options, self._kernels)
         self._linear: Any = linear if ranks.size == 1 else SharedLinear(linear, ranks)
@@ -269,25 +270,58 @@ class _Loading:
         steps.trial(batch).result()
         peak = torch.cuda.max_memory_allocated(self._device) - before
         weights = before - sum(cache.num_bytes for cache in caches)
-        return weights + peak
+        recorded = prompt_rows(options) if replays_prompts(options) else 0
+        return weights + peak + peak * recorded // options.max_batch_tokens
 
     def _add_graphs(self, steps: StepRunner, runner: ModelRunner, loaded: LoadedModel) -> None:
+        """Those of prompts first: they are the largest, and the others fit into their memory."""
+        options, recorder, idle = self._options, Recorder(self._timeline), idle_step(len(runner.caches))
         longest = loaded.config.max_position_embeddings
         pages = [min(-(-longest // cache.page_size), cache.num_pages) for cache in runner.caches]
+        prompts = self._prompt_graphs(steps, runner, pages) if replays_prompts(options) else None
+        before = prompts.count if prompts else 0
+        total = before + len(bucket_shapes(options.max_batch_requests, options.graph_drafts))
+        tell = partial(_tell_graphs, self._request.progress, total)
+        if prompts:
+            prompts.record(recorder, idle, partial(tell, 0))
+            steps.prompts = prompts
         steps.buckets = make_buckets(
-            self._options.max_batch_requests,
-            self._options.graph_drafts,
+            options.max_batch_requests,
+            options.graph_drafts,
             pages,
             runner,
             self._outcomes,
             self._timeline,
-            idle_step(len(runner.caches)),
-            partial(_tell_graphs, self._request.progress),
+            recorder,
+            idle,
+            partial(tell, before),
         )
 
+    def _prompt_graphs(self, steps: StepRunner, runner: ModelRunner, pages: Sequence[int]) -> PromptGraphs:
+        options = self._options
+        steps.trial(
+            prefill_step([cache.page_size for cache in runner.caches], 1, 1)
+        ).result()  # shows its heads
+        limits = PromptLimits(
+            rows=prompt_rows(options),
+            requests=options.max_batch_requests,
+            pages=tuple(options.max_batch_requests * (each + 1) for each in pages),
+            products=steps.planner.most_recorded,
+        )
+        return PromptGraphs(limits, runner, self._outcomes, self._timeline)
 
-def _tell_graphs(progress: ProgressCallback, done: int, total: int) -> None:
-    progress(Progress("recording graphs", done, total, "graphs"))
+
+def replays_prompts(options: CudaNativeOptions) -> bool:
+    """Batch-invariant steps keep to the kernels whose cuts depend on nothing but the request."""
+    return options.cuda_graphs and prompt_rows(options) > 0 and not options.batch_invariant
+
+
+def prompt_rows(options: CudaNativeOptions) -> int:
+    return min(options.graph_rows, options.max_batch_tokens)
+
+
+def _tell_graphs(progress: ProgressCallback, total: int, before: int, done: int) -> None:
+    progress(Progress("recording graphs", before + done, total, "graphs"))
 
 
 def choose_kernels(options: CudaNativeOptions, device: torch.device, layout: RingLayout) -> Kernels:

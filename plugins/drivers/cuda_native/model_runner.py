@@ -70,6 +70,7 @@ class CudaStep:
 
     def attend(self, cache: CacheRef, qkv: Tensor, heads: AttentionHeads) -> Tensor:
         runner, tensors = self._runner, self._tensors
+        runner.most_shared = max(runner.most_shared, heads.num_heads // heads.num_kv_heads)
         pages = runner.caches[cache.group].layer(cache.layer)
         slots = tensors.groups[cache.group].slots
         angles = None if heads.rope is None else runner.angles.find(heads.rope)
@@ -91,15 +92,26 @@ class ModelRunner:
     ) -> None:
         self.vocab_size, self.caches, self.kernels = vocab_size, caches, kernels
         self.linear, self.angles = linear, angles
+        self.most_shared = 1  # query heads that share a key head, in the layers that ran so far
         self._model = model
 
     def answer(
         self, tensors: StepTensors, attention: AttentionPlan, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Normalized hidden states and logits of these rows, of every row where None."""
-        # A model that needs more of a step than CudaStep offers is refused when it loads, by its cache layouts.
-        step = cast(Step, CudaStep(self, tensors, attention))
-        hidden = self._model.hidden(step)
-        asked = hidden if rows is None else hidden.index_select(0, rows)
+        hidden = self.hidden(tensors, attention)
+        return self.read(tensors, attention, hidden if rows is None else hidden.index_select(0, rows))
+
+    def hidden(self, tensors: StepTensors, attention: AttentionPlan) -> Tensor:
+        """[T, hidden]: every row behind the last layer."""
+        return self._model.hidden(self._step(tensors, attention))
+
+    def read(self, tensors: StepTensors, attention: AttentionPlan, asked: Tensor) -> tuple[Tensor, Tensor]:
+        """Some rows of `hidden`, normalized, and their logits."""
+        step = self._step(tensors, attention)
         normalized = self._model.normalized(asked, step)
         return normalized, self._model.logits(normalized, step)
+
+    def _step(self, tensors: StepTensors, attention: AttentionPlan) -> Step:
+        # A model that needs more of a step than CudaStep offers is refused when it loads, by its cache layouts.
+        return cast(Step, CudaStep(self, tensors, attention))

@@ -61,6 +61,13 @@ class CudaNativeOptions:
         default=True,
         metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
     )
+    graph_rows: int = field(
+        default=2048,
+        metadata={
+            "help": "replay steps with prompts of up to so many token rows from CUDA graphs; 0 = run them eagerly",
+            "minimum": 0,
+        },
+    )
     graph_drafts: int = field(
         default=0,
         metadata={

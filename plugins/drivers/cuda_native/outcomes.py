@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pie_core.contracts.forward import Int64
 from pie_core.ids import Ticket
+from pie_plugins.drivers.cuda_native.timeline import Timeline
 
 KEPT_TICKETS = 64  # how many steps back a reference may reach
 NOWHERE = -1
@@ -44,26 +45,26 @@ CAUSES = {
 
 @dataclass(frozen=True, slots=True)
 class RingLayout:
-    """Where the parts of one row begin."""
+    """Where the parts of one row begin. R is one more than a step's requests: recorded ones settle padding, too."""
 
     max_requests: int
     max_samplers: int
 
     @property
     def accepted(self) -> int:
-        return self.max_requests
+        return self.max_requests + 1
 
     @property
     def last(self) -> int:
-        return 2 * self.max_requests
+        return 2 * self.accepted
 
     @property
     def length(self) -> int:
-        return 3 * self.max_requests
+        return 3 * self.accepted
 
     @property
     def tokens(self) -> int:
-        return 4 * self.max_requests
+        return 4 * self.accepted
 
     @property
     def live(self) -> int:
@@ -85,11 +86,14 @@ class KeptStep:
 
 
 class Outcomes:
-    """The ring and who stands in it."""
+    """The ring, its mirror on the host, and who stands in it. A step's row is fetched into the same place there: far
+    fewer steps are open than the ring has rows."""
 
-    def __init__(self, layout: RingLayout, device: torch.device) -> None:
+    def __init__(self, layout: RingLayout, timeline: Timeline) -> None:
         self.layout = layout
-        self.ring: Tensor = torch.zeros(KEPT_TICKETS * layout.width, dtype=torch.int32, device=device)
+        shape = (KEPT_TICKETS * layout.width,)
+        self.ring: Tensor = torch.zeros(shape, dtype=torch.int32, device=timeline.device)
+        self.mirror: Tensor = timeline.pinned(shape, torch.int32)
         self._kept: OrderedDict[int, KeptStep] = OrderedDict()
         self._next = 0
 

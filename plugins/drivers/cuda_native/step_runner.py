@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,10 +14,11 @@ from pie_core.errors import ForwardError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.attention import AttentionPlanner
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, HostStep, RowMasks
-from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, Buckets
+from pie_plugins.drivers.cuda_native.cuda_graphs import Buckets
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
 from pie_plugins.drivers.cuda_native.outcomes import CAUSES, Failure, KeptStep, Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.probes import ProbeReader, ProbeValues
+from pie_plugins.drivers.cuda_native.prompt_graphs import PromptGraphs
 from pie_plugins.drivers.cuda_native.samplers import LogitChanges, changes_logits
 from pie_plugins.drivers.cuda_native.step_tensors import (
     BlockLayout,
@@ -35,7 +37,7 @@ class PendingStep:
 
     ticket: Ticket
     step: HostStep
-    row: Tensor  # of the ring, up to the tokens
+    row: Tensor  # of the ring's mirror, up to the tokens
     probes: ProbeReader
     layout: RingLayout
     started: Mark
@@ -72,6 +74,31 @@ class PendingStep:
         return failed
 
 
+class Recorded(Protocol):
+    """What a step goes through that was recorded before."""
+
+    @property
+    def tensors(self) -> StepTensors: ...
+
+    @property
+    def normalized(self) -> Tensor: ...
+
+    @property
+    def logits(self) -> Tensor: ...
+
+    def forward(self, step: HostStep, base: int) -> Mark:
+        """Up to the logits. The mark stands where the device began."""
+        ...
+
+    def probed(self, step: HostStep) -> Int64:
+        """Where the rows of the probes lie among the logits."""
+        ...
+
+    def sample(self, step: HostStep) -> None:
+        """Draws from the logits as they are, and settles the step."""
+        ...
+
+
 class StepRunner:
     """Queues steps in order and remembers what later ones may refer to."""
 
@@ -84,21 +111,23 @@ class StepRunner:
         timeline: Timeline,
     ) -> None:
         self._reader, self._runner, self._outcomes = reader, runner, outcomes
-        self._planner, self._timeline = planner, timeline
+        self.planner, self._timeline = planner, timeline
         self._changes = LogitChanges(timeline, outcomes.ring)
         self.buckets: Buckets | None = None
+        self.prompts: PromptGraphs | None = None
 
     def enqueue(self, ticket: Ticket, batch: ForwardBatch) -> PendingStep:
         step = self._reader.read(batch, self._outcomes)
         self._check_size(step)
         base = self._outcomes.claim()
-        bucket = self.buckets.find(step) if self.buckets else None
+        recorded = self._find(step)
         probes = ProbeReader(batch.probes, self._timeline)
         started = (
-            self._replay(bucket, step, base, probes) if bucket else self._run_eagerly(step, base, probes)
+            self._replay(recorded, step, base, probes) if recorded else self._run_eagerly(step, base, probes)
         )
         layout, count = self._outcomes.layout, len(step.sampler_requests)
-        row = self._timeline.download(self._outcomes.ring[base : base + layout.tokens + count])
+        end = base + layout.tokens + count
+        row = self._timeline.fetch(self._outcomes.ring[base:end], self._outcomes.mirror[base:end])
         self._outcomes.keep(ticket, KeptStep(base, len(step.counts), step.sampler_requests, step.failed))
         return PendingStep(ticket, step, row, probes, layout, started, self._timeline.mark())
 
@@ -115,16 +144,21 @@ class StepRunner:
             if seen > limit:
                 raise ForwardError(f"driver cuda_native: the step has {seen} {what}, at most {limit} fit")
 
-    def _replay(self, bucket: Bucket, step: HostStep, base: int, probes: ProbeReader) -> Mark:
-        started = bucket.forward(step, base)
+    def _find(self, step: HostStep) -> Recorded | None:
+        bucket = self.buckets.find(step) if self.buckets else None
+        return bucket or (self.prompts.find(step) if self.prompts else None)
+
+    def _replay(self, recorded: Recorded, step: HostStep, base: int, probes: ProbeReader) -> Mark:
+        started = recorded.forward(step, base)
+        samplers = step.batch.samplers
         if len(step.batch.probes.rows):
-            probes.read(step.batch.probes.rows.astype(np.int64), bucket.logits, bucket.normalized)
-        if changes_logits(step.batch.samplers):
-            logits = bucket.logits.to(torch.float32, copy=True)
-            self._changes.apply(logits[: len(step.row_request)], step, bucket.tensors.fail)
-            self._settle(bucket.tensors, logits)
+            probes.read(recorded.probed(step), recorded.logits, recorded.normalized)
+        if changes_logits(samplers):
+            logits = recorded.logits.to(torch.float32, copy=True)
+            self._changes.apply(logits[: len(samplers.rows)], step, recorded.tensors.fail)
+            self._settle(replace(recorded.tensors, max_drafts=_most_drafts(step)), logits)
         else:
-            bucket.sample()
+            recorded.sample(step)
         return started
 
     def _run_eagerly(self, step: HostStep, base: int, probes: ProbeReader) -> Mark:
@@ -135,7 +169,7 @@ class StepRunner:
         asked, places = np.unique(np.concatenate([samplers.rows, probed.rows]), return_inverse=True)
         places = places.astype(np.int64)
         rows = self._timeline.upload(asked.astype(np.int64))
-        normalized, logits = self._runner.answer(tensors, self._planner.plan(step, tensors), rows)
+        normalized, logits = self._runner.answer(tensors, self.planner.plan(step, tensors), rows)
         if len(probed.rows):
             probes.read(places[len(samplers.rows) :], logits, normalized)
         own = self._rows(logits, places[: len(samplers.rows)])
@@ -161,10 +195,8 @@ class StepRunner:
         caches = self._runner.caches
         block = torch.empty(layout.words, dtype=torch.int32, device=self._timeline.device)
         self._timeline.send(pack(step, layout, base, [cache.scratch_page for cache in caches]), block)
-        max_drafts = int(step.batch.num_drafts.max(initial=0))
-        tensors = view_block(
-            block, layout, [cache.page_size for cache in caches], np.sort(step.counts)[::-1], max_drafts
-        )
+        page_sizes = [cache.page_size for cache in caches]
+        tensors = view_block(block, layout, page_sizes, np.sort(step.counts)[::-1], _most_drafts(step))
         for tensors_of, table in zip(tensors.groups, step.groups, strict=True):
             if table.masks is not None:
                 tensors_of.masks = self._mask_tensors(table.masks)
@@ -173,3 +205,7 @@ class StepRunner:
     def _mask_tensors(self, masks: RowMasks) -> MaskTensors:
         up = self._timeline.upload
         return MaskTensors(up(masks.index), up(masks.causal), up(masks.words))
+
+
+def _most_drafts(step: HostStep) -> int:
+    return int(step.batch.num_drafts.max(initial=0))

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pie_core.contracts.forward import Int32
+
 
 @dataclass(frozen=True, slots=True)
 class Mark:
@@ -30,6 +32,18 @@ class Mark:
 
     def seconds_since(self, earlier: Mark) -> float:
         return self.at - earlier.at
+
+
+class Staging:
+    """Host memory for blocks that are sent again and again. On a CPU a block is its own."""
+
+    def room(self, words: int) -> Int32:
+        """Where the next block is put together; what stands there is old."""
+        return np.zeros(words, np.int32)
+
+    def send(self, block: Int32, target: Tensor) -> None:
+        """The block that was put together last, or its beginning, into that of the target; without waiting."""
+        target[: len(block)].copy_(torch.from_numpy(block))
 
 
 class Timeline:
@@ -62,9 +76,16 @@ class Timeline:
         """Into the beginning of a tensor that stays where it is."""
         target[: len(values)].copy_(torch.from_numpy(values))
 
+    def staging(self) -> Staging:
+        return Staging()
+
     def download(self, values: Tensor) -> Tensor:
         """A host tensor that holds the values once a later mark is reached."""
         return values.clone()
+
+    def fetch(self, values: Tensor, host: Tensor) -> Tensor:
+        """Likewise, into a pinned tensor of the same shape, which is returned."""
+        return host.copy_(values)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.zeros(tuple(shape), dtype=dtype)
@@ -89,6 +110,31 @@ class CudaMark(Mark):
     def seconds_since(self, earlier: Mark) -> float:
         assert isinstance(earlier, CudaMark)
         return float(earlier.event.elapsed_time(self.event)) / 1e3
+
+
+class CudaStaging(Staging):
+    """Pinned buffers in turn: memory that is new each time costs page faults."""
+
+    TURNS = 8  # more than steps may be open, so that nobody waits
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        self._buffers: list[Tensor] = []
+        self._sent = [torch.cuda.Event() for _ in range(self.TURNS)]
+        self._turn = 0
+
+    def room(self, words: int) -> Int32:
+        self._turn = (self._turn + 1) % self.TURNS
+        if not self._buffers or len(self._buffers[0]) < words:
+            self._stream.synchronize()
+            self._buffers = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in self._sent]
+        self._sent[self._turn].synchronize()
+        array: Int32 = self._buffers[self._turn].numpy()
+        return array[:words]
+
+    def send(self, block: Int32, target: Tensor) -> None:
+        target[: len(block)].copy_(self._buffers[self._turn][: len(block)], non_blocking=True)
+        self._sent[self._turn].record(self._stream)
 
 
 class CudaTimeline(Timeline):
@@ -142,6 +188,12 @@ class CudaTimeline(Timeline):
             if collects:
                 gc.enable()
         return graph.replay
+
+    def staging(self) -> Staging:
+        return CudaStaging(self.stream)
+
+    def fetch(self, values: Tensor, host: Tensor) -> Tensor:
+        return host.copy_(values, non_blocking=True)
 
     def download(self, values: Tensor) -> Tensor:
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)

@@ -86,6 +86,8 @@ class TorchKernels:
         starts, columns = step.row_indptr.tolist(), group.columns.tolist()
         for request, (first, total) in enumerate(zip(group.page_indptr.tolist(), columns, strict=False)):
             rows = slice(starts[request], starts[request + 1])
+            if not total:  # padding
+                continue
             listed = group.pages[first : first - (-total // group.page_size)].to(torch.int64)
             k, v = pages[listed].transpose(0, 1).transpose(1, 2).flatten(2, 3)[:, :, :total]
             visible = _visible(group.masks, rows, total, q.device)

@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
+from pie_plugins.drivers.cuda_native.listed_attention import attend_listed
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.shared_prefixes import REQUESTS_EACH
 from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, GroupTensors, MaskTensors, StepTensors
@@ -178,6 +179,8 @@ class TritonKernels:
     def attend(
         self, q: Tensor, pages: Tensor, group: GroupTensors, step: StepTensors, scale: float
     ) -> Tensor:
+        if step.sizes.work is not None:
+            return attend_listed(q, pages, group, step, scale)
         out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
         call = _Attending(q, pages, group, step, scale, out)
         narrow_rows = 1 if self._batch_invariant else max(1, 16 // call.group_size)

@@ -21,6 +21,7 @@ def cuda_native(path: Path, swap_bytes: int = 0, **options: Any) -> Driver:
         "total_pages": 512,
         "max_batch_tokens": 512,
         "max_batch_requests": 8,
+        "graph_rows": 64,  # a few recordings; there is one for each size
         **options,
     }
     (declaration,) = pie_drivers()

@@ -26,6 +26,7 @@ from pie_plugins.drivers.cuda_native.cuda_graphs import Bucket, bucket_sizes
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.memory import GRAPH_RESERVE, MemoryUse, pages_that_fit
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
+from pie_plugins.drivers.cuda_native.prompt_graphs import ASKED, ROWS, up_to
 from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
 from pie_plugins.drivers.cuda_native.step_runner import StepRunner
 from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
@@ -169,7 +170,9 @@ def told(stepper: Stepper, context: Context, token: int) -> list[int]:
     return tokens[1:]
 
 
-def test_steps_that_do_more_than_decode_are_not_replayed(replayed: list[int]) -> None:
+def test_steps_that_do_more_than_decode_do_not_go_through_the_buckets_of_decoding(
+    replayed: list[int],
+) -> None:
     stepper = Stepper(cuda_native(checkpoint()))
     context = stepper.context()
     stepper.run([Request(context, [1, 2, 3], samples=[Sample()])])
@@ -217,7 +220,7 @@ def test_logits_equal_the_portable_driver_s() -> None:
 
 
 def test_a_step_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = cuda_native(checkpoint())
+    driver = cuda_native(checkpoint(), graph_rows=0)
     stepper = Stepper(driver)
     expected = stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist()
     with monkeypatch.context() as patched:
@@ -322,12 +325,13 @@ def test_no_room_for_pages_is_told_with_the_whole_sum() -> None:
 def test_graphs_are_recorded_with_progress() -> None:
     seen = []
     (declaration,) = pie_drivers()
-    options = CudaNativeOptions(dtype="float32", total_pages=64, max_batch_requests=4)
+    options = CudaNativeOptions(dtype="float32", total_pages=64, max_batch_requests=4, graph_rows=20)
     request = DriverRequest(
         checkpoint(), DEVICE, options, ARCHITECTURES, {}, lambda each: seen.append(each.label)
     )
     declaration.load(request).close()
-    assert seen.count("recording graphs") == len(cuda_graphs.bucket_sizes(4))
+    prompts = len(up_to(ROWS, 20)) + len(up_to(ASKED, 4))
+    assert seen.count("recording graphs") == len(cuda_graphs.bucket_sizes(4)) + prompts
 
 
 @pytest.mark.parametrize(("swap_bytes", "expected"), [(0, 0), (10**6, None), (10**12, 8 * 512)])
