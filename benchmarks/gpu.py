@@ -106,6 +106,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8000])
     parser.add_argument("--guests", action="store_true", help="also the same decoding by programs")
     parser.add_argument("--mixed", action="store_true", help="also the mixed workload of 256 sequences")
+    parser.add_argument("--temperature", type=float, default=0.0, help="of what is decoded; 0 is greedy")
     parser.add_argument("--depth", type=int, default=1, help="steps queued behind the open one")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
@@ -164,7 +165,7 @@ def _decode_cell(
     tokens = arguments.tokens if prompt == arguments.prompt else 64
     best = _best(
         arguments.repeats if prompt == arguments.prompt else 1,
-        lambda: run(driver, [Story(prompt, tokens)] * batch, depth=arguments.depth),
+        lambda: run(driver, [Story(prompt, tokens)] * batch, arguments.temperature, arguments.depth),
         lambda timed: timed.decode_s,
     )
     step_ms = 1e3 * best.decode_s / (tokens - 1)
@@ -193,7 +194,13 @@ def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Nam
     for how, depth in (("offload", 1), ("depth 0", 0), ("depth 1", 1), ("depth 4", 4)):
         decode = asyncio.run(
             decode_with_guests(
-                driver, batch, arguments.prompt, arguments.tokens, depth, is_offloaded=how == "offload"
+                driver,
+                batch,
+                arguments.prompt,
+                arguments.tokens,
+                depth,
+                is_offloaded=how == "offload",
+                temperature=arguments.temperature,
             )
         )
         step_ms = 1e3 * batch / decode.tokens_per_s

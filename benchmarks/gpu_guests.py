@@ -22,6 +22,7 @@ _AREA = 160  # where answers of calls go that nobody reads
 _PROMPT = 200_000  # where the prompt's tokens lie
 _MORE_LOCALS = "(local $at i32) (local $generation i32)"
 
+_WARM = f"(call $warm (local.get $sampler) (f32.const {{temperature}}) (i32.const {_AREA}))"
 _FILL = f"""(drop (memory.grow (i32.const 8)))
   (local.set $at (i32.const {{tokens}}))
   (loop $fill
@@ -49,6 +50,7 @@ _CALLS = [
     "context/[method]pending-flush.finish",
     "session/receive",
     "session/[method]pending-message.take",
+    "forward/[method]sampler.temperature",
 ]
 _IMPORTS = (
     HANDLE_IMPORTS
@@ -57,7 +59,8 @@ _IMPORTS = (
   (import "host" "[method]context.flush" (func $flush (param i32 i32)))
   (import "host" "[method]pending-flush.finish" (func $finish (param i32 i32)))
   (import "host" "receive" (func $receive (result i32)))
-  (import "host" "[method]pending-message.take" (func $take (param i32 i32)))"""
+  (import "host" "[method]pending-message.take" (func $take (param i32 i32)))
+  (import "host" "[method]sampler.temperature" (func $warm (param i32 f32 i32)))"""
 )
 _STEP_IMPORT = '(import "host" "step" (func $step (param i32 i32 i32 i32)))'
 _GENERATION = "generate/[constructor]generation"
@@ -72,15 +75,29 @@ _GENERATE_IMPORTS = """(import "host" "[constructor]generation" (func $generatio
   (import "host" "[method]generation.next" (func $next (param i32 i32)))"""
 
 
-def offloaded(prompt: int, tokens: int) -> bytes:
+def offloaded(prompt: int, tokens: int, temperature: float = 0.0) -> bytes:
     """One generation by the engine, behind a flushed prompt; its tokens come at the end."""
-    body = [HANDLES, _FILL.format(tokens=prompt), _FLUSH, _WAIT, _GENERATE.format(tokens=tokens)]
+    body = [
+        HANDLES,
+        _WARM.format(temperature=temperature),
+        _FILL.format(tokens=prompt),
+        _FLUSH,
+        _WAIT,
+        _GENERATE.format(tokens=tokens),
+    ]
     return _guest(body, _GENERATE_CALLS, _GENERATE_IMPORTS)
 
 
-def stepping(prompt: int, tokens: int) -> bytes:
+def stepping(prompt: int, tokens: int, temperature: float = 0.0) -> bytes:
     """A call of the host for each token."""
-    body = [HANDLES, _FILL.format(tokens=prompt), _FLUSH, _WAIT, loop(tokens, _STEP)]
+    body = [
+        HANDLES,
+        _WARM.format(temperature=temperature),
+        _FILL.format(tokens=prompt),
+        _FLUSH,
+        _WAIT,
+        loop(tokens, _STEP),
+    ]
     return _guest(body, ["forward/step"], _STEP_IMPORT)
 
 
@@ -115,12 +132,19 @@ class _Unclosed:
 
 
 async def decode_with_guests(
-    driver: Driver, guests: int, prompt: int, tokens: int, depth: int, *, is_offloaded: bool
+    driver: Driver,
+    guests: int,
+    prompt: int,
+    tokens: int,
+    depth: int,
+    *,
+    is_offloaded: bool,
+    temperature: float = 0.0,
 ) -> Decode:
     """The steps in which all guests decoded."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "guest.wasm"
-        path.write_bytes((offloaded if is_offloaded else stepping)(prompt, tokens))
+        path.write_bytes((offloaded if is_offloaded else stepping)(prompt, tokens, temperature))
         async with LentApplication(driver, depth) as app:
             crowd = Crowd(app, ComponentProgram("guest", path), [{}] * guests)
             await crowd.ready()
