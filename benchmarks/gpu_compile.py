@@ -23,7 +23,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from pie_plugins.drivers.cuda_native import (
+    decode_attention,
     triton_attention,
+    triton_decode,
     triton_layers,
     triton_products,
     triton_sampling,
@@ -83,6 +85,7 @@ def variants() -> Iterator[Variant]:
     )
     yield from _attention()
     yield from _work()
+    yield from _decoding()
     yield Variant(
         triton_steps.prepare_kernel,
         {"PAGE": 16, "DEPENDENCY": 1, "FIRST": True, "BLOCK": 256},
@@ -151,6 +154,22 @@ def _work() -> Iterator[Variant]:
                 triton_work.attend_items_kernel, same | cut, warps=warps, stages=2, pointers=_COLUMNS
             )
     yield Variant(triton_work.merge_items_kernel, same | {"HEADS": 16})
+
+
+def _decoding() -> Iterator[Variant]:
+    listed = {
+        "COUNTERS": decode_attention.COUNTERS,
+        "HEADER": decode_attention.HEADER,
+        "WORDS": 16,
+        "PAGE": 16,
+    }
+    same = {"DIM": 128, "DIMS": 128, "ROWS": 16, "PRECISION": "tf32"}
+    tiling = decode_attention.TILING
+    cut = listed | {"PAGES": tiling.columns // 16, "COLUMNS": tiling.columns}
+    yield Variant(triton_decode.list_tiles_kernel, cut | {"TILES": 16, "REQUESTS": 256}, pointers=_COLUMNS)
+    for group in (2, 4):
+        heads = {"GROUP": group, "MEMBERS": group, "PARTS": 16 * tiling.warps // group}
+        yield Variant(triton_decode.decode_kernel, cut | same | heads, tiling.warps, tiling.stages)
 
 
 def _sampling() -> Iterator[Variant]:

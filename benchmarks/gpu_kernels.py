@@ -26,12 +26,13 @@ from benchmarks.gpu_models import COPY_BYTES_PER_S, ITEM, MATRIX_FLOP_PER_S, SHA
 from pie_core.contracts.driver import CacheGroup, CacheSpace, DriverCapabilities
 from pie_core.contracts.forward import ForwardBatch
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimits
+from pie_plugins.drivers.cuda_native.decode_attention import TILING, DecodeTiling
 from pie_plugins.drivers.cuda_native.kernels import Angles
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
-from pie_plugins.drivers.cuda_native.triton_kernels import Tiling, TritonKernels
+from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels
 from pie_plugins.models.layers.architecture import PagedLayout
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import AttentionHeads
@@ -39,6 +40,7 @@ from pie_plugins.models.layers.step import AttentionHeads
 PAGE = 16
 SETS = 6  # of inputs, so that the caches hold none of them
 REPLAYS = 9
+LAUNCHES = 12  # of a replay, so that its own launch does not count
 CONTEXT = 256
 
 
@@ -175,11 +177,14 @@ class _Bench:
 
     def _sweep(self) -> Iterator[str]:
         """Makes the kernels use one tiling after the other, and names it."""
-        for columns, splits, warps, stages in product((32, 64, 128), (1, 4, 16), (2, 4, 8), (2, 3, 4)):
-            tiling = Tiling(16, columns, splits, warps, stages)
-            self.kernels.force_narrow_tiling(tiling)
-            yield f"attention {columns} x{splits} w{warps} s{stages}"
-        self.kernels.force_narrow_tiling(None)
+        decode = self.kernels.decode
+        assert decode is not None
+        for columns, warps, stages, programs in product((32, 64), (2, 4), (2, 3), (1, 2, 4)):
+            decode.tiling = DecodeTiling(columns, warps, stages, programs)
+            self._prepare()  # the list of tiles is another
+            yield f"attention {columns} w{warps} s{stages} x{programs}"
+        decode.tiling = TILING
+        self._prepare()
 
     def _sampling(self) -> Iterator[Row]:
         logits = [self._random(self.batch, self.shape.vocab_size) for _ in range(SETS)]
@@ -213,7 +218,7 @@ class _Bench:
     ) -> Row:
         floor = 1e6 * max(moved / COPY_BYTES_PER_S, flops / MATRIX_FLOP_PER_S)
         try:
-            seconds = _timed(call, self.timeline)
+            seconds = timed(call, self.timeline)
         except Exception as error:  # a tiling that does not fit the chip is a row of the table, too
             print(f"{name}: {type(error).__name__}: {error}", flush=True)
             seconds = 0.0
@@ -231,21 +236,23 @@ def _decode_batch(capabilities: DriverCapabilities, count: int) -> ForwardBatch:
     return contexts.literal_step()
 
 
-def _timed(call: Callable[[int], Tensor], timeline: CudaTimeline) -> float:
-    for at in range(SETS):
+def timed(call: Callable[[int], Tensor], timeline: CudaTimeline, sets: int = SETS) -> float:
+    """Seconds of one call, each over the next set of inputs."""
+    launches = max(sets, LAUNCHES // sets * sets)
+    for at in range(sets):
         call(at)
     timeline.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=timeline.stream):
-        for at in range(SETS):
-            call(at)
+        for at in range(launches):
+            call(at % sets)
     times = []
     for _ in range(REPLAYS):
         start, end = timeline.mark(), None
         graph.replay()
         end = timeline.mark()
         end.wait()
-        times.append(end.seconds_since(start) / SETS)
+        times.append(end.seconds_since(start) / launches)
     return median(times[2:])
 
 

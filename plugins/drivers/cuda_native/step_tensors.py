@@ -46,6 +46,7 @@ ITEM_PARTS = {
 MERGED_PARTS = ("merged_row", "merged_slot", "merged_parts")
 
 
+MOST_DECODED = 16  # rows of a request that verifies drafts, and still decodes
 ALIGNED = 4  # every part starts on 16 bytes: kernels are compiled anew for pointers that do not
 
 
@@ -113,6 +114,7 @@ class GroupTensors:
     slots: Tensor  # [T] out: page * page_size + place of each new row
     columns: Tensor  # [R] out: columns of each request behind this step
     masks: MaskTensors | None = None
+    work: Tensor | None = None  # the tiles that decode attention goes through, where it is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,14 @@ class StepTensors:
     def max_rows(self) -> int:
         """Of one request."""
         return int(self.rows_descending[0]) if len(self.rows_descending) else 0
+
+    @property
+    def rows_decoded(self) -> int:
+        """Rows of every request that decodes: where all have equally few, so many; else one. 0 = none decodes."""
+        rows = self.rows_descending
+        if len(rows) and rows[0] == rows[-1] <= MOST_DECODED:
+            return int(rows[0])
+        return int((rows == 1).any())
 
     def wide_requests(self, narrow_rows: int) -> Tensor:
         """Those of more rows than that; they come first in "by_rows"."""

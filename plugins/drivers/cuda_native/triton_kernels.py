@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from pie_plugins.drivers.cuda_native.decode_attention import DecodeAttention
 from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.listed_attention import attend_listed
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
@@ -62,7 +63,7 @@ class TritonKernels:
     def __init__(self, layout: RingLayout, batch_invariant: bool = False) -> None:
         self._layout = layout
         self._batch_invariant = batch_invariant
-        self._forced: Tiling | None = None
+        self.decode = None if batch_invariant else DecodeAttention()
         self._plain = TorchKernels(layout)  # for heads that turn in part or not at all
 
     def prepare(self, step: StepTensors, ring: Tensor, vocab_size: int) -> None:
@@ -98,6 +99,8 @@ class TritonKernels:
                 FIRST=place == 0,
                 BLOCK=LANES,
             )
+        if self.decode is not None:
+            self.decode.list_tiles(step)
 
     def embed(self, table: Tensor, tokens: Tensor) -> Tensor:
         return table.index_select(0, tokens)
@@ -183,22 +186,24 @@ class TritonKernels:
             return attend_listed(q, pages, group, step, scale)
         out = q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
         call = _Attending(q, pages, group, step, scale, out)
-        narrow_rows = 1 if self._batch_invariant else max(1, 16 // call.group_size)
+        decode = self.decode if self.decode is not None and self.decode.takes(q, pages, group, step) else None
+        narrow_rows = self._narrow_rows(call) if decode is None else step.rows_decoded
         wide = step.wide_requests(narrow_rows)
         if len(wide):
             call.run_wide(self._wide_tiling(call), wide, narrow_rows)
         if len(wide) < step.sizes.requests:
-            tiling = self._narrow_tiling(call, step)
-            call.run_narrow(tiling, self._tile_tiling(call, tiling) if step.tiles else None, narrow_rows)
+            if decode is not None:
+                decode.attend(q, pages, group, step, scale * LOG2_E, out)
+            else:
+                tiling = self._narrow_tiling(call, step)
+                tiles = self._tile_tiling(call, tiling) if step.tiles else None
+                call.run_narrow(tiling, tiles, narrow_rows)
         return out
 
-    def force_narrow_tiling(self, tiling: Tiling | None) -> None:
-        """For measuring: this one for every step, until None."""
-        self._forced = tiling
+    def _narrow_rows(self, call: _Attending) -> int:
+        return 1 if self._batch_invariant else max(1, 16 // call.group_size)
 
     def _narrow_tiling(self, call: _Attending, step: StepTensors) -> Tiling:
-        if self._forced is not None:
-            return self._forced
         programs = step.sizes.requests * call.kv_heads
         splits = min(MOST_SPLITS, max(4, triton.next_power_of_2(triton.cdiv(PROGRAMS_WANTED, programs))))
         if self._batch_invariant:

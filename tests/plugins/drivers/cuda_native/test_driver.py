@@ -359,8 +359,8 @@ def test_a_prefix_that_is_read_together_gives_the_same_logits(
 ) -> None:
     together: list[int] = []
 
-    def noting(*arguments: Any) -> Any:
-        planned = plan_tiles(*arguments)
+    def noting(groups: PrefixGroups, eligible: Any) -> Any:
+        planned = plan_tiles(groups, eligible, least_saved=1)
         together.append(planned.count)
         return planned
 
@@ -399,7 +399,7 @@ def test_tiles_of_shared_prefixes(
 ) -> None:
     eligible = np.ones(22, np.bool_)
     eligible[21] = False
-    tiles = plan_tiles(PrefixGroups(*np.array(groups, np.int32).T), eligible)
+    tiles = plan_tiles(PrefixGroups(*np.array(groups, np.int32).T), eligible, least_saved=4096)
     assert (tiles.first.tolist(), tiles.stop.tolist()) == (first, stop)
     covered = {place for low, high in zip(first, stop, strict=True) for place in range(low, high)}
     assert set(np.flatnonzero(tiles.columns).tolist()) == covered

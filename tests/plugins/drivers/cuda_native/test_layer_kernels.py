@@ -43,9 +43,13 @@ def paged_step(counts: list[int], olds: list[int], page_size: int, seed: int) ->
         for place, (count, old) in enumerate(zip(counts, olds, strict=True))
     ]
     step = on_device(host_step(counts, olds, listed, [0] * len(counts)), page_size)
-    ring = torch.zeros(8, dtype=torch.int32, device=DEVICE)
-    kernels("torch").prepare(step, ring, vocab_size=10**6)
+    prepare(step)
     return step
+
+
+def prepare(step: StepTensors) -> None:
+    """By the fused kernels, which then have their list of tiles."""
+    kernels("triton").prepare(step, torch.zeros(8, dtype=torch.int32, device=DEVICE), vocab_size=10**6)
 
 
 def masks_for(step: StepTensors, seed: int) -> MaskTensors:
@@ -91,7 +95,7 @@ def test_attention_over_split_columns_equals_the_plain_one(counts: list[int]) ->
         for request, (length, count) in enumerate(zip(lengths, counts, strict=True))
     ]
     step = on_device(host_step(counts, lengths, pages, [0] * 5), page_size)
-    kernels("torch").prepare(step, torch.zeros(8, dtype=torch.int32, device=DEVICE), vocab_size=10**6)
+    prepare(step)
     q, cached = random(sum(counts), 4, 16), random(PAGES, 2, 2, page_size, 16, seed=1)
     expected, found = (
         kernels(name).attend(q, cached, step.groups[0], step, 0.25) for name in ("torch", "triton")
@@ -180,7 +184,7 @@ def test_attention_over_shared_prefixes_equals_the_plain_one(
     host.tiles = plan_tiles(planned, np.ones(len(pages), np.bool_), least_saved=1)
     step = on_device(host, page_size)
     assert step.tiles == sum(-(-(count - 1) // 16) for count, _ in groups)
-    kernels("torch").prepare(step, torch.zeros(8, dtype=torch.int32, device=DEVICE), vocab_size=10**6)
+    prepare(step)
     q = random(len(pages), heads[0] * heads[1], dim, seed=seed)
     cached = random(PAGES, 2, heads[1], page_size, dim, seed=1)
     expected, found = (
