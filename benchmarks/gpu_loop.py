@@ -101,14 +101,15 @@ class Contexts:
         batch = self._batch(chosen, np.ones(count, np.int32), tokens, self.lengths[chosen])
         return self._submit(driver, chosen, batch)
 
-    def literal_step(self) -> ForwardBatch:
-        """One token of every context, known to the host."""
+    def literal_step(self, rows: int = 1) -> ForwardBatch:
+        """So many tokens of every context, known to the host."""
         chosen = np.arange(len(self.prompts))
-        count = len(chosen)
+        count = rows * len(chosen)
         tokens = TokenRefs(
             np.zeros(count, np.int32), np.full(count, NO_TICKET, np.int64), np.zeros(count, np.int32)
         )
-        return self._batch(chosen, np.ones(count, np.int32), tokens, self.lengths.copy())
+        positions = (self.lengths[:, None] + np.arange(rows)).reshape(-1).astype(np.int32)
+        return self._batch(chosen, np.full(len(chosen), rows, dtype=np.int32), tokens, positions)
 
     def _submit(self, driver: Driver, chosen: NDArray[np.intp], batch: ForwardBatch) -> Ticket:
         ticket = driver.submit(batch)
