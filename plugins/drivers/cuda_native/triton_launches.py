@@ -8,10 +8,9 @@ Why nothing can go wrong while every kernel keeps to this: a kernel reads what o
 behind its `follow`, so only after all earlier kernels are complete, in whatever order programs came to run. That holds
 over any distance, for a kernel is complete only when its own `follow` returned. Buffers may thus be reused by the next
 kernel, as torch's allocator does. What comes before `follow` can overlap any number of earlier kernels, so weights may
-be loaded there. A kernel launched without the attribute, a copy and the beginning of a graph wait for everything before
-them as always: so does the first kernel of a step, which reads the block and the ring. Such a kernel is also as far back
-as anything before `follow` reaches: what was written before it began counts as a constant for those behind it. The
-embedding, between preparing a step and its layers, is one, so lists made while preparing may be read early.
+be loaded there and nothing else of the layers. A kernel launched without the attribute, a copy and the beginning of a
+graph wait for everything before them as always: so does the first kernel of a step, which reads the block and the ring,
+and the lookup of embeddings, so what `prepare` wrote is done before the first layer and may be loaded early, too.
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
