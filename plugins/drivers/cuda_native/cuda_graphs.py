@@ -1,9 +1,10 @@
 """Steps that decode or verify drafts, replayed from CUDA graphs: a bucket for each rounded-up number of requests.
 
-A bucket owns the block that its graphs read, so a step is one copy and two launches: the forward pass up to the logits,
-then sampling with everything later steps may refer to. Steps whose samplers change the logits run the second part
-eagerly. Where requests share prefixes, a second recording of the forward pass reads those once (`shared_prefixes`).
-Without a GPU a bucket runs the same functions over the same block, so padding is tested on a CPU.
+A bucket owns the block that its graphs read, so a step is one copy and one launch. Steps whose logits somebody reads or
+changes take two recordings instead: the forward pass up to the logits, then sampling with everything later steps may
+refer to, which runs eagerly where samplers change the logits. Where requests share prefixes, another recording of the
+forward pass reads those once (`shared_prefixes`). Without a GPU a bucket runs the same functions over the same block,
+so padding is tested on a CPU.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Mark, Staging
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 MOST_VERIFYING = 32  # requests of a replayed step that verifies drafts
-WARM_UPS = 2  # compile kernels and let the libraries choose before anything is recorded
 
 
 class Recorder:
@@ -43,11 +43,12 @@ class Recorder:
         self._timeline = timeline
         self._pool = torch.cuda.graph_pool_handle() if isinstance(timeline, CudaTimeline) else None
 
-    def record(self, function: Callable[[], None]) -> Callable[[], None]:
-        """Graphs share their memory: what one leaves there lasts until the next is replayed."""
+    def record(self, function: Callable[[], None], is_warm: bool = False) -> Callable[[], None]:
+        """Graphs share their memory: what one leaves there lasts until the next is replayed. A function runs once
+        before, which compiles its kernels and lets the libraries choose; not where its parts have run already."""
         if not isinstance(self._timeline, CudaTimeline):
             return function
-        for _ in range(WARM_UPS):
+        if not is_warm:
             function()
         self._timeline.synchronize()
         assert self._pool is not None
@@ -84,6 +85,7 @@ class Bucket:
         self._forward: Callable[[], None] = self._run_forward
         self._cascade: Callable[[], None] = self._run_cascade
         self._sample: Callable[[], None] = self._run_sample
+        self._whole: Callable[[], None] = self._run_whole
         self._answers: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -105,6 +107,7 @@ class Bucket:
         if self._cascading.tiles:
             self._cascade = recorder.record(self._run_cascade)
         self._sample = recorder.record(self._run_sample)
+        self._whole = recorder.record(self._run_whole, is_warm=True)
 
     def holds(self, step: HostStep) -> bool:
         room = self._layout.sizes
@@ -122,6 +125,17 @@ class Bucket:
             self._cascade()
         else:
             self._forward()
+        return started
+
+    def whole(self, step: HostStep, base: int) -> Mark:
+        """All of a step whose logits nobody else reads."""
+        if step.tiles.count:
+            started = self.forward(step, base)
+            self._sample()
+            return started
+        self._send(step, base)
+        started = self._timeline.mark()
+        self._whole()
         return started
 
     def probed(self, step: HostStep) -> Int64:
@@ -158,8 +172,16 @@ class Bucket:
         return runner.answer(tensors, OwnAttention(runner.kernels, tensors), None)
 
     def _run_sample(self) -> None:
+        self._draw(self.logits)
+
+    def _run_whole(self) -> None:
+        """Its logits last no longer than it runs, so they need no memory of their own."""
+        _, logits = self._answer(self.tensors)
+        self._draw(logits)
+
+    def _draw(self, logits: Tensor) -> None:
         kernels = self._runner.kernels
-        sampled = kernels.sample(self.logits, self.tensors)
+        sampled = kernels.sample(logits, self.tensors)
         kernels.settle(self.tensors, sampled, self._outcomes.ring)
 
 

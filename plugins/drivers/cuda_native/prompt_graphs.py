@@ -69,6 +69,7 @@ class _Answer:
         self.tensors = tensors
         self.read: Callable[[], None] = _nothing
         self.sample: dict[bool, Callable[[], None]] = {}
+        self.whole: dict[bool, Callable[[], None]] = {}  # both in one
         self.found: tuple[Tensor, Tensor] | None = None  # normalized hidden states, logits
 
 
@@ -109,6 +110,9 @@ class PromptGraphs:
                 answer.read = recorder.record(partial(self._run_read, answer))
             for drafted in (False, True):
                 answer.sample[drafted] = recorder.record(partial(self._run_sample, answer, drafted))
+                answer.whole[drafted] = recorder.record(
+                    partial(self._run_whole, answer, drafted), is_warm=True
+                )
 
     def find(self, step: HostStep) -> PromptReplay | None:
         """None for steps that are large, read masked rows or shared prefixes, or ask about many rows."""
@@ -118,12 +122,12 @@ class PromptGraphs:
         forward = self._forwards[bisect_left(self._rows, rows)]
         return PromptReplay(self, forward, self._answers[bisect_left(self._asked, asked)])
 
-    def start(self, step: HostStep, forward: _Forward, answer: _Answer, base: int) -> Mark:
+    def start(self, step: HostStep, forward: _Forward, then: Callable[[], None], base: int) -> Mark:
         """The mark stands where the device began."""
         self._send(step, forward, base)
         started = self._timeline.mark()
         forward.run()
-        answer.read()
+        then()
         return started
 
     def _suits(self, step: HostStep) -> bool:
@@ -153,16 +157,23 @@ class PromptGraphs:
         self._hidden[: len(hidden)].copy_(hidden)
 
     def _run_read(self, answer: _Answer) -> None:
+        answer.found = self._found(answer)
+
+    def _run_sample(self, answer: _Answer, drafted: bool) -> None:
+        self._draw(answer, None if answer.found is None else answer.found[1], drafted)
+
+    def _run_whole(self, answer: _Answer, drafted: bool) -> None:
+        self._draw(answer, self._found(answer)[1] if answer.tensors.sizes.asked else None, drafted)
+
+    def _found(self, answer: _Answer) -> tuple[Tensor, Tensor]:
         assert self._hidden is not None
         runner, tensors = self._runner, answer.tensors
         asked = self._hidden.index_select(0, tensors.asked)
-        answer.found = runner.read(tensors, OwnAttention(runner.kernels, tensors), asked)
+        return runner.read(tensors, OwnAttention(runner.kernels, tensors), asked)
 
-    def _run_sample(self, answer: _Answer, drafted: bool) -> None:
+    def _draw(self, answer: _Answer, logits: Tensor | None, drafted: bool) -> None:
         kernels, tensors = self._runner.kernels, answer.tensors
-        sampled = tensors.tokens.new_empty(0)
-        if answer.found is not None:
-            sampled = kernels.sample(answer.found[1], tensors)
+        sampled = tensors.tokens.new_empty(0) if logits is None else kernels.sample(logits, tensors)
         verified = replace(tensors, max_drafts=MOST_DRAFTS if drafted else 0)
         kernels.settle(verified, sampled, self._outcomes.ring)
 
@@ -206,8 +217,12 @@ class PromptReplay:
         assert self._answer.found is not None, "the step asks about no row"
         return self._answer.found[1]
 
+    def whole(self, step: HostStep, base: int) -> Mark:
+        """All of a step whose logits nobody else reads."""
+        return self.graphs.start(step, self._forward, self._answer.whole[_has_drafts(step)], base)
+
     def forward(self, step: HostStep, base: int) -> Mark:
-        return self.graphs.start(step, self._forward, self._answer, base)
+        return self.graphs.start(step, self._forward, self._answer.read, base)
 
     def probed(self, step: HostStep) -> Int64:
         """Where the rows of the probes lie among the logits."""
@@ -218,7 +233,11 @@ class PromptReplay:
 
     def sample(self, step: HostStep) -> None:
         """Draws from `logits` as they are, and settles the step."""
-        self._answer.sample[bool(step.batch.num_drafts.any())]()
+        self._answer.sample[_has_drafts(step)]()
+
+
+def _has_drafts(step: HostStep) -> bool:
+    return bool(step.batch.num_drafts.any())
 
 
 def up_to(sizes: Sequence[int], limit: int) -> tuple[int, ...]:

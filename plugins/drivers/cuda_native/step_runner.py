@@ -86,8 +86,12 @@ class Recorded(Protocol):
     @property
     def logits(self) -> Tensor: ...
 
+    def whole(self, step: HostStep, base: int) -> Mark:
+        """All of a step whose logits nobody else reads. The mark stands where the device began."""
+        ...
+
     def forward(self, step: HostStep, base: int) -> Mark:
-        """Up to the logits. The mark stands where the device began."""
+        """Up to the logits."""
         ...
 
     def probed(self, step: HostStep) -> Int64:
@@ -149,11 +153,14 @@ class StepRunner:
         return bucket or (self.prompts.find(step) if self.prompts else None)
 
     def _replay(self, recorded: Recorded, step: HostStep, base: int, probes: ProbeReader) -> Mark:
+        samplers, is_probed = step.batch.samplers, bool(len(step.batch.probes.rows))
+        is_changed = changes_logits(samplers)
+        if not is_probed and not is_changed:
+            return recorded.whole(step, base)
         started = recorded.forward(step, base)
-        samplers = step.batch.samplers
-        if len(step.batch.probes.rows):
+        if is_probed:
             probes.read(recorded.probed(step), recorded.logits, recorded.normalized)
-        if changes_logits(samplers):
+        if is_changed:
             logits = recorded.logits.to(torch.float32, copy=True)
             self._changes.apply(logits[: len(samplers.rows)], step, recorded.tensors.fail)
             self._settle(replace(recorded.tensors, max_drafts=_most_drafts(step)), logits)

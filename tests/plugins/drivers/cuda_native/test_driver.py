@@ -28,7 +28,7 @@ from pie_plugins.drivers.cuda_native.memory import GRAPH_RESERVE, MemoryUse, pag
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.prompt_graphs import ASKED, ROWS, up_to
 from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
-from pie_plugins.drivers.cuda_native.step_runner import StepRunner
+from pie_plugins.drivers.cuda_native.step_runner import Recorded, StepRunner
 from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
 from tests.plugins.models.reference import ARCHITECTURES, portable, tiny
 
@@ -46,13 +46,14 @@ def checkpoint(architecture: str = "qwen3") -> Path:
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The sizes of the buckets that steps went through."""
     sizes: list[int] = []
-    forward = Bucket.forward
+    replay = StepRunner._replay
 
-    def noting(self: Bucket, *arguments: Any) -> Any:
-        sizes.append(self.tensors.sizes.requests)
-        return forward(self, *arguments)
+    def noting(self: StepRunner, recorded: Recorded, *arguments: Any) -> Any:
+        if isinstance(recorded, Bucket):
+            sizes.append(recorded.tensors.sizes.requests)
+        return replay(self, recorded, *arguments)
 
-    monkeypatch.setattr(Bucket, "forward", noting)
+    monkeypatch.setattr(StepRunner, "_replay", noting)
     return sizes
 
 

@@ -20,6 +20,7 @@ from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Mask, Probe, Request, Sample, Stepper, Token, probe_values
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.prompt_graphs import MOST_DRAFTS, PromptGraphs, PromptReplay
+from pie_plugins.drivers.cuda_native.step_runner import Recorded, StepRunner
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import ARCHITECTURES, tiny
 
@@ -42,13 +43,14 @@ def driver(graph_rows: int) -> Driver:
 def replayed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Token rows and asked rows of the recordings that steps went through."""
     sizes: list[tuple[int, int]] = []
-    forward = PromptReplay.forward
+    replay = StepRunner._replay
 
-    def noting(self: PromptReplay, *arguments: Any) -> Any:
-        sizes.append((self._forward.tensors.sizes.rows, self._answer.tensors.sizes.asked))
-        return forward(self, *arguments)
+    def noting(self: StepRunner, recorded: Recorded, *arguments: Any) -> Any:
+        if isinstance(recorded, PromptReplay):
+            sizes.append((recorded._forward.tensors.sizes.rows, recorded.tensors.sizes.asked))
+        return replay(self, recorded, *arguments)
 
-    monkeypatch.setattr(PromptReplay, "forward", noting)
+    monkeypatch.setattr(StepRunner, "_replay", noting)
     return sizes
 
 
