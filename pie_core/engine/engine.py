@@ -615,7 +615,7 @@ class Engine:
 
     def _make_way(self, chosen: int) -> None:
         """Passes that lack pages need not wait until nothing runs: idle contexts give theirs up to the oldest of them,
-        and where more passes lack pages than the step took in, so do the youngest."""
+        and where there are none, so do the youngest of those that lack pages."""
         if not self._loop.waiting:
             return
         waiting = [each for each in self._passes.waiting_by_age() if not each.in_flight]
@@ -626,10 +626,13 @@ class Engine:
                 return
 
     def _make_youngest_give_way(self, holding: list[Pass], chosen: int) -> None:
-        """As many as it takes for the others to go on."""
+        """As many as it takes for the others to go on: while they stand still, their pages are of no use to anybody.
+        Rows are given up to be computed again only where more stand still than the step took in."""
         wanted = [each.wanted_pages for each in holding]
         sums = self._cache.sum_of(wanted)
-        while len(holding) > chosen and not self._cache.will_have(sums):
+        while len(holding) > 1 and not self._cache.will_have(sums):
+            if len(holding) <= chosen and not self._suspensions.would_swap(holding[-1].context):
+                return
             self._suspend(holding.pop().context)
             sums = [total - own for total, own in zip(sums, wanted.pop(), strict=True)]
 

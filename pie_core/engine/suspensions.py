@@ -68,6 +68,15 @@ class Suspensions:
         self.replayed_tokens += context.written
         context.suspend()
 
+    def would_swap(self, context: Context) -> bool:
+        """Whether the context would go to host memory, and nothing of it be computed again."""
+        pages = context.pages.num_pages
+        return (
+            self._can_swap
+            and self._host.has(pages)
+            and self._is_cheaper(self._host.bytes_of(pages), context.written)
+        )
+
     def cheapest(self, idle: Iterable[Context]) -> Context:
         """Of the lowest priority whoever has been idle for longest; if possible, one that can go on afterwards."""
         ordered = sorted(idle, key=lambda each: (each.priority, each.last_used))
@@ -91,17 +100,27 @@ class Suspensions:
         self._was_let_back = True
         return may
 
-    def ready(self, waiting: Iterable[Pass]) -> Iterable[Pass]:
+    def ready(self, waiting: Iterable[Pass], *, is_short: bool) -> Iterable[Pass]:
         """Those whose contexts are on the device; swapped ones have come back, if there is room for their rows.
 
-        Whoever gave way for this step stays away from it: else giving way might never end.
+        Whoever gave way for this step stays away from it: else giving way might never end. If memory `is_short`, those
+        that come leave room for those that are there: else they push each other out again and again.
         """
         self._cache.begin_choice()
         if self._gave_way:
             waiting = [each for each in waiting if each.context not in self._gave_way]
+        if is_short:
+            self._promise_to_those_there(waiting)
         if not self._host.is_used:
             return waiting
         return [each for each in waiting if not each.context.pages.is_swapped or self._swap_in(each)]
+
+    def _promise_to_those_there(self, waiting: Iterable[Pass]) -> None:
+        """The pages that they lack, unless somebody of higher priority comes."""
+        coming = [each.priority for each in waiting if each.is_coming]
+        if coming:
+            there = [each for each in waiting if each.holds_pages and each.priority >= max(coming)]
+            self._cache.promise_all(each.wanted_pages for each in there)
 
     def use(self, contexts: Iterable[Context]) -> SwapUse:
         return SwapUse(

@@ -72,6 +72,10 @@ class Cache:
         wanted = zip(counts, self._promised, self.pools, strict=True)
         return all(pool.has(count + promised) for count, promised, pool in wanted)
 
+    def promise_all(self, counts: Iterable[Sequence[int]]) -> None:
+        """To all of these, whether there are so many pages or not: nobody else is promised any until there are."""
+        self._promised = self.sum_of([self._promised, *counts])
+
     def promise(self, counts: Sequence[int]) -> bool:
         """Whether there are so many pages of each group for somebody, who takes them later.
 

@@ -47,6 +47,7 @@ class Chooser:
     ) -> None:
         self.stalled = False  # nothing runs, and what waits lacks pages
         self._last_size = self._continued = 0  # requests of the latest step, and those that wait for another
+        self._left_some = False  # the latest choice did not take all that waited
         self._suspensions = suspensions
         self._prefixes = prefixes
         self._ahead = ahead
@@ -62,7 +63,8 @@ class Chooser:
         ripe, rows = self._ahead.ripe(), self._cohort.ripe()
         if not is_idle and 2 * (len(ripe) + rows.following + self._continued) < self._last_size:
             return _NOTHING  # what runs and what waits would take turns in half-empty steps from now on
-        passes = self._prefixes.ready(self._suspensions.ready(waiting)) if waiting else []
+        on_device = self._suspensions.ready(waiting, is_short=self._left_some) if waiting else ()
+        passes = self._prefixes.ready(on_device) if waiting else []
         chunks, places = self._fill(passes, ripe, rows)
         if not chunks and not len(places) and is_idle:
             chunks = self._policy.choose(passes, take_chunk, overtake=True)
@@ -70,6 +72,7 @@ class Chooser:
         for chunk in chunks:
             waiting.pop(chunk.running, None)
             chunk.running.in_flight += 1
+        self._left_some = bool(waiting)
         return Chosen(*self._shared.arrange(chunks, places))
 
     def _fill(self, passes: list[Pass], ripe: list[Pass], rows: Ripe) -> tuple[list[Chunk], Int64]:

@@ -109,6 +109,11 @@ class Pass:
         return not self.in_flight and not pages.is_swapped and not pages.is_empty
 
     @property
+    def is_coming(self) -> bool:
+        """Nothing of it is on the device yet, or any more."""
+        return self.context.pages.is_swapped or self.context.submitted == 0
+
+    @property
     def wanted_pages(self) -> list[int]:
         """By group: what it has to take until all of its rows are written."""
         return self.context.pages.needed_for(self.context.written, self.stop)

@@ -331,3 +331,32 @@ def test_a_long_queue_does_not_drive_out_what_only_its_head_has_use_for() -> Non
     engine.finish()
     engine.run()
     assert all(engine.is_answered(each) for each in passes)
+
+
+def test_those_that_were_sent_away_leave_room_for_those_that_stayed() -> None:
+    """All lack a page at the same time. What was given up is for those that stand still, not for coming back."""
+    engine = uncached(small(num_pages=40))
+    requests = []
+    for context in range(1, 17):
+        engine.create(context)
+        requests.append(engine.begin_generation(context, [context, 3, 4, 5], 20))
+    engine.run()
+    assert all(len(engine.generated(request)) == 20 for request in requests)
+    status = engine.status()
+    assert status.steps <= 60
+    assert status.suspensions <= 26
+
+
+@pytest.mark.parametrize(("swap_bytes", "suspensions"), [(0, 0), (None, 1)])
+def test_rows_are_computed_again_only_where_more_stand_still_than_run(
+    swap_bytes: int | None, suspensions: int
+) -> None:
+    engine = uncached(small(num_pages=12), swap_bytes=swap_bytes)
+    for context in range(1, 7):
+        engine.create(context)
+        engine.begin_generation(context, [context] * (5 if context < 5 else 7), 12)
+    for _ in range(4):  # the last two have no room for a third row, the others do
+        engine.start()
+        engine.finish()
+    assert engine.status().suspensions == suspensions
+    engine.run()
