@@ -311,10 +311,17 @@ class Cohort:
             drawn = drawn.of(here)
         columns.written[drawn.places] = drawn.written
         columns.tokens[drawn.places, drawn.written & self._mask] = drawn.tokens
-        full = drawn.written - columns.flushed[drawn.places] > (self._mask >> 1)
-        for place in drawn.places[full].tolist():
-            self._flush(place)
+        self._flush_fullest(drawn.places, drawn.written - columns.flushed[drawn.places])
         return drawn
+
+    def _flush_fullest(self, places: Int64, unflushed: Int32) -> None:
+        """Some of those whose ring is half full, so that all are in time: a thousand at once would hold a step up."""
+        full = np.flatnonzero(unflushed > (self._mask >> 1))
+        if len(full):
+            fullest_first = full[np.argsort(-unflushed[full], kind="stable")]
+            steps_left = max((self._mask - int(unflushed[fullest_first[0]])) // 2, 1)
+            for place in places[fullest_first[: -(-len(full) // steps_left)]].tolist():
+                self._flush(place)
 
     def is_asked(self, place: int, row: int) -> bool:
         return bool(self.columns.loops[place] or row < self.columns.claimed[place])

@@ -139,6 +139,26 @@ def test_a_loop_is_served_by_steps_for_many_pages_and_rings() -> None:
     assert engine.status().cohort_rows >= 900
 
 
+def test_histories_of_contexts_in_step_are_written_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    flush, flushed = Cohort._flush, [0]
+
+    def counted(cohort: Cohort, place: int) -> None:
+        flushed[-1] += 1
+        flush(cohort, place)
+
+    monkeypatch.setattr(Cohort, "_flush", counted)
+    engine = opened(128, dummy(num_pages=20000, page_size=16))
+    requests = [engine.begin_generation(context, [context % 97], 450) for context in range(1, 129)]
+    for _ in range(440):
+        engine.start()
+        engine.finish()
+        flushed.append(0)
+    assert sum(flushed) >= 128
+    assert max(flushed) <= 4
+    engine.run()
+    assert engine.history(128) == [31, *engine.generated(requests[-1])]
+
+
 def differences(one: Any, other: Any, name: str) -> list[str]:
     """Which arrays are not the same; pages may have been taken in another order."""
     if is_dataclass(one):
