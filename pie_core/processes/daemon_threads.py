@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -19,13 +20,17 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
         if not future.done():
             set_result(value)
 
+    def tell(set_result: Callable[[Any], None], value: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is left to tell
+            loop.call_soon_threadsafe(settle, set_result, value)
+
     def work() -> None:
         try:
             value = call()
         except BaseException as error:  # carried to the loop, which raises it where it is awaited
-            loop.call_soon_threadsafe(settle, future.set_exception, error)
+            tell(future.set_exception, error)
         else:
-            loop.call_soon_threadsafe(settle, future.set_result, value)
+            tell(future.set_result, value)
 
     threading.Thread(target=work, name="pie-load", daemon=True).start()
     return await future
