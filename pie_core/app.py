@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pie_core.config import Config, ModelConfig, RuntimeConfig, TelemetryConfig, parse_options
 from pie_core.contracts.driver import Driver, DriverDeclaration, DriverRequest, Progress, ProgressCallback
@@ -99,7 +99,7 @@ class Application:
         self._runner: ProgramRunner
         self._workers: Workers | None = None
 
-    async def __aenter__(self) -> Application:
+    async def __aenter__(self) -> Self:
         async with self._stack:
             self.start()
             for model in self._config.models:

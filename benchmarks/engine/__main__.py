@@ -62,7 +62,7 @@ def _measured(chosen: argparse.Namespace) -> Results:
     write_json(chosen.json, results)
     for name, measure in SCENARIOS.items() if chosen.all else ():
         say(f"\n{name}")
-        results[name] = asyncio.run(measure(chosen.quick))  # type: ignore[arg-type]
+        results[name] = asyncio.run(measure(chosen.quick))
         write_json(chosen.json, results)
     return results
 

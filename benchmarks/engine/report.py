@@ -8,10 +8,11 @@ from pathlib import Path
 
 from benchmarks.engine import grid
 from benchmarks.engine.command import Results
+from benchmarks.engine.guests import KINDS
 
 BEGIN, END = "<!-- figures: engine -->", "<!-- end -->"
 
-OFFLOADED, PYTHON, WAT = (kind.name for kind in grid.KINDS)
+OFFLOADED, PYTHON, WAT = (kind.name for kind in KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ def _host_work(found: Results) -> Iterator[str]:
     counts = sorted({cell["guests"] for cell in found["cells"]})
     yield "\nHost work of a step, CPU time in microseconds, median over the step times:\n"
     yield "| guests of | " + " | ".join(map(str, counts)) + " |\n|---|" + "---|" * len(counts)
-    for kind in grid.KINDS:
+    for kind in KINDS:
         shown = []
         for count in counts:
             cells = [

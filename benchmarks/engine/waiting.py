@@ -66,8 +66,10 @@ async def _decode(app: WatchedApplication, source: ProgramSource) -> Decode:
 
 def _moved(alone: Sequence[Decode], beside: Sequence[Decode], name: str) -> float:
     """The median of the rounds' ratios, less one."""
-    pairs = zip(alone, beside, strict=True)
-    return median(getattr(one, name) / getattr(other, name) for other, one in pairs) - 1
+    ratios: list[float] = [
+        getattr(one, name) / getattr(other, name) for other, one in zip(alone, beside, strict=True)
+    ]
+    return median(ratios) - 1
 
 
 def main(arguments: list[str] | None = None) -> None:
