@@ -1,10 +1,17 @@
-"""What every test may rely on: GPU tests run only where there is one, and whole suites count as slow."""
+"""What every test may rely on: GPU tests run only where there is one, and whole suites count as slow.
+
+And no test answers for what others do: what a module leaves behind is collected at its end, and how long hypothesis
+takes to make an example on a busy machine is not judged.
+"""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Many quick tests that take minutes together, or start processes: `scripts/test fast` leaves them out.
 THOROUGH = (
@@ -23,6 +30,11 @@ THOROUGH = (
 )
 QUICK_AFTER_ALL = ("flow/test_programs.py",)  # the way through the front door stays
 
+settings.register_profile(
+    "pie", settings.default, deadline=None, suppress_health_check=(HealthCheck.too_slow,)
+)
+settings.load_profile("pie")
+
 _HERE = Path(__file__).parent
 
 
@@ -33,6 +45,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
         if _HERE in item.path.parents and _is_thorough(item.path.relative_to(_HERE).as_posix()):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish() -> None:
+    """What lives now does so until the end: collections need not look at it again, so one takes milliseconds."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def garbage_is_charged_to_its_module() -> Iterator[None]:
+    """A finalizer that fails is an error of the test that runs meanwhile, so it had better be one of this module."""
+    thresholds = gc.get_threshold()
+    yield
+    assert gc.get_threshold() == thresholds, (
+        "a test has changed when garbage is collected, see processes.garbage"
+    )
+    gc.collect()
 
 
 def _is_thorough(path: str) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.engine.frontier_plot import frontier_svg
 from benchmarks.engine.guests import KINDS, Kind
 from benchmarks.engine.stage import Crowd, Decode, configured, decode_of
 from benchmarks.pie_in_process import WatchedApplication, quiet
-from pie_core.processes.garbage import set_survivors_aside
+from pie_core.processes.garbage import survivors_set_aside
 
 STEP_TIMES_MS = (1.0, 2.0, 5.0, 10.0)
 GUESTS = (1, 8, 32, 64, 128, 256, 512, 1000)
@@ -71,9 +71,11 @@ async def measure(
     size = Size.of(quick)
     if step_times_ms:
         size = replace(size, step_times_ms=step_times_ms)
-    set_survivors_aside()  # as `pie serve` does once it is ready
     cells: list[Cell] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        survivors_set_aside(),
+    ):  # as `pie serve` does once it is ready
         for step_ms in size.step_times_ms:
             async with WatchedApplication(configured(step_ms=step_ms, depth=depth), quiet) as app:
                 cells += bare_cells(app, step_ms, size)

@@ -8,6 +8,8 @@ it has doubled.
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _FULL = 2  # the generation
 _BEFORE_FULL = (
@@ -44,3 +46,17 @@ def set_survivors_aside() -> None:
         first, second, _ = gc.get_threshold()
         gc.set_threshold(first, second, _BEFORE_FULL)
     gc.collect()
+
+
+@contextmanager
+def survivors_set_aside() -> Iterator[None]:
+    """For a while, in a process that does other things afterwards: then everything is looked at again."""
+    callbacks, thresholds = list(gc.callbacks), gc.get_threshold()
+    set_survivors_aside()
+    try:
+        yield
+    finally:
+        gc.callbacks[:] = callbacks
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+        gc.collect()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from pie_core.processes import garbage
-from pie_core.processes.garbage import set_survivors_aside
+from pie_core.processes.garbage import set_survivors_aside, survivors_set_aside
 
 
 class Knot:
@@ -21,14 +21,9 @@ class Knot:
 
 @pytest.fixture
 def setting_aside(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    before, thresholds = list(gc.callbacks), gc.get_threshold()
     monkeypatch.setattr(garbage, "_LEAST", 1)
-    set_survivors_aside()
-    yield
-    gc.callbacks[:] = before
-    gc.set_threshold(*thresholds)
-    gc.unfreeze()
-    gc.collect()
+    with survivors_set_aside():
+        yield
 
 
 @pytest.mark.usefixtures("setting_aside")
@@ -61,3 +56,14 @@ def test_garbage_among_what_is_set_aside_goes_once_twice_as_much_is() -> None:
 def test_asking_twice_adds_no_second_callback() -> None:
     set_survivors_aside()
     assert [isinstance(each, garbage._SetAside) for each in gc.callbacks].count(True) == 1
+
+
+def test_afterwards_everything_is_looked_at_again() -> None:
+    callbacks, thresholds = list(gc.callbacks), gc.get_threshold()
+    with survivors_set_aside():
+        knot = Knot()
+        gc.collect()
+        dropped = weakref.ref(knot)
+        del knot
+    assert dropped() is None
+    assert (gc.callbacks, gc.get_threshold(), gc.get_freeze_count()) == (callbacks, thresholds, 0)

@@ -117,7 +117,6 @@ def on_server(start_server: StartServer) -> Callable[..., Any]:
         before = open_files()
         value = asyncio.run(main())
         if open_files() > before:
-            gc.unfreeze()  # what a server in this process has set aside is looked at, too (processes.garbage)
             gc.collect()  # a compiled program keeps its file open while it lives
         assert open_files() <= before
         return value
