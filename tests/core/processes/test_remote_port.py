@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,6 +39,7 @@ from pie_core.processes.remote_port import RemotePort
 from tests.core.engine.stepping import VOCAB, SteppedEngine
 from tests.core.engine.test_local_port import Listener
 from tests.core.processes import faulty_driver as faulty
+from tests.system import children_of, sockets_and_pipes
 
 pytestmark = pytest.mark.slow
 
@@ -73,22 +73,6 @@ async def opened(message: LoadModel) -> AsyncIterator[tuple[RemotePort, Listener
         await port.close()
 
 
-def open_files() -> set[str]:
-    """Sockets and pipes among this process's file descriptors."""
-    links = []
-    for each in Path("/proc/self/fd").iterdir():
-        try:
-            links.append(f"{each.name} {each.readlink()}")
-        except FileNotFoundError:  # the folder's own
-            continue
-    return {link for link in links if "socket:" in link or "pipe:" in link}
-
-
-def children() -> set[int]:
-    tasks = Path(f"/proc/{os.getpid()}/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
-
-
 @pytest.fixture
 def on_engine() -> Callable[..., None]:
     """Runs a scenario on a fresh engine process; no process and no file descriptor is left behind."""
@@ -98,11 +82,11 @@ def on_engine() -> Callable[..., None]:
         message: LoadModel | None = None,
     ) -> None:
         async def main() -> None:
-            files, before = open_files(), children()
+            files, before = sockets_and_pipes(), children_of()
             async with opened(message or asked()) as (port, listener):
                 await scenario(port, listener)
-            assert open_files() == files
-            assert children() == before
+            assert sockets_and_pipes() == files
+            assert children_of() == before
 
         asyncio.run(main())
 
@@ -206,7 +190,7 @@ def test_an_engine_that_is_lost_answers_everybody_and_is_replaced(
         await failure(listener, 10)
         await is_back(port)
         assert port.pid != lost
-        assert lost not in children()
+        assert lost not in children_of()
         create(port, 20)
         generate(port, 21, 20, 3)
         await listener.final(21)
@@ -329,24 +313,24 @@ def test_closing_while_an_engine_is_replaced_leaves_nothing(on_engine: OnEngine)
 def test_what_cannot_be_loaded_is_a_typed_error(
     message: LoadModel, error: type[Exception], text: str
 ) -> None:
-    before = children()
+    before = children_of()
     with pytest.raises(error, match=text):
         asyncio.run(RemotePort.start(message, ignore_progress))
-    assert children() == before
+    assert children_of() == before
 
 
 def test_a_start_that_is_given_up_leaves_no_process() -> None:
     async def main() -> None:
         starting = asyncio.ensure_future(RemotePort.start(asked(), ignore_progress))
-        await until(lambda: bool(children() - before))
+        await until(lambda: bool(children_of() - before))
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
 
-    before, files = children(), open_files()
+    before, files = children_of(), sockets_and_pipes()
     asyncio.run(main())
-    assert children() == before
-    assert open_files() == files
+    assert children_of() == before
+    assert sockets_and_pipes() == files
 
 
 @pytest.mark.parametrize(

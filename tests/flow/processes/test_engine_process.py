@@ -17,6 +17,7 @@ import pytest
 
 from pie_core.ids import ModelName
 from tests.flow.conftest import Pie, RecordingClient, StartPie
+from tests.system import children_of
 
 pytestmark = pytest.mark.slow
 
@@ -173,11 +174,6 @@ def start_busy(home: Path) -> subprocess.Popen[str]:
     if pie.stdout.readline() != "ready\n":
         pytest.fail(f"pie run did not begin: {pie.communicate()[1]}")
     return pie
-
-
-def children_of(pid: int) -> set[int]:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return {int(child) for task in tasks for child in (task / "children").read_text().split()}
 
 
 def wait_for_the_end_of(pids: set[int]) -> None:

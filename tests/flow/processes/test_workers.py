@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,27 +20,12 @@ from tests.flow.processes.test_engine_process import (
     engine_pid,
     until,
 )
+from tests.system import children_of, sockets_and_pipes
 
 pytestmark = pytest.mark.slow
 
 Scenario = Callable[[Pie], Coroutine[Any, Any, None]]
 OnWorkers = Callable[..., None]
-
-
-def open_files() -> set[str]:
-    """Sockets and pipes among this process's file descriptors."""
-    links = set()
-    for each in Path("/proc/self/fd").iterdir():
-        try:
-            links.add(f"{each.name} {each.readlink()}")
-        except FileNotFoundError:  # the folder's own
-            continue
-    return {link for link in links if "socket:" in link or "pipe:" in link}
-
-
-def children() -> set[int]:
-    tasks = Path("/proc/self/task").iterdir()
-    return {int(pid) for task in tasks for pid in (task / "children").read_text().split()}
 
 
 @pytest.fixture
@@ -50,13 +34,13 @@ def on_workers(start_pie: StartPie) -> OnWorkers:
 
     def run(scenario: Scenario, models: str = DUMMY_OF_2_MS, workers: int = 2) -> None:
         async def main() -> None:
-            files, before = open_files(), children()
+            files, before = sockets_and_pipes(), children_of()
             async with start_pie(models, f", workers: {workers}") as pie:
                 await scenario(pie)
                 assert pie.app.live_guests == 0
                 await pie.check_nothing_is_left()
-            assert open_files() == files
-            assert children() == before
+            assert sockets_and_pipes() == files
+            assert children_of() == before
 
         asyncio.run(main())
 
@@ -167,7 +151,7 @@ def test_a_worker_that_is_lost_takes_its_programs_only_and_is_replaced(
                     await task
         await until(lambda: len(pie.app.worker_pids) == 2)
         assert pie.app.worker_pids[0] == alive
-        assert lost not in children()
+        assert lost not in children_of()
         assert "it ran 'test-program' (3); another takes its place" in caplog.text
         assert pie.app.worker_restarts == 1
         found = await asyncio.gather(*(pie.run(ANSWERS, token=token) for token in range(4)))
@@ -222,13 +206,13 @@ def test_a_model_comes_and_goes_while_programs_run(on_workers: OnWorkers) -> Non
 
 def test_closing_ends_what_runs(start_pie: StartPie) -> None:
     async def main() -> None:
-        before = children()
+        before = children_of()
         async with start_pie(DUMMY_OF_2_MS, ", workers: 1") as pie:
             client = RecordingClient()
             running = asyncio.create_task(pie.run(GOES_ON, pie.state(client)))
             await until(lambda: bool(client.messages))
         with pytest.raises((WorkerLost, Cancelled)):
             await running
-        assert children() == before
+        assert children_of() == before
 
     asyncio.run(main())

@@ -21,6 +21,7 @@ import pytest
 
 from pie_core.client import Client
 from tests.flow.server.wire import frame
+from tests.system import processor_ns
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -132,11 +133,6 @@ def served(folder: Path) -> Iterator[tuple[int, str, int]]:
 def resident_bytes(pid: int) -> int:
     fields = Path(f"/proc/{pid}/statm").read_text().split()
     return int(fields[1]) * resource.getpagesize()
-
-
-def processor_ns(pid: int) -> int:
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 async def programs(client: Client, pid: int, count: int) -> float:
