@@ -35,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=examples(
-        'pie run text-completion -- --prompt "The capital of France is"',
+        'pie run text-completion -- --prompt "What is the capital of France?"',
         "pie new mine && pie run ./mine",
         "pie doctor",
     ),

@@ -1,7 +1,7 @@
 """The Python client of a pie server.
 
     async with Client("ws://127.0.0.1:8080", api_key=key) as client:
-        process = await client.launch("text-completion", {"prompt": "The capital of France is"})
+        process = await client.launch("text-completion", {"prompt": "What is the capital of France?"})
         async for event in process:
             print(event.text, end="")
         print(await process.result())

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +61,15 @@ def default_model() -> Path:
         return fetch_default_model(ignore_progress)
     except FetchError as error:
         pytest.skip(f"the default model cannot be fetched: {error}")
+
+
+@pytest.mark.usefixtures("default_model")
+def test_the_first_command_of_all_shows_a_right_answer() -> None:
+    script = (Path(__file__).parents[2] / "scripts/run").read_text()
+    (default,) = re.findall(r"set -- (.+)", script)
+    command = [sys.executable, "-m", "pie_core", "run", *shlex.split(default)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "The capital of France is Paris.\n"
 
 
 @pytest.fixture(scope="module")
