@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from pie_plugins.drivers.cuda_native import (
     decode_attention,
+    fused_sampling,
     triton_attention,
     triton_decode,
     triton_layers,
@@ -38,18 +39,19 @@ WARP = 32
 LITTLE = 32  # bytes of stack: a word or two, not registers that did not fit
 HALVES = {"q", "pages", "out", "x", "weight", "bias", "delta", "qkv", "norm", "gate_up", "logits"}
 FLOATS = {
-    "cos", "sin", "partial", "partial_max", "partial_sum", "temperature", "top_p", "min_p", "highest", "threshold",
-    "best",
+    "cos", "sin", "partial", "partial_max", "partial_sum", "temperature", "top_p", "min_p", "best", "score",
+    "pivots", "parts", "listed",
 }  # fmt: skip
+DOUBLES = {"facts"}
 SCALARS = {
     "columns": "i32", "eps": "fp32", "scale": "fp32", "num_heads": "i32", "num_kv_heads": "i32", "heads": "i32",
     "q_stride": "i32", "mask_width": "i32", "tiles": "i32", "narrow_rows": "i32", "wide": "i32", "rows_each": "i32",
-    "vocab_size": "i32", "span": "i32",
+    "vocab_size": "i32", "chunks": "i32", "shares": "i32", "chunks_each": "i32",
     "num_rows": "i32", "num_requests": "i32", "num_pages": "i32", "num_samplers": "i32", "max_drafts": "i32",
     "accepted_at": "i32", "last_at": "i32", "length_at": "i32", "tokens_at": "i32", "live_at": "i32", "rows": "i32",
     "outputs": "i32", "inputs": "i32", "share": "i32", "tile_rows": "i32",
 }  # fmt: skip
-MULTIPLES = {"q_stride", "vocab_size", "span", "outputs", "inputs", "share"}  # of 16, in every real model
+MULTIPLES = {"q_stride", "vocab_size", "outputs", "inputs", "share"}  # of 16, in every real model
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +175,16 @@ def _decoding() -> Iterator[Variant]:
 
 
 def _sampling() -> Iterator[Variant]:
-    cut = {"STRETCHES": 16, "BLOCK": 4096}
-    yield Variant(triton_sampling.best_kernel, cut, warps=8)
+    chunk, listable = fused_sampling.CHUNK, fused_sampling.LISTABLE
+    share = {"CHUNK": chunk, "SHARES": 64, "LISTABLE": listable}
     failures = {"NOTHING_ALLOWED": 2, "NOT_A_NUMBER": 3}
-    yield Variant(triton_sampling.threshold_kernel, cut | failures, warps=8)
-    yield Variant(triton_sampling.draw_kernel, cut, warps=8)
-    yield Variant(triton_sampling.pick_kernel, {"STRETCHES": 16})
+    pivots = {"PIVOTS": fused_sampling.PIVOTS}
+    yield Variant(triton_sampling.scout_kernel, share | failures | pivots)
+    weighed = {"CHUNK": chunk, "CHUNKS": 64, "LISTABLE": listable, "LAST": False}
+    yield Variant(triton_sampling.weigh_kernel, weighed | pivots)
+    yield Variant(triton_sampling.draw_kernel, share)
+    finished = {"SHARES": 64, "LISTABLE": listable, "BLOCK": chunk}
+    yield Variant(triton_sampling.finish_kernel, finished, warps=8)
 
 
 def _products() -> Iterator[Variant]:
@@ -222,7 +228,9 @@ def needs(variant: Variant, capability: int) -> Needs:
 def _type(name: str, variant: Variant) -> str:
     if name in SCALARS and name not in variant.pointers:
         return SCALARS[name]
-    return "*bf16" if name in HALVES else "*fp32" if name in FLOATS else "*i32"
+    return (
+        "*bf16" if name in HALVES else "*fp32" if name in FLOATS else "*fp64" if name in DOUBLES else "*i32"
+    )
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:

@@ -9,11 +9,12 @@ import triton
 from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.decode_attention import DecodeAttention
+from pie_plugins.drivers.cuda_native.fused_sampling import FusedSampler
 from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.listed_attention import attend_listed
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.shared_prefixes import REQUESTS_EACH
-from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, GroupTensors, MaskTensors, StepTensors
+from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
 from pie_plugins.drivers.cuda_native.triton_launches import overlapping
@@ -23,12 +24,6 @@ from pie_plugins.drivers.cuda_native.triton_layers import (
     rms_norm_kernel,
     silu_mul_kernel,
 )
-from pie_plugins.drivers.cuda_native.triton_sampling import (
-    best_kernel,
-    draw_kernel,
-    pick_kernel,
-    threshold_kernel,
-)
 from pie_plugins.drivers.cuda_native.triton_steps import prepare_kernel, settle_kernel
 from pie_plugins.models.layers.step import AttentionHeads
 
@@ -36,8 +31,6 @@ LOG2_E = 1.4426950408889634
 LANES = 256  # rows or requests of one program around the layers
 HEADS = 8  # of one program that places heads
 ACTIVATION_BLOCK = 1024
-SAMPLING_BLOCK = 4096
-STRETCHES = 16  # of the vocabulary, so that few samplers fill the GPU too
 SHORTEST_SPAN = 256  # columns below which splitting costs more than it gains
 INVARIANT_SPLITS = 16
 MOST_SPLITS = 64
@@ -65,6 +58,7 @@ class TritonKernels:
         self._batch_invariant = batch_invariant
         self.decode = None if batch_invariant else DecodeAttention()
         self._plain = TorchKernels(layout)  # for heads that turn in part or not at all
+        self._sampler = FusedSampler(layout)
 
     def prepare(self, step: StepTensors, ring: Tensor, vocab_size: int) -> None:
         sizes = step.sizes
@@ -220,59 +214,7 @@ class TritonKernels:
         return Tiling(128 if wide_rows else 64, 64, 1, warps=8 if wide_rows else 4, stages=2)
 
     def sample(self, logits: Tensor, step: StepTensors) -> Tensor:
-        rows, vocab_size = logits.shape
-        span = triton.cdiv(triton.cdiv(vocab_size, STRETCHES), SAMPLING_BLOCK) * SAMPLING_BLOCK
-        wide = -(-rows // ALIGNED) * ALIGNED
-        floats = logits.new_empty((2 * STRETCHES + 2, wide), dtype=torch.float32)
-        words = logits.new_empty((2 * STRETCHES + 3, wide), dtype=torch.int32)
-        best, drawn = floats[:STRETCHES].view(-1), floats[STRETCHES : 2 * STRETCHES].view(-1)
-        highest, threshold = floats[2 * STRETCHES], floats[2 * STRETCHES + 1]
-        where, numbers = words[:STRETCHES].view(-1), words[STRETCHES : 2 * STRETCHES].view(-1)
-        greedy, last_equal, tokens = words[2 * STRETCHES], words[2 * STRETCHES + 1], words[2 * STRETCHES + 2]
-        cut = {"STRETCHES": STRETCHES, "BLOCK": SAMPLING_BLOCK, "num_warps": 8}
-        best_kernel[(rows, STRETCHES)](logits, best, where, numbers, vocab_size, span, **cut)
-        temperature = step.floats("temperature")
-        threshold_kernel[(rows,)](
-            logits,
-            best,
-            where,
-            numbers,
-            temperature,
-            step.top_k,
-            step.floats("top_p"),
-            step.floats("min_p"),
-            step.sampler_request,
-            step.fail,
-            greedy,
-            highest,
-            threshold,
-            last_equal,
-            vocab_size,
-            NOTHING_ALLOWED=int(Failure.NOTHING_ALLOWED),
-            NOT_A_NUMBER=int(Failure.NOT_A_NUMBER),
-            **cut,
-        )
-        draw_kernel[(rows, STRETCHES)](
-            logits,
-            temperature,
-            highest,
-            threshold,
-            last_equal,
-            step.stream_low,
-            step.stream_high,
-            step.index,
-            step.shift,
-            step.sampler_request,
-            step.slot,
-            step.epoch,
-            drawn,
-            where,
-            vocab_size,
-            span,
-            **cut,
-        )
-        pick_kernel[(rows,)](temperature, greedy, drawn, where, tokens, vocab_size, STRETCHES=STRETCHES)
-        return tokens[:rows]
+        return self._sampler.draw(logits, step)
 
     def settle(self, step: StepTensors, sampled: Tensor, ring: Tensor) -> None:
         sizes, layout = step.sizes, self._layout

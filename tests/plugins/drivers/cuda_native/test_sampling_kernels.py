@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pie_core.contracts.forward import NO_TICKET, Float32, Samplers, TokenRefs
@@ -135,7 +137,96 @@ def test_a_vocabulary_of_many_blocks_equals_the_reference(name: str) -> None:
         min_p=np.array([0, 0, 0, 0, 0.001], np.float32),
     )
     logits = np.random.default_rng(4).normal(size=(count, size)).astype(np.float32)
-    assert_as_the_reference(name, logits, samplers)
+    if name == "torch":
+        return assert_as_the_reference(name, logits, samplers)
+    with cut_into(4096, 256):
+        assert_as_the_reference(name, logits, samplers)
+
+
+@contextmanager
+def cut_into(chunk: int, listable: int) -> Iterator[None]:
+    """Small chunks and short lists, so that small vocabularies go every way that large ones go."""
+    from pie_plugins.drivers.cuda_native import fused_sampling  # imports triton
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fused_sampling, "CHUNK", chunk)
+        patch.setattr(fused_sampling, "LISTABLE", listable)
+        yield
+
+
+@needs_triton
+@pytest.mark.parametrize("listable", [8, 32, 128])
+@settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@given(seed=st.integers(0, 2**31), spread=st.sampled_from([0.1, 1.0, 4.0, 20.0]))
+def test_rows_of_many_chunks_equal_the_reference(listable: int, seed: int, spread: float) -> None:
+    """Brackets that can be listed, and those that one program has to search."""
+    size, count = 300, 5
+    logits = (np.random.default_rng(seed).normal(size=(count, size)) * spread).astype(np.float32)
+    with cut_into(64, listable):
+        assert_as_the_reference("triton", logits, filters_only(random_samplers(seed, count, size)))
+
+
+@needs_triton
+@pytest.mark.parametrize("listable", [8, 128])
+def test_more_equal_logits_than_can_be_listed_are_cut_by_their_ids(listable: int) -> None:
+    size, count = 300, 6
+    samplers = replace(
+        filters_only(random_samplers(5, count, size)),
+        temperature=np.array([1, 0.5, 2, 1, 1, 1.5], np.float32),
+        top_k=np.array([0, 100, 90, 0, 4, 299], np.int32),
+        top_p=np.array([0.4, 1.0, 0.5, 0.99, 0.9, 1.0], np.float32),
+    )
+    logits = np.random.default_rng(1).integers(-1, 2, (count, size)).astype(np.float32)
+    with cut_into(64, listable):
+        assert_as_the_reference("triton", logits, samplers)
+
+
+@needs_triton
+def test_scores_that_rounding_makes_equal_go_to_the_lower_id() -> None:
+    """At a low temperature the noise is less than the distance between two scores."""
+    size, count = 300, 8
+    samplers = replace(
+        filters_only(random_samplers(6, count, size)),
+        temperature=np.full(count, 1e-6, np.float32),
+        top_k=np.zeros(count, np.int32),
+        top_p=np.tile(np.array([1.0, 0.7], np.float32), count // 2),
+        min_p=np.zeros(count, np.float32),
+    )
+    logits = np.random.default_rng(2).integers(10, 14, (count, size)).astype(np.float32)
+    with cut_into(64, 32):
+        assert_as_the_reference("triton", logits, samplers)
+
+
+@every_kernel
+def test_bfloat16_logits_are_drawn_from_as_they_are(name: str) -> None:
+    size, count = 200, 6
+    logits = torch.from_numpy(np.random.default_rng(3).normal(size=(count, size)) * 2).to(torch.bfloat16)
+    samplers = filters_only(random_samplers(9, count, size))
+    tokens = kernels(name).sample(logits.to(DEVICE), step_of(samplers)).tolist()
+    exact = logits.to(torch.float32).numpy()
+    assert tokens == sample_tokens(exact, samplers, samplers.history.ids).tolist()
+
+
+@needs_triton
+def test_a_row_draws_the_same_token_alone_and_anywhere_in_company() -> None:
+    size, count = 300, 6
+    samplers = filters_only(random_samplers(12, count, size))
+    logits = np.random.default_rng(4).normal(size=(count, size)).astype(np.float32)
+    with cut_into(64, 32):
+        together, _ = drawn("triton", logits, samplers)
+        backwards, _ = drawn("triton", logits[::-1], _chosen(samplers, list(range(count))[::-1]))
+        alone = [
+            drawn("triton", logits[row : row + 1], _chosen(samplers, [row]))[0][0] for row in range(count)
+        ]
+    assert together == backwards[::-1] == alone
+
+
+def _chosen(samplers: Samplers, rows: list[int]) -> Samplers:
+    """These samplers, in this order, without what changes the logits."""
+    parts = ("temperature", "top_k", "top_p", "min_p", "stream", "index", "slot", "epoch")
+    chosen = {name: getattr(samplers, name)[rows] for name in parts}
+    places = np.arange(len(rows), dtype=np.int32)
+    return filters_only(replace(samplers, rows=places, **chosen))
 
 
 @every_kernel
