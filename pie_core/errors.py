@@ -21,7 +21,7 @@
     │   ├── LimitExceeded          a quota of the guest or tenant
     │   └── McpRefused             an MCP server answered with an error; its JSON is the message
     ├── ForwardError           a pass was accepted and failed; carries the driver's cause
-    ├── EngineLost             the engine process died; its contexts are gone
+    ├── EngineLost             the engine process or its GPU died; its contexts are gone
     └── ServiceError           between a server and its clients
         ├── ProtocolError          a message that is malformed, unknown, or not to be sent now
         ├── Unauthenticated        no credentials, or none that hold (any more)

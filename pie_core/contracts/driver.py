@@ -123,7 +123,8 @@ class Driver(Protocol):
         ...
 
     def collect(self, ticket: Ticket) -> ForwardResult:
-        """Waits for the step; tickets are collected once each, in order. ForwardError if the whole step failed."""
+        """Waits for the step; tickets are collected once each, in order. ForwardError if the whole step failed;
+        EngineLost if the device is gone with everything on it, so that only a new process can go on."""
         ...
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:

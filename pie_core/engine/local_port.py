@@ -152,6 +152,10 @@ class LocalPort:
         """
         if self._lost is not None:
             return
+        if isinstance(outcome, EngineLost):  # the driver's device is gone, and every context with it
+            self._lose(outcome)
+            self._flush()
+            return
         self._tickets.popleft()
         is_late = self._gathering.is_on and not self._tickets
         self._gathering.step_ended()

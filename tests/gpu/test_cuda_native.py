@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +21,13 @@ from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32, ProbeKind, last_accepted
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, Token, probe_values
-from tests.plugins.drivers.cuda_native.machine import cuda_native
+from tests.gpu.small_model import SMALL, small
 from tests.plugins.models.reference import ARCHITECTURES, tiny, transformers_logits
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
 ]
-
-# As large as tensor cores and FlashInfer want their heads, and small enough to be written in a second.
-SMALL = {"hidden_size": 512, "intermediate_size": 1024, "head_dim": 128, "num_hidden_layers": 4, "vocab_size": 4096,
-         "max_position_embeddings": 2048}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +47,6 @@ def waiting_is_an_error() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def small(checkpoint: Path, **options: Any) -> Driver:
-    """With the library's products where nothing else is said: others are measured at load, which takes seconds."""
-    chosen: dict[str, Any] = {"dtype": "bfloat16", "max_batch_tokens": 2048, "products": "library"}
-    return cuda_native(checkpoint, **(chosen | options))
 
 
 def answers(driver: Driver, prompt: list[int]) -> list[Float32]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pie_core.contracts.driver import DriverCapabilities, Feature, GenerationRequest
 from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int32
 from pie_core.contracts.media import MediaItem
-from pie_core.errors import ForwardError, PieError, Unsupported
+from pie_core.errors import EngineLost, ForwardError, PieError, Unsupported
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
@@ -37,7 +37,7 @@ class CudaNativeDriver:
         self._capabilities, self._timeline, self._caches = capabilities, timeline, caches
         self._steps: StepRunner | None = steps
         self._tickets = count()
-        self._open: OrderedDict[Ticket, PendingStep | ForwardError] = OrderedDict()
+        self._open: OrderedDict[Ticket, PendingStep | PieError] = OrderedDict()
 
     @property
     def capabilities(self) -> DriverCapabilities:
@@ -65,7 +65,7 @@ class CudaNativeDriver:
             raise ForwardError(
                 f"driver cuda_native: ticket {ticket} was never submitted, or is collected already"
             )
-        if isinstance(pending, ForwardError):
+        if isinstance(pending, PieError):
             raise pending
         try:
             return pending.result()
@@ -126,7 +126,7 @@ class CudaNativeDriver:
     def leave_uncollected(self, ticket: Ticket) -> None:
         """Nobody will ask for this step. Raises if it could not even be queued: the ranks would part."""
         pending = self._open.pop(ticket)
-        if isinstance(pending, ForwardError):
+        if isinstance(pending, PieError):
             raise pending
 
     def close(self) -> None:
@@ -164,9 +164,14 @@ class CudaNativeDriver:
     def _refuse(self, feature: Feature) -> NoReturn:
         raise Unsupported(f"driver cuda_native cannot do {feature.value} (see its capabilities)")
 
-    def _failure(self, ticket: Ticket, error: Exception) -> ForwardError:
+    def _failure(self, ticket: Ticket, error: Exception) -> PieError:
         if isinstance(error, ForwardError):
             return error
+        if self._timeline.is_lost():
+            return EngineLost(
+                f"driver cuda_native: the GPU faulted in or before step {ticket}, and nothing of this process can run"
+                f" on it any more; with engine_process the model is started again: {error}"
+            )
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             return ForwardError(

@@ -93,6 +93,10 @@ class Timeline:
     def synchronize(self) -> None:
         """Waits until nothing is queued."""
 
+    def is_lost(self) -> bool:
+        """Whether a fault has ended what this process can do on the device."""
+        return False
+
 
 @dataclass(frozen=True, slots=True)
 class CudaMark(Mark):
@@ -205,6 +209,13 @@ class CudaTimeline(Timeline):
     def synchronize(self) -> None:
         self.stream.synchronize()
         self._aside.synchronize()
+
+    def is_lost(self) -> bool:
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:  # a fault stays: every later call says the same
+            return True
+        return False
 
 
 def _staged(values: NDArray[np.generic]) -> Tensor:

@@ -35,7 +35,7 @@ from pie_core.engine.messages import (
     one_by_one,
 )
 from pie_core.engine.options import EngineOptions
-from pie_core.errors import ForwardError
+from pie_core.errors import EngineLost, ForwardError
 from pie_core.ids import ContextId, ProcessId, RequestId, Tenant, Ticket
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from tests.core.engine.codec_port import CodecPort
@@ -427,6 +427,31 @@ def test_a_driver_that_hangs_loses_the_engine_at_its_deadline() -> None:
             assert failed.code == "engine-lost"
             assert "has not finished step 0 in 0.05 s" in failed.message
             driver.let_go.set()
+
+    asyncio.run(run())
+
+
+class LostDriver(DummyDriver):
+    """Its device faults under the first step."""
+
+    def __init__(self, working: DummyDriver) -> None:
+        self.__dict__ = working.__dict__
+
+    def collect(self, ticket: Ticket) -> ForwardResult:
+        super().collect(ticket)
+        raise EngineLost("the GPU faulted")
+
+
+def test_a_driver_whose_device_is_gone_loses_the_engine() -> None:
+    async def run() -> None:
+        async with opened(LostDriver(dummy())) as (port, listener, _):
+            create(port, 1)
+            for request in (1, 2):
+                forward(port, request, 1, 3)
+                failed = await listener.final(request)
+                assert isinstance(failed, Failed)
+                assert (failed.code, failed.message) == ("engine-lost", "the GPU faulted")
+            assert not port.is_ready
 
     asyncio.run(run())
 

@@ -1,0 +1,178 @@
+"""What the CUDA driver does when the GPU refuses: no memory at start or later, kernels that fail, a GPU that faults.
+
+Needs one NVIDIA GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pie_core.contracts.driver import Driver
+from pie_core.contracts.forward import ProbeKind
+from pie_core.errors import ForwardError, LoadError
+from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
+from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper
+from tests.gpu.small_model import SMALL, small
+from tests.plugins.models.reference import ARCHITECTURES, tiny
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+]
+
+PROMPT = [(17 * place) % 4000 for place in range(1500)]
+MIB = 2**20
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3", **SMALL)))
+    return tmp_path
+
+
+def loaded(path: Path, **options: Any) -> Driver:
+    return small(path, random_weights=True, **options)
+
+
+@contextmanager
+def memory_left(mib: int) -> Iterator[None]:
+    """Takes all the GPU's memory but so much, and what torch holds in reserve too."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    hogs: list[Tensor] = [torch.empty(max(0, free - mib * MIB), dtype=torch.uint8, device="cuda")]
+    try:
+        yield
+    finally:
+        hogs.clear()
+        torch.cuda.empty_cache()
+
+
+def test_a_model_that_does_not_fit_is_refused_with_what_to_lower(configuration: Path) -> None:
+    with memory_left(16), pytest.raises(LoadError, match=r"too little memory.*gpu_mem_utilization"):
+        loaded(configuration)
+    loaded(configuration).close()
+
+
+def test_a_share_without_room_for_pages_is_refused_with_the_sum(configuration: Path) -> None:
+    with pytest.raises(LoadError, match=r"no room for KV pages.*weights take"):
+        loaded(configuration, total_pages=0, gpu_mem_utilization=0.001)
+
+
+def test_a_step_without_memory_fails_alone_and_replayed_ones_go_on(configuration: Path) -> None:
+    stepper = Stepper(loaded(configuration))
+    prompt = Request(stepper.context(), PROMPT, samples=[Sample()])
+    expected = stepper.run([prompt]).tokens.tolist()
+    one, two = stepper.context(), stepper.context()
+    stepper.run([Request(one, [1, 2]), Request(two, [1, 2])])
+    decoded = stepper.run([Request(stepper.fork(one), [3], samples=[Sample()])]).tokens.tolist()
+    large = [Probe(ProbeKind.LOGITS, row) for row in range(len(PROMPT))]
+    with memory_left(8):
+        wide = stepper.context()
+        stepper.make_room(wide, len(PROMPT))
+        ticket = stepper.driver.submit(stepper.build([Request(wide, PROMPT, probes=large)]))
+        with pytest.raises(ForwardError, match=r"no memory on the GPU.*max_batch_tokens"):
+            stepper.driver.collect(ticket)
+        assert stepper.run([Request(one, [3], samples=[Sample()])]).tokens.tolist() == decoded
+    again = Request(stepper.context(), PROMPT, samples=[Sample()])
+    assert stepper.run([again]).tokens.tolist() == expected
+    stepper.driver.close()
+
+
+def test_a_kernel_that_cannot_be_built_fails_its_step_alone(
+    configuration: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pie_plugins.drivers.cuda_native import triton_kernels  # imports triton
+
+    stepper = Stepper(loaded(configuration))
+    expected = stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(triton_kernels, "ACTIVATION_BLOCK", 2**22)  # more than Triton allows
+        context = stepper.context()
+        stepper.make_room(context, 2)
+        ticket = stepper.driver.submit(stepper.build([Request(context, [1, 2], samples=[Sample()])]))
+    with pytest.raises(ForwardError, match=rf"step {ticket} failed: \w+"):
+        stepper.driver.collect(ticket)
+    assert stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist() == expected
+    stepper.driver.close()
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_logits_that_are_not_numbers_fail_their_request_and_what_hangs_on_it(
+    tmp_path: Path, graphs: bool
+) -> None:
+    """One token's embedding is poisoned: its request fails, replayed or not, and the one beside it draws as ever."""
+    write_checkpoint(tmp_path, ARCHITECTURES["qwen3"], tiny("qwen3", **SMALL))
+    weights = load_file(tmp_path / WEIGHTS)
+    weights["model.embed_tokens.weight"][7] = np.nan
+    save_file(weights, tmp_path / WEIGHTS)
+    stepper = Stepper(small(tmp_path, cuda_graphs=graphs, dtype="float32"))
+    bad, good = stepper.context(), stepper.context()
+    stepper.run([Request(bad, [1, 2, 3]), Request(good, [1, 2, 3])])
+    for sample in (Sample(), Sample(temperature=0.8, top_p=0.9), Sample(temperature=1.0, top_k=20)):
+        one, two = stepper.fork(bad), stepper.fork(good)
+        expected = stepper.run([Request(stepper.fork(good), [4], samples=[sample])]).tokens.tolist()
+        first = stepper.submit([Request(one, [7], samples=[sample]), Request(two, [4], samples=[sample])])
+        second = stepper.submit([Request(one, [FromTicket(first, 0)], samples=[sample])])
+        result = stepper.collect(first)
+        assert result.failed == {0: "the logits are not numbers"}
+        if sample.temperature == 0:
+            assert result.tokens.tolist()[1:] == expected
+        assert 0 in stepper.collect(second).failed
+    stepper.driver.close()
+
+
+FAULT = """
+import sys
+from pathlib import Path
+import torch
+from pie_core.errors import EngineLost
+from pie_core.testing.batches import Request, Sample, Stepper
+from tests.gpu.small_model import small
+
+driver = small(Path(sys.argv[1]), random_weights=True)
+stepper = Stepper(driver)
+stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+_, _, timeline = driver.parts()
+with timeline.main():
+    torch._assert_async(torch.zeros(1, device="cuda"))
+for step in range(3):
+    context = stepper.context()
+    stepper.make_room(context, 2)
+    ticket = driver.submit(stepper.build([Request(context, [1, 2], samples=[Sample()])]))
+    try:
+        driver.collect(ticket)
+    except EngineLost as error:
+        print("lost:", error)
+driver.close()
+print("closed")
+"""
+
+
+def test_a_gpu_that_faults_is_told_as_a_lost_engine_from_then_on(configuration: Path) -> None:
+    """In a process of its own: nothing in it can use the GPU again."""
+    run = subprocess.run(
+        [sys.executable, "-c", FAULT, str(configuration)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines if line.startswith(("lost", "closed"))] == ["lost"] * 3 + [
+        "closed"
+    ]
+    assert "the GPU faulted in or before step" in run.stdout
