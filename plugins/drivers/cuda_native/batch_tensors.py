@@ -195,7 +195,7 @@ class _Reading:
         found = Refs(refs.ids, nowhere, nowhere.copy(), nowhere.copy())
         if not len(refs.ids) or (refs.tickets == NO_TICKET).all():
             return found
-        for ticket in np.unique(refs.tickets[refs.tickets != NO_TICKET]).tolist():
+        for ticket in sorted(set(refs.tickets.tolist()) - {NO_TICKET}):
             at = np.flatnonzero(refs.tickets == ticket)
             self._refer(ticket, refs.rows[at], owners[at], at, found)
         return found
@@ -224,6 +224,8 @@ class _Reading:
 
     def _history(self, requests: NDArray[np.integer]) -> Refs:
         samplers = self._batch.samplers
+        if not len(samplers.history.ids):
+            return self._refs(samplers.history, requests)
         owners = np.repeat(requests, np.diff(samplers.history_indptr))
         history = self._refs(samplers.history, owners)
         wrong = self._outside(history)
@@ -328,6 +330,8 @@ def _buried_group(group: GroupTable, cache: KvCache, dead: Bool, counts: Int64) 
 def _row_masks(batch: ForwardBatch, group: int, table: PageTable, page_size: int) -> RowMasks | None:
     """The masks of one group by column; an entry for the group goes before one for all groups."""
     masks = batch.masks
+    if not len(masks.rows):
+        return None
     entries: dict[int, int] = {}
     for wanted in (-1, group):
         for entry in np.flatnonzero(masks.groups == wanted).tolist():
