@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping
-from types import TracebackType
 from typing import Any
 
 from wit_world.imports import children as bindings
 
 from inferlet.errors import InvalidRequest
-from inferlet.host import call, drop, finish
+from inferlet.host import Scoped, call, drop, finish
 
 
-class Child:
+class Child(Scoped):
     """A program that was launched. `await child` gives what it returns, or raises what ended it.
 
     It goes on when nobody holds it any more, and when this program ends. `with launch(…) as child:` ends it at the end
@@ -52,15 +51,7 @@ class Child:
             drop(self._handle)
             self._handle = None
 
-    def __enter__(self) -> Child:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         if self._handle is not None:
             self.cancel()
             self.detach()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from wit_world.imports import context as bindings
@@ -18,7 +17,7 @@ from inferlet import chat, runtime, tools
 from inferlet.errors import InvalidRequest, not_in_this_version
 from inferlet.forward import Forward
 from inferlet.generation import EngineLoop, GenerateOptions, Generator
-from inferlet.host import call, drop, finish
+from inferlet.host import Scoped, call, drop, finish
 from inferlet.model import Model
 from inferlet.pages import RawPages
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 _LOWEST_BID = 1000  # how far below the program's own priority a bid of 0 is
 
 
-class Context:
+class Context(Scoped):
     """A conversation or text in progress. Fillers return the context, so that they chain."""
 
     __slots__ = ("_bid", "_buffered", "_engine_loop", "_handle", "_inner", "_model", "_staged")
@@ -96,15 +95,7 @@ class Context:
 
     destroy = release
 
-    def __enter__(self) -> Context:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self.release()
 
     def __repr__(self) -> str:

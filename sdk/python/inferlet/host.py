@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, Protocol, Self, TypeVar
 
 from componentize_py_types import Err
 from wit_world.imports import poll
@@ -21,6 +21,21 @@ class Droppable(Protocol):
     """Any resource of the host, as the bindings show it."""
 
     def __exit__(self, exc_type: None, exc_value: None, traceback: None, /) -> bool | None: ...
+
+
+class Scoped:
+    """What a `with` block holds, and leaves at its end."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        raise NotImplementedError
 
 
 def call(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

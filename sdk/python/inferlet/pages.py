@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-
 from wit_world.imports import context as context_bindings
 from wit_world.imports import pages as bindings
 
 from inferlet.errors import InvalidRequest
-from inferlet.host import call, drop
+from inferlet.host import Scoped, call, drop
 
 
-class RawPages:
+class RawPages(Scoped):
     """What `Context.inner()` gives. While it is open, passes of the context write the pages reserved here in place.
 
     A pass behind the last one raises InvalidRequest, one that would write a page which a fork or a snapshot shares
@@ -66,15 +64,7 @@ class RawPages:
             drop(self._handle)
             self._handle = None
 
-    def __enter__(self) -> RawPages:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def _leave(self) -> None:
         self.close()
 
     def _open(self) -> bindings.RawPages:
