@@ -11,11 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pie_core.contracts.driver import Driver
-from pie_core.contracts.forward import Float32
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.batches import Context, FromTicket, Request, Sample, Stepper, probe_values
+from pie_core.testing.batches import Context, FromTicket, Request, Sample, Stepper
 from tests.plugins.drivers.cuda_native.machine import cuda_native
-from tests.plugins.drivers.portable.test_equivalence import Story, close, greedy, sequential, stories
+from tests.plugins.drivers.portable.test_equivalence import Story, check_stories, greedy, stories
 from tests.plugins.models.reference import ARCHITECTURES, tiny
 
 PAGE_SIZES = (1, 4, 16)
@@ -43,24 +42,7 @@ def driver(architecture: str, page_size: int) -> Driver:
 def test_pages_chunks_and_neighbours_change_nothing(
     architecture: str, page_size: int, told: list[Story], order: Random
 ) -> None:
-    stepper = Stepper(driver(architecture, page_size))
-    stepper.book.shuffle(3)
-    contexts = [stepper.context() for _ in told]
-    waiting = [story.chunks() for story in told]
-    answers: dict[int, tuple[Float32, int]] = {}
-    while any(waiting):
-        ready = [place for place, chunks in enumerate(waiting) if chunks]
-        chosen = [place for place in ready if order.random() < 0.7] or ready
-        order.shuffle(chosen)
-        requests = [told[place].request(contexts[place], *waiting[place].pop(0)) for place in chosen]
-        result = stepper.run(requests)
-        assert not result.failed
-        for row, place in enumerate(chosen):
-            answers[place] = probe_values(result, row), int(result.tokens[row])
-    for place, story in enumerate(told):
-        expected, token = sequential(architecture, story)
-        assert close(answers[place][0], expected)
-        assert answers[place][1] == token
+    check_stories(Stepper(driver(architecture, page_size)), architecture, told, order)
 
 
 @settings(max_examples=20, deadline=None)

@@ -83,17 +83,8 @@ def close(seen: Float32, expected: Float32) -> bool:
     return bool(np.abs(seen - expected).max() <= TOLERANCE * expected.std())
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    architecture=st.sampled_from(sorted(CONFIGS)),
-    page_size=st.sampled_from(PAGE_SIZES),
-    told=st.lists(stories(), min_size=1, max_size=4),
-    order=st.randoms(use_true_random=False),
-)
-def test_pages_chunks_and_neighbours_change_nothing(
-    architecture: str, page_size: int, told: list[Story], order: Random
-) -> None:
-    stepper = Stepper(driver(architecture, page_size))
+def check_stories(stepper: Stepper, architecture: str, told: list[Story], order: Random) -> None:
+    """Told side by side, in chunks that take turns in a random order on pages that lie anywhere, they end as alone."""
     stepper.book.shuffle(3)
     contexts = [stepper.context() for _ in told]
     waiting = [story.chunks() for story in told]
@@ -111,6 +102,19 @@ def test_pages_chunks_and_neighbours_change_nothing(
         expected, token = sequential(architecture, story)
         assert close(answers[place][0], expected)
         assert answers[place][1] == token
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    architecture=st.sampled_from(sorted(CONFIGS)),
+    page_size=st.sampled_from(PAGE_SIZES),
+    told=st.lists(stories(), min_size=1, max_size=4),
+    order=st.randoms(use_true_random=False),
+)
+def test_pages_chunks_and_neighbours_change_nothing(
+    architecture: str, page_size: int, told: list[Story], order: Random
+) -> None:
+    check_stories(Stepper(driver(architecture, page_size)), architecture, told, order)
 
 
 @settings(max_examples=15, deadline=None)
