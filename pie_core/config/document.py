@@ -163,7 +163,8 @@ class _Reader:
         for base in bases:
             data = self.value(base, path)
             if not isinstance(data, dict):
-                raise self._place(path).error("`<<` merges mappings, and this is not one")
+                seen = base.value if isinstance(base, yaml.ScalarNode) else "a list"
+                raise self._place(path).error(f"`<<` merges mappings, and this is {seen}")
             merged = data | merged
         return merged
 
@@ -201,7 +202,9 @@ class _Reader:
 
     def _integer(self, text: str, path: KeyPath) -> int:
         if len(text) > 40:
-            raise self._place(path).error("this number is too long; put it in quotes if it is meant as text")
+            raise self._place(path).error(
+                f"this number is too long ({len(text)} characters); put it in quotes if it is meant as text"
+            )
         return int(text, 16) if text.startswith("0x") else int(text)
 
     def _float(self, text: str, path: KeyPath) -> float:

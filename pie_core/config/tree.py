@@ -142,7 +142,7 @@ class ServerConfig:
 
     def __post_init__(self) -> None:
         if self.tls_key is not None and self.tls_cert is None:
-            raise Misfit("expected `tls_cert` beside it", "tls_key")
+            raise Misfit(f"expected `tls_cert` beside it, but found {self.tls_key} alone", "tls_key")
 
     @property
     def is_local(self) -> bool:
@@ -477,7 +477,8 @@ class ModelConfig:
             )
         if self.revision is not None and self.repo is None:
             raise Misfit(
-                "expected `repo` beside it, because a revision is a version of a repository", "revision"
+                f"expected `repo` beside it, because a revision ({self.revision}) is a version of a repository",
+                "revision",
             )
         devices = len(self.driver.device)
         if devices > 1 and devices % self.replicas:

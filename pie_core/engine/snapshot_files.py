@@ -201,7 +201,7 @@ def _read(path: Path) -> Stored:
     if header.format != FORMAT:
         raise ValueError(f"its format is {header.format!r}; expected {FORMAT!r}")
     if _digest(arrays) != header.digest:
-        raise ValueError("its content is not what was written")
+        raise ValueError(f"its content is not what was written: expected the digest {header.digest}")
     return Stored(header, arrays)
 
 

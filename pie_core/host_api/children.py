@@ -29,7 +29,7 @@ interface.resource("child", HostChild)
 @interface.function("launch", suspends=True)
 def launch(guest: ProgramState, program: str, given: str) -> Pending[HostChild]:
     if guest.launcher is None:
-        raise Unsupported("programs cannot launch others here")
+        raise Unsupported(f"programs cannot launch others here, and {program!r} was to be")
     launching = guest.launcher.launch(guest, program, given)
     started = launching.map(HostChild)
     started.on_abandon = launching.abandon

@@ -119,7 +119,7 @@ class HostContext:
 
     def check_usable(self) -> None:
         if self._released:
-            raise NotFound("this context was released; create, fork or open another")
+            raise NotFound(f"context {self.id} was released; create, fork or open another")
 
     def submitted(self, count: int, positions: Sequence[int] | None = None) -> None:
         """A pass is on its way that writes `count` rows, at the next positions or at these."""
@@ -191,7 +191,9 @@ class HostContext:
         """The program manages the pages. Raises InvalidRequest if it does so already."""
         self.check_usable()
         if self.is_managed:
-            raise InvalidRequest("the pages of this context are managed already: use what took them first")
+            raise InvalidRequest(
+                f"the pages of context {self.id} are managed already: use what took them first"
+            )
         self.is_managed = True
 
     def end_managing(self) -> None:
@@ -203,8 +205,8 @@ class HostContext:
         """Raises InvalidRequest for generations, which take pages as they go."""
         if self.is_managed:
             raise InvalidRequest(
-                "the program manages the pages of this context, and a generation takes pages as it goes: step through"
-                " it with forward passes, or end the managing first"
+                f"the program manages the pages of context {self.id}, and a generation takes pages as it goes: step"
+                " through it with forward passes, or end the managing first"
             )
 
     def check_uncommitted(self, length: int) -> None:
@@ -238,7 +240,7 @@ class HostContext:
         """Drops the last row and lets its token wait in the buffer again, to be continued from."""
         if not self.rows.length:
             raise InvalidRequest(
-                "empty input: the context holds no tokens to continue from; add a turn, tokens or a cue"
+                f"empty input: context {self.id} holds no tokens to continue from; add a turn, tokens or a cue"
             )
         length = self.rows.length - 1
         self.check_uncommitted(length)

@@ -75,12 +75,16 @@ class HostPass:
 
     def check_open(self) -> None:
         if self.submitted:
-            raise InvalidRequest("this pass was executed already; make a new one")
+            raise InvalidRequest(
+                f"this pass of {len(self.tokens)} tokens was executed already; make a new one"
+            )
 
     def add(self, tokens: Sequence[int], positions: Sequence[int] | None) -> None:
         """Positions are written down only once a pass has explicit ones: the engine knows the others."""
         if self.num_drafts:
-            raise InvalidRequest("drafts come last: add the input tokens before input-drafts")
+            raise InvalidRequest(
+                f"drafts come last: the pass has {self.num_drafts}; add these {len(tokens)} tokens before input-drafts"
+            )
         if positions is not None and self.positions is None:
             start = self.context.rows.next
             self.positions = list(range(start, start + len(self.tokens)))
@@ -135,7 +139,7 @@ class PendingPass:
 
     def probe_values(self, index: int) -> tuple[list[int], bytes]:
         if not self.done.done:
-            raise InvalidRequest("the pass has not finished: call tokens() before its probes")
+            raise InvalidRequest(f"the pass has not finished: call tokens() before its probe {index}")
         given = self.done.result()
         probes = [] if isinstance(given, int) else given.probes
         if index >= len(probes):
@@ -197,8 +201,11 @@ def logit_bias(guest: ProgramState, sampler: HostSampler, tokens: list[int], val
         raise InvalidRequest(
             f"logit bias names {len(tokens)} tokens and {len(values)} values: expected one each"
         )
-    if not all(map(math.isfinite, values)):
-        raise InvalidRequest("logit bias has a value that is not finite; to forbid a token use a logit mask")
+    for token, value in zip(tokens, values, strict=True):
+        if not math.isfinite(value):
+            raise InvalidRequest(
+                f"logit bias of token {token} is {value}, which is not finite; to forbid a token use a logit mask"
+            )
     sampler.change(bias_tokens=tuple(tokens), bias_values=tuple(values))
 
 

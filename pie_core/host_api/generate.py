@@ -51,7 +51,9 @@ class HostGeneration:
 
     def check_new(self) -> None:
         if self._request is not None:
-            raise InvalidRequest("this generation was started already; make a new one")
+            raise InvalidRequest(
+                f"this generation was started already (request {self._request}); make a new one"
+            )
 
     def start(self) -> None:
         """Feeds the buffer and generates. Raises InvalidRequest when there is nothing to continue from."""

@@ -71,8 +71,8 @@ class Admission:
         count = len(command.tokens)
         if context.raw is not None:
             raise InvalidRequest(
-                "a generation takes pages as it goes, and the program manages those of this context: step through it "
-                "with forward passes, or end the managing first"
+                f"a generation takes pages as it goes, and the program manages {context.raw.count} of this context: "
+                "step through it with forward passes, or end the managing first"
             )
         self._check_tokens(command.tokens, context)
         self._check_next_positions(context, count)
@@ -312,10 +312,14 @@ class Admission:
                 f"0 to {self._can.vocab_size - 1}"
             )
         if len(set(tokens)) < len(tokens):
-            raise InvalidRequest("logit bias: a token is named twice")
+            twice = next(each for place, each in enumerate(tokens) if each in tokens[:place])
+            raise InvalidRequest(f"logit bias: token {twice} is named twice; give each one value")
         if not all(abs(each) <= _FLOAT32_MAX for each in values):
+            token, value = next(
+                each for each in zip(tokens, values, strict=True) if not abs(each[1]) <= _FLOAT32_MAX
+            )
             raise InvalidRequest(
-                "logit bias: a value is not a finite number; use a logit mask to forbid a token"
+                f"logit bias: {value} of token {token} is not a finite number; use a logit mask to forbid a token"
             )
         return np.array(tokens, np.int32), np.array(values, np.float32)
 
@@ -331,7 +335,9 @@ class Admission:
                 f"logit mask: {len(runs)} runs over {sum(runs)} tokens; the vocabulary has {vocab}"
             )
         if not any(runs[1::2]):
-            raise InvalidRequest("logit mask: every token is forbidden; run lengths begin with forbidden")
+            raise InvalidRequest(
+                f"logit mask: every token is forbidden by {len(runs)} runs; run lengths begin with forbidden"
+            )
         allowed = np.zeros(-(-vocab // 32) * 32, np.uint8)
         allowed[: sum(runs)] = np.repeat(np.arange(len(runs)) % 2, runs)
         return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)

@@ -127,7 +127,7 @@ class Login:
         try:
             data = base64.b64decode(signature, validate=True)
         except (binascii.Error, ValueError):
-            raise ProtocolError("the signature is not base64 text") from None
+            raise ProtocolError(f"the signature ({len(signature)} characters) is not base64 text") from None
         self.principal = self._gate.by_signature(challenge.user, challenge.nonce, data, self._peer)
         return self.principal
 
@@ -142,6 +142,6 @@ class Login:
                 "log in first: auth_by_token with an API key, or auth_identify and auth_prove"
             )
         if not self._gate.holds(self.principal):
-            self.principal = None
-            raise Unauthenticated("these credentials were revoked")
+            user, self.principal = self.principal.user, None
+            raise Unauthenticated(f"the credentials of {user!r} were revoked")
         return self.principal

@@ -317,7 +317,9 @@ class ProcessTable:
 
     def _check_room(self, principal: Principal) -> None:
         if not self.accepts:
-            raise Unavailable("the server is stopping and starts no more programs")
+            raise Unavailable(
+                f"the server is stopping and starts no more programs ({len(self._running)} still run)"
+            )
         if len(self._running) >= self._config.max_processes:
             raise LimitExceeded(
                 f"{len(self._running)} programs are running, no more may (server.max_processes): try again later"

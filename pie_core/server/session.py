@@ -356,7 +356,8 @@ def _launch(
 
 def _refuse_budgets(session: Session, budgets: list[int | None]) -> None:
     if any(budget is not None for budget in budgets):
-        raise Unsupported("token budgets are not kept by this version: leave token_budget out")
+        given = next(budget for budget in budgets if budget is not None)
+        raise Unsupported(f"token budgets are not kept by this version: leave token_budget ({given}) out")
 
 
 @_answers(m.AttachProcess)
@@ -469,7 +470,9 @@ def launch_daemon(session: Session, request: m.LaunchDaemon) -> str:
 
 
 def _no_workflows(session: Session, request: m.Request) -> str:
-    raise Unsupported("this version runs no workflows: launch the processes one by one")
+    raise Unsupported(
+        f"this version runs no workflows, which {type(request).__name__} asks for: launch the processes one by one"
+    )
 
 
 for _kind in (m.SubmitWorkflow, m.CancelWorkflow, m.AttachWorkflow, m.DetachWorkflow):

@@ -131,11 +131,13 @@ class Transcript:
         described = read_tools(tools)
         if self._tokens or self._state.written_turns:
             raise InvalidRequest(
-                "the conversation has begun, and its template describes tools at the beginning: equip a context "
-                "before its first tokens, or truncate it to nothing"
+                f"the conversation has begun ({len(self._tokens)} tokens), and its template describes tools at the "
+                "beginning: equip a context before its first tokens, or truncate it to nothing"
             )
         if described and not self._turns.writes_tools:
-            raise self._unsupported("describes no tools; say what there is in a system turn")
+            raise self._unsupported(
+                f"describes no tools, and {len(described)} were given; say what there is in a system turn"
+            )
         self._become(replace(self._state, tools=tools if described else ""))
 
     def _become(self, state: _State) -> None:
@@ -146,7 +148,7 @@ class Transcript:
     def add_tool_call(self, name: str, arguments: str, call_id: str = "") -> None:
         """A part of the assistant's turn; `arguments` is a JSON object."""
         if not self._turns.writes_calls:
-            raise self._unsupported("writes no tool calls; add them as text")
+            raise self._unsupported(f"writes no tool calls; add the one of {name!r} as text")
         if self._state.cued and self._state.reply_start is not None:
             raise InvalidRequest(
                 "the assistant's turn has been opened for the model, which writes its calls itself; "
@@ -161,7 +163,7 @@ class Transcript:
     def add_tool_result(self, name: str, content: str, call_id: str = "") -> None:
         """A turn of its own: what a tool answered to the call of that id, else to the first open one of its name."""
         if not self._turns.writes_results:
-            raise self._unsupported("writes no tool results; add them as a user's turn")
+            raise self._unsupported(f"writes no tool results; add the one of {name!r} as a user's turn")
         state = self._settled()
         call = answered_call(state.turns, name, call_id)
         if call is None:

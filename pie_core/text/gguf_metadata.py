@@ -133,11 +133,13 @@ class _Reader:
         found: list[str] = []
         for _ in range(count):
             if at + 8 > size:
-                raise self._broken("an array of strings runs past its end")
+                raise self._broken(f"an array of {count} strings runs past its end at byte {size}")
             start = at + 8
             at = start + unpack(data, at)[0]
             if at > size:
-                raise self._broken("a string runs past its end")
+                raise self._broken(
+                    f"a string of {at - start} bytes from byte {start} on runs past its end at byte {size}"
+                )
             found.append(data[start:at].decode())
         self._at = at
         return found

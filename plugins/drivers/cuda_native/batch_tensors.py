@@ -246,7 +246,9 @@ class _Reading:
             self._fail(self._row_request[wrong], cause)
         positions, longest = self._batch.positions, self._limits.max_model_len
         if positions.ndim != 1:
-            raise ForwardError("driver cuda_native: positions have three axes, this model has one")
+            raise ForwardError(
+                f"driver cuda_native: positions of shape {positions.shape} have more than the one axis of this model"
+            )
         wrong = (positions < 0) | (positions >= longest)
         if wrong.any():
             cause = f"position {positions[wrong][0]} is outside 0 … {longest - 1}"

@@ -116,7 +116,10 @@ class CudaNativeDriver:
         self._refuse(Feature.AUDIO)
 
     def generate(self, request: GenerationRequest) -> Int32:
-        raise Unsupported("driver cuda_native runs single steps; it has no request level")
+        raise Unsupported(
+            f"driver cuda_native was asked for a generation of {request.max_tokens} tokens: it runs single steps "
+            "and has no request level"
+        )
 
     def parts(self) -> tuple[StepRunner, tuple[KvCache, ...], Timeline]:
         """What another driver takes over, with everything that is loaded."""

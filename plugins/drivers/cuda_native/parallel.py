@@ -97,7 +97,10 @@ def share_of_config(config: ModelConfig, ranks: Ranks) -> Any:
     if ranks.size == 1:
         return config
     if not isinstance(config, DenseConfig):
-        raise LoadError("driver cuda_native: tensor_parallel is implemented for dense decoders only")
+        raise LoadError(
+            f"driver cuda_native: tensor_parallel is implemented for dense decoders only, and a "
+            f"{type(config).__name__} was to be shared by {ranks.size} devices; name one device"
+        )
     shared = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
     for name in shared:
         if getattr(config, name) % ranks.size:

@@ -77,7 +77,10 @@ class DummyDriver:
 
     def submit(self, batch: ForwardBatch) -> Ticket:
         if self._capabilities.level == "request":
-            raise Unsupported("driver 'dummy' is of level 'request': it runs whole generations, not steps")
+            raise Unsupported(
+                f"driver 'dummy' is of level 'request' and got a step of {len(batch.context_ids)} contexts: it runs "
+                "whole generations"
+            )
         self._check_open()
         if used := used_features(batch, self._undeclared):
             raise Unsupported(
@@ -227,7 +230,8 @@ class DummyDriver:
     def generate(self, request: GenerationRequest) -> Int32:
         if self._capabilities.level == "step":
             raise Unsupported(
-                "driver 'dummy' is of level 'step': whole generations need its option level: request"
+                f"driver 'dummy' is of level 'step' and was asked for a generation of {request.max_tokens} tokens: "
+                "these need its option level: request"
             )
         self._check_open()
         return generate(request, self._step_level, self._run_now)

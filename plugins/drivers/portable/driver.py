@@ -185,7 +185,10 @@ class PortableDriver:
         self._refuse(Feature.AUDIO)
 
     def generate(self, request: GenerationRequest) -> Int32:
-        raise Unsupported("driver portable runs single steps; it has no request level")
+        raise Unsupported(
+            f"driver portable was asked for a generation of {request.max_tokens} tokens: it runs single steps "
+            "and has no request level"
+        )
 
     def close(self) -> None:
         with self._running:
