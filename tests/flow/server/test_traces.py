@@ -222,7 +222,8 @@ def test_an_error_stands_on_every_span_that_it_ended(on_server: OnServer, record
 def test_a_program_that_is_ended_ends_its_spans(on_server: OnServer, recorded: Recorded) -> None:
     async def scenario(pie: Pie) -> None:
         async with pie.client() as client:
-            process = await client.launch("text-completion", {"prompt": "Hi", "max_tokens": 20_000})
+            asked = {"prompt": "Go on", "max_tokens": 20_000, "temperature": 0.0}  # hundreds of tokens
+            process = await client.launch("text-completion", asked)
             await anext(aiter(process))
             await process.terminate()
             with pytest.raises(GuestError):
