@@ -25,8 +25,9 @@ python3 -c 'import torch, triton; print(torch.__version__, triton.__version__, t
 case $part in
   correct)
     tests=tests/plugins/drivers/cuda_native
-    timeout 420 python3 -m pytest -q -p no:cacheprovider --timeout 120 "$tests"/test_{step,layer,sampling}_kernels.py \
-      "$tests"/test_driver.py "$tests"/test_products.py tests/gpu 2>&1 | tee "$out/tests.log" | tail -40
+    timeout 420 python3 -m pytest -q -p no:cacheprovider --timeout 120 "$tests"/test_*_kernels.py "$tests"/test_driver.py \
+      "$tests"/test_*_attention.py "$tests"/test_{products,prompt_graphs,attention_work}.py tests/gpu 2>&1 |
+      tee "$out/tests.log" | tail -40
     timeout 150 python3 -m pytest -q -p no:cacheprovider --timeout 60 "$tests"/test_contract.py -k Replayed 2>&1 |
       tee "$out/contract.log" | tail -30
     ;;
