@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ProbeKind
@@ -48,16 +47,15 @@ def loaded(path: Path, **options: Any) -> Driver:
 
 @contextmanager
 def memory_left(mib: int) -> Iterator[None]:
-    """Takes all the GPU's memory but so much, and what torch holds in reserve too."""
+    """Torch gives this process so much more than it has, and no more: what others have on the GPU is left alone."""
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info()
-    hogs: list[Tensor] = [torch.empty(max(0, free - mib * MIB), dtype=torch.uint8, device="cuda")]
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + mib * MIB) / total)
     try:
         yield
     finally:
-        hogs.clear()
-        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def test_a_model_that_does_not_fit_is_refused_with_what_to_lower(configuration: Path) -> None:
