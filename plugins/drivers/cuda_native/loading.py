@@ -203,12 +203,20 @@ class _Loading:
         return load_model(path, request.architectures, *placed, request.progress)
 
     def _tune(self) -> None:
-        """Products are measured while the GPU is still empty. All ranks take what the first chose: where another kernel
-        rounds the logits otherwise, ranks would draw different tokens."""
-        tune = getattr(self._plain_linear, "tune", None)
-        if tune is not None and isinstance(self._timeline, CudaTimeline):
-            self._request.progress(Progress("measuring matrix products", 0, 0, ""))
-            tune(self._timeline, self._ranks.first_s)
+        """Products are measured while the GPU is still empty. The first rank does that, and compiles before the others,
+        who find what it compiled. All take what it chose: where another kernel rounds the logits otherwise, ranks would
+        draw different tokens."""
+        linear: Any = self._plain_linear
+        if not hasattr(linear, "tune") or not isinstance(self._timeline, CudaTimeline):
+            return
+        self._request.progress(Progress("measuring matrix products", 0, 0, ""))
+        is_first = self._ranks.rank == 0
+        cuts = self._ranks.first_s(linear.tune(self._timeline) if is_first else {})
+        if is_first:
+            linear.take(cuts)
+        self._ranks.first_s(None)  # the others waited for this
+        if not is_first:
+            linear.take(cuts)
 
     def _taken(self) -> int:
         if self._device.type != "cuda":

@@ -102,8 +102,8 @@ class TunedLinear(PlainLinear):
         launch(x.contiguous(), matrix, cut, around, out)
         return out
 
-    def tune(self, timeline: CudaTimeline, agree: Callable[[dict[Choice, Cut]], dict[Choice, Cut]]) -> None:
-        """Times every shape, and takes what those who share the model agree on. The matrices are forgotten then."""
+    def tune(self, timeline: CudaTimeline) -> dict[Choice, Cut]:
+        """Times every shape: where the own kernels are faster, and how."""
         self._compile()
         clock, cuts = _Clock(timeline), dict[Choice, Cut]()
         for choice, matrices in self._choices():
@@ -113,7 +113,11 @@ class TunedLinear(PlainLinear):
             LOG.debug("%s: library %.2f us, %s %.2f us", choice, 1e6 * library, cut, 1e6 * seconds)
             if seconds < MARGIN * library:
                 cuts[choice] = cut
-        self.cuts = agree(cuts)
+        return cuts
+
+    def take(self, cuts: Mapping[Choice, Cut]) -> None:
+        """What `tune` found, here or on another rank. The matrices are forgotten then."""
+        self.cuts = cuts
         self._compile_around()
         self._matrices.clear()
         LOG.info("products by the own kernels: %s", self.cuts or "none")

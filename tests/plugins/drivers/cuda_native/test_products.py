@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -13,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pie_plugins.drivers.cuda_native.linear import Matrix
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.models.layers.linear import one_by_one
 from pie_plugins.models.layers.step import Around, Step
@@ -22,6 +26,7 @@ from tests.plugins.drivers.cuda_native.machine import DEVICE
 pytestmark = needs_triton
 DTYPE = torch.float32 if DEVICE == "cpu" else torch.bfloat16  # few rows go to tensor cores
 if find_spec("triton"):
+    from pie_plugins.drivers.cuda_native import tuned_linear
     from pie_plugins.drivers.cuda_native.tuned_linear import (
         FEW_ROWS_CUTS,
         ONE_ROW_CUTS,
@@ -105,6 +110,47 @@ def cuts(rows: int) -> tuple[Cut, ...]:
     """Also those that hold some tiles, or all of them."""
     holding = (Cut(64, 128, held=2), Cut(64, 64, shares=3, held=1), Cut(64, 256, shares=2, held=1))
     return ONE_ROW_CUTS if rows == 1 else holding + FEW_ROWS_CUTS
+
+
+def test_tuning_takes_what_is_clearly_faster_than_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With times that are made up: a product that shares its inputs takes half as long as any other."""
+
+    class Clock:
+        def __init__(self, _: object) -> None: ...
+
+        def seconds(
+            self, call: Callable[[Tensor, Matrix], Tensor], x: Tensor, matrices: list[Matrix]
+        ) -> float:
+            call(x, matrices[0])
+            return 1.0 if launched.pop() == 1 else 0.5
+
+    launched: list[int] = [1]
+
+    def launch(_: object, grid: tuple[int, ...], *given: object, **constants: object) -> None:
+        launched.append(grid[-1] if len(grid) > 1 else 1)
+
+    monkeypatch.setattr(tuned_linear, "_Clock", Clock)
+    monkeypatch.setattr(tuned_linear, "_library", lambda *_: launched.append(1))
+    monkeypatch.setattr(tuned_linear, "_launch", launch)
+    monkeypatch.setattr(tuned_linear, "_compiling", lambda: nullcontext(lambda *_, **__: None))
+    linear = TunedLinear()
+    for outputs, inputs in (
+        (128, 64),
+        (64, 64),
+    ):  # half of 128 outputs are inputs of the second: it may be gated
+        linear.prepare(torch.zeros(outputs, inputs, dtype=torch.bfloat16, device=DEVICE), None)
+    linear.prepare(torch.zeros(64, 512, device=DEVICE), None)  # several rows of float32 stay the library's
+    cuts = linear.tune(cast(CudaTimeline, None))
+    expected = {
+        Choice(outputs, 64, gated, rows)
+        for outputs, gated in ((128, False), (128, True), (64, False))
+        for rows in (16, 32, 64)
+    }
+    assert set(cuts) == expected
+    assert all(cut.shares > 1 for cut in cuts.values())
+    linear.take(cuts)
+    assert linear.cuts == cuts
+    assert linear.tune(cast(CudaTimeline, None)) == {}  # it has let the matrices go
 
 
 @pytest.mark.parametrize("biased", [False, True])
