@@ -276,9 +276,10 @@ def _leave_pivots(pivots, words, chosen, warmth, PIVOTS: tl.constexpr):
 @triton.jit
 def _is_above(values, pivot, PIVOTS: tl.constexpr):
     """1.0 or 0.0: the difference, as steep as takes the least one beyond 1. Comparisons take twice the time."""
-    if INTERPRETED:
-        return (values > tl.load(pivot)).to(tl.float32)
     steep, offset = tl.load(pivot + PIVOTS), tl.load(pivot + 2 * PIVOTS)
+    if INTERPRETED:
+        is_finite = values > LOWEST  # numpy warns of what a saturated sum takes for 0
+        return tl.where(is_finite & (tl.where(is_finite, values, 0.0) * steep + offset >= 1.0), 1.0, 0.0)
     return tl.inline_asm_elementwise(
         "fma.rn.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [values, steep, offset], dtype=tl.float32, is_pure=True, pack=1
     )  # fmt: skip
