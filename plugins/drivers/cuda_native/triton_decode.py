@@ -110,6 +110,10 @@ def decode_kernel(
     share = tl.cdiv(tiles, tl.num_programs(0) // num_kv_heads)
     kv_head = tl.program_id(0) % num_kv_heads  # programs side by side read the same pages
     first = tl.program_id(0) // num_kv_heads * share
+    if first >= tiles:  # its place is free at once, for the weights of the kernel behind this one
+        if tiles == 0:  # a kernel must not be done before those ahead are, and here nobody else waits
+            follow(OVERLAPS)
+        return
     last = tl.minimum(first + share, tiles) - 1
     entries = work + HEADER + COUNTERS
     flat = tl.arange(0, ROWS)
@@ -121,12 +125,10 @@ def decode_kernel(
     best = tl.full([ROWS], float("-inf"), tl.float32)
     norm = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, DIMS], tl.float32)
-    token, count, left, offset, listed = _entry(entries + first * WORDS, first < tiles, PAGES)
+    token, count, left, offset, listed = _entry(entries + first * WORDS, True, PAGES)
     if OVERLAPS:
         _fetch_ahead(pages, listed, kv_head * PAGE + offset, half, DIM, PAGE, PAGES, COLUMNS)
     follow(OVERLAPS)
-    if first >= tiles:
-        return
     for at in range(first, last + 1):
         is_cached = (column < left)[:, None] & (dim < DIM)[None, :]
         place = _page_places(pages, listed, column, 2 * half, DIM, PAGE, PAGES) + (in_page + offset * DIM)
