@@ -11,6 +11,8 @@ from pie_core.contracts.driver import CacheSpace
 from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.pool import PagePool
 
+_FIRST = 32  # pages that there is room for at once: a thousand contexts in step that all need more room hold a step up
+
 
 @dataclass(frozen=True, slots=True)
 class PageCopy:
@@ -46,8 +48,8 @@ class PageList:
         self.pool = pool
         self.page_size = space.page_size
         self.window = space.group.window if space.group.kind == "window" else None
-        self._pages: Int32 = np.empty(4, np.int32)
-        self._logical: Int32 = np.empty(4, np.int32)
+        self._pages: Int32 = np.empty(_FIRST, np.int32)
+        self._logical: Int32 = np.empty(_FIRST, np.int32)
         self._size = 0
         self._end = 0  # one more than the last logical number
         self._left = 0  # logical numbers below have left the window
