@@ -94,10 +94,10 @@ def test_a_kernel_that_cannot_be_built_fails_its_step_alone(
 ) -> None:
     from pie_plugins.drivers.cuda_native import triton_kernels  # imports triton
 
-    stepper = Stepper(loaded(configuration))
+    stepper = Stepper(loaded(configuration, cuda_graphs=False, graph_rows=0))
     expected = stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist()
     with monkeypatch.context() as patch:
-        patch.setattr(triton_kernels, "ACTIVATION_BLOCK", 2**22)  # more than Triton allows
+        patch.setattr(triton_kernels, "LANES", 2**22)  # more than Triton allows
         context = stepper.context()
         stepper.make_room(context, 2)
         ticket = stepper.driver.submit(stepper.build([Request(context, [1, 2], samples=[Sample()])]))
@@ -164,6 +164,7 @@ def test_a_gpu_that_faults_is_told_as_a_lost_engine_from_then_on(configuration: 
     run = subprocess.run(
         [sys.executable, "-c", FAULT, str(configuration)],
         capture_output=True,
+        cwd=Path(__file__).parents[2],
         text=True,
         timeout=120,
         check=False,
