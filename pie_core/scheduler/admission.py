@@ -5,6 +5,7 @@ Nothing is changed by looking: a refused request leaves its context as it was.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -312,7 +313,7 @@ class Admission:
                 f"0 to {self._can.vocab_size - 1}"
             )
         if len(set(tokens)) < len(tokens):
-            twice = next(each for place, each in enumerate(tokens) if each in tokens[:place])
+            ((twice, _),) = Counter(tokens).most_common(1)
             raise InvalidRequest(f"logit bias: token {twice} is named twice; give each one value")
         if not all(abs(each) <= _FLOAT32_MAX for each in values):
             token, value = next(

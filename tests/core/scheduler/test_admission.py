@@ -55,7 +55,7 @@ MALFORMED: list[tuple[dict[str, Any], str]] = [
     (sampled(bias_tokens=(1,)), "1 tokens and 0 values"),
     (sampled(bias_values=(1.0,)), "0 tokens and 1 values"),
     (sampled(bias_tokens=(97,), bias_values=(1.0,)), "token ids from 97 to 97"),
-    (sampled(bias_tokens=(1, 1), bias_values=(1.0, 2.0)), "named twice"),
+    (sampled(bias_tokens=(1, 2, 3, 2), bias_values=(1.0,) * 4), "token 2 is named twice"),
     (sampled(bias_tokens=(1,), bias_values=(-INFINITY,)), "not a finite number"),
     ({"probes": (Probe(1, ProbeKind.LOGITS),)}, "probe on row 1; the pass has rows 0 to 0"),
     ({"probes": (Probe(0, 9),)}, "kind 9 is unknown"),
