@@ -5,6 +5,7 @@ Needs one NVIDIA GPU. The driver's other tests run on it too, where there is one
 
 from __future__ import annotations
 
+import gc
 import json
 import warnings
 from collections.abc import Iterator
@@ -251,3 +252,13 @@ def test_pages_fill_the_share_of_the_memory_that_pie_may_use(tmp_path: Path) -> 
     free, total = torch.cuda.mem_get_info()
     assert 0.14 * total < total - free < 0.22 * total
     driver.close()
+
+
+def test_a_closed_driver_gives_its_memory_back_though_survivors_are_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3", **SMALL)))
+    before = torch.cuda.memory_allocated()
+    driver = small(tmp_path, random_weights=True)
+    held = torch.cuda.memory_allocated() - before
+    gc.freeze()
+    driver.close()
+    assert torch.cuda.memory_allocated() - before < held / 10

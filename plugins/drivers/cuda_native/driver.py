@@ -137,10 +137,9 @@ class CudaNativeDriver:
             with suppress(RuntimeError):  # a kernel that faulted; its steps have failed, and closing goes on
                 self._timeline.synchronize()
         self._open.clear()
-        self._caches, self._steps = (
-            (),
-            None,
-        )
+        self._caches, self._steps = (), None
+        if self._timeline.device.type == "cuda":
+            gc.unfreeze()  # a server sets aside what lives when it begins to serve, this driver among it
         gc.collect()  # recordings and what they run refer to each other; weights, graphs and pages go with them
 
     @contextmanager
