@@ -30,6 +30,7 @@ from pie_core.contracts.driver import Driver, DriverRequest
 from pie_plugins.drivers import cuda_native
 from pie_plugins.models import llama, qwen3
 
+MIXED_TEMPERATURE = 0.6
 MIXED_SEED = 0  # the workload of 133,966 tokens that other engines are measured with
 
 
@@ -104,7 +105,15 @@ def _parse() -> argparse.Namespace:
         help="of a batch's contexts together; more is left out",
     )
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8000])
-    parser.add_argument("--guests", action="store_true", help="also the same decoding by programs")
+    parser.add_argument(
+        "--guests", action="store_true", help="also the same decoding, and the mixed workload, by programs"
+    )
+    parser.add_argument(
+        "--pages",
+        default="pool",
+        choices=["pool", "scattered", "contiguous"],
+        help="where the bare loop's contexts lie in the cache: as pie hands out its pages, each anywhere, in a row",
+    )
     parser.add_argument("--mixed", action="store_true", help="also the mixed workload of 256 sequences")
     parser.add_argument("--temperature", type=float, default=0.0, help="of what is decoded; 0 is greedy")
     parser.add_argument("--depth", type=int, default=1, help="steps queued behind the open one")
@@ -146,7 +155,10 @@ def _cells(
     for tokens in arguments.prefill:
         yield _prefill_cell(driver, shape, tokens, arguments.repeats, peers)
     if arguments.mixed:
-        yield _mixed_cell(driver, shape, arguments, peers)
+        mixed = _mixed_cell(driver, shape, arguments, peers)
+        yield mixed
+        if arguments.guests:
+            yield from _mixed_guest_cells(driver, mixed, arguments)
 
 
 def _cache_bytes(driver: Driver, shape: Shape) -> int:
@@ -165,7 +177,9 @@ def _decode_cell(
     tokens = arguments.tokens if prompt == arguments.prompt else 64
     best = _best(
         arguments.repeats if prompt == arguments.prompt else 1,
-        lambda: run(driver, [Story(prompt, tokens)] * batch, arguments.temperature, arguments.depth),
+        lambda: run(
+            driver, [Story(prompt, tokens)] * batch, arguments.temperature, arguments.depth, arguments.pages
+        ),
         lambda timed: timed.decode_s,
     )
     step_ms = 1e3 * best.decode_s / (tokens - 1)
@@ -186,11 +200,8 @@ def _decode_cell(
 
 def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Namespace) -> Iterator[Cell]:
     from benchmarks.gpu_guests import decode_with_guests  # needs all of pie; the bare loop needs torch alone
-    from pie_core.processes.garbage import set_survivors_aside
-    from pie_core.sandbox.quick_calls import build_if_possible
 
-    build_if_possible()  # as `pie serve` does, and that, too:
-    set_survivors_aside()
+    _prepare_programs()
     for how, depth in (("offload", 1), ("depth 0", 0), ("depth 1", 1), ("depth 4", 4)):
         decode = asyncio.run(
             decode_with_guests(
@@ -217,6 +228,15 @@ def _guest_cells(driver: Driver, batch: int, bare: Cell, arguments: argparse.Nam
         )
 
 
+def _prepare_programs() -> None:
+    """As `pie serve` does."""
+    from pie_core.processes.garbage import set_survivors_aside
+    from pie_core.sandbox.quick_calls import build_if_possible
+
+    build_if_possible()
+    set_survivors_aside()
+
+
 def _prefill_cell(
     driver: Driver, shape: Shape, tokens: int, repeats: int, peers: Sequence[dict[str, Any]]
 ) -> Cell:
@@ -232,7 +252,7 @@ def _mixed_cell(
     driver: Driver, shape: Shape, arguments: argparse.Namespace, peers: Sequence[dict[str, Any]]
 ) -> Cell:
     stories = mixed_stories()
-    timed = _best(1, lambda: run(driver, stories, 0.6, arguments.depth), lambda timed: timed.decode_s)
+    timed = run(driver, stories, MIXED_TEMPERATURE, arguments.depth, arguments.pages)
     seconds = timed.first_token_s + timed.decode_s
     peer = 1e3 * _peer(peers, shape.name, {"workload": "mixed256"}, "s")
     return Cell(
@@ -243,6 +263,24 @@ def _mixed_cell(
         _mixed_floor(shape, stories),
         vllm_ms=peer,
     )
+
+
+def _mixed_guest_cells(driver: Driver, bare: Cell, arguments: argparse.Namespace) -> Iterator[Cell]:
+    from benchmarks.gpu_guests import run_with_guests
+
+    _prepare_programs()
+    stories = mixed_stories()
+    for how in ("offload", "depth 1"):
+        whole = asyncio.run(
+            run_with_guests(driver, stories, 1, is_offloaded=how == "offload", temperature=MIXED_TEMPERATURE)
+        )
+        yield replace(
+            bare,
+            name=f"mixed 256 {how}",
+            ms=1e3 * whole.seconds,
+            tokens_per_s=sum(story.tokens for story in stories) / whole.seconds,
+            bare_ms=bare.ms,
+        )
 
 
 def mixed_stories() -> list[Story]:

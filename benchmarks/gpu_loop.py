@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +27,10 @@ from pie_core.contracts.forward import (
     TokenRefs,
 )
 from pie_core.ids import Ticket
+from pie_core.kv_pages.pool import PagePool
 
 Int = NDArray[np.int32]
+Order = Literal["pool", "scattered", "contiguous"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +62,19 @@ class Contexts:
     """Some stories with their pages, and the batches that feed them."""
 
     def __init__(
-        self, capabilities: DriverCapabilities, stories: Sequence[Story], temperature: float, seed: int = 0
+        self,
+        capabilities: DriverCapabilities,
+        stories: Sequence[Story],
+        temperature: float,
+        order: Order = "pool",
     ) -> None:
         self.capabilities = capabilities
         space = capabilities.cache[0]
         self.size = space.page_size
         self.prompts = np.array([each.prompt for each in stories], np.int32)
         self.totals = self.prompts + np.array([each.tokens for each in stories], np.int32)
-        listed = -(-self.totals // self.size)
-        if listed.sum() > space.num_pages:
-            raise MemoryError(f"{listed.sum()} pages needed, {space.num_pages} are there")
-        order = (
-            np.random.default_rng(seed).permutation(listed.sum()).astype(np.int32)
-        )  # the lowest, as pie hands out
-        self.pages = np.split(order, np.cumsum(listed)[:-1])
-        self.logical = [np.arange(count, dtype=np.int32) for count in listed]
+        self.pages = pages_in(order, stories, self.size, space.num_pages)
+        self.logical = [np.arange(len(pages), dtype=np.int32) for pages in self.pages]
         self.temperature = temperature
         self.lengths = np.zeros(len(stories), np.int32)
         self._tickets = np.zeros(len(stories), np.int64)  # where the last token of each is drawn
@@ -183,9 +184,39 @@ class Contexts:
         )
 
 
-def run(driver: Driver, stories: Sequence[Story], temperature: float = 0.0, depth: int = 1) -> Timed:
+def pages_in(order: Order, stories: Sequence[Story], page_size: int, num_pages: int) -> list[Int]:
+    """The pages of each context: as pie's pool hands them out, drawn from the whole cache, or one after the other."""
+    counts = [-(-(each.prompt + each.tokens) // page_size) for each in stories]
+    if order == "pool":
+        return pooled_pages(stories, page_size, num_pages)
+    if sum(counts) > num_pages:
+        raise MemoryError(f"{sum(counts)} pages needed, {num_pages} are there")
+    mixed = np.random.default_rng(0).permutation(num_pages) if order == "scattered" else np.arange(num_pages)
+    return np.split(mixed[: sum(counts)].astype(np.int32), np.cumsum(counts)[:-1])
+
+
+def pooled_pages(stories: Sequence[Story], page_size: int, num_pages: int) -> list[Int]:
+    """What contexts get that start together: pages for their prompts, then one whenever one is full, until they end."""
+    pool = PagePool("kv", num_pages)
+    pages = [pool.allocate(-(-each.prompt // page_size)) for each in stories]
+    for step in range(1, max(each.tokens for each in stories) + 1):
+        for each, held in zip(stories, pages, strict=True):
+            if step <= each.tokens and (each.prompt + step - 1) % page_size == 0:
+                held += pool.allocate(1)
+            if step == each.tokens:
+                pool.release(held)
+    return [np.array(held, np.int32) for held in pages]
+
+
+def run(
+    driver: Driver,
+    stories: Sequence[Story],
+    temperature: float = 0.0,
+    depth: int = 1,
+    order: Order = "pool",
+) -> Timed:
     """Prefills everything, then decodes until each has its tokens; `depth` steps wait behind the open one."""
-    contexts = Contexts(driver.capabilities, stories, temperature)
+    contexts = Contexts(driver.capabilities, stories, temperature, order)
     timed = Timed(tokens=int((contexts.totals - contexts.prompts).sum()))
     started = time.perf_counter()
     prefill(driver, contexts)

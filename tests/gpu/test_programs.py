@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from benchmarks.engine.stage import Crowd, status
-from benchmarks.gpu_guests import offloaded, stepping
+from benchmarks.gpu_guests import guest, inputs_of
+from benchmarks.gpu_loop import Story
 from benchmarks.gpu_models import SHAPES
 from benchmarks.pie_in_process import quiet
 from pie_core.app import Application
@@ -53,10 +54,11 @@ def configured(folder: Path, runtime: str, depth: int, device: str) -> Config:
 
 async def run_programs(folder: Path, runtime: str, depth: int, device: str = "cuda:0") -> None:
     async with Application(configured(folder, runtime, depth, device), quiet) as app:
-        for place, component in enumerate((offloaded(PROMPT, TOKENS), stepping(PROMPT, TOKENS))):
-            path = folder / f"program-{place}.wasm"
-            path.write_bytes(component)
-            crowd = Crowd(app, ComponentProgram(path.stem, path), [{}] * PROGRAMS)
+        inputs = inputs_of([Story(PROMPT, TOKENS)] * PROGRAMS, SMALL["vocab_size"])
+        for is_offloaded in (True, False):
+            path = folder / f"program-{is_offloaded}.wasm"
+            path.write_bytes(guest(is_offloaded=is_offloaded, waits=True, temperature=0.0))
+            crowd = Crowd(app, ComponentProgram(path.stem, path), inputs)
             try:
                 await asyncio.wait_for(crowd.run(), PATIENCE_S)
             except TimeoutError:

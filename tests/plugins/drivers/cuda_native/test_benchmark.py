@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu import _peer, _peer_entries, mixed_stories
-from benchmarks.gpu_guests import decode_with_guests
-from benchmarks.gpu_loop import Story, Timed, run
+from benchmarks.gpu_guests import decode_with_guests, run_with_guests
+from benchmarks.gpu_loop import Order, Story, Timed, pages_in, run
 from benchmarks.gpu_models import SHAPES, decode_floor_ms
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import tiny
@@ -56,6 +58,38 @@ def test_programs_decode_on_a_driver_that_is_lent(tmp_path: Path, is_offloaded: 
     assert decode.tokens_per_s > 0
     assert run(driver, [Story(5, 2)]).tokens == 2  # it is still open
     driver.close()
+
+
+@pytest.mark.parametrize("is_offloaded", [True, False])
+def test_programs_compute_every_row_of_their_stories(tmp_path: Path, is_offloaded: bool) -> None:
+    """No prompt is another's, so no page is shared and no row taken over."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3")))
+    driver = cuda_native(tmp_path, random_weights=True)
+    stories = [Story(40, 5), Story(33, 9), Story(64, 2), Story(64, 3)]
+    with patch.object(driver, "submit", wraps=driver.submit) as submit:
+        whole = asyncio.run(run_with_guests(driver, stories, 1, is_offloaded=is_offloaded, temperature=0.6))
+    assert whole.seconds > 0
+    assert sum(step.rows for step in whole.steps) >= sum(each.prompt + each.tokens - 1 for each in stories)
+    for call in submit.call_args_list:
+        pages = call.args[0].cache[0].pages
+        assert len(np.unique(pages)) == len(pages)
+    driver.close()
+
+
+@pytest.mark.parametrize("order", ["pool", "scattered", "contiguous"])
+def test_pages_hold_every_story_and_nobody_else_s(order: Order) -> None:
+    stories = [Story(40, 30), Story(1, 1), Story(17, 90), Story(16, 16)]
+    pages = pages_in(order, stories, 16, 64)
+    assert [len(each) for each in pages] == [5, 1, 7, 2]
+    for step in range(90):
+        alive = [
+            held[: -(-(story.prompt + step) // 16)]
+            for story, held in zip(stories, pages, strict=True)
+            if step < story.tokens  # the last token is never fed
+        ]
+        live = np.concatenate(alive)
+        assert len(np.unique(live)) == len(live)
+        assert live.max() < 64
 
 
 def test_results_of_a_peer_are_found_by_model_and_cell(tmp_path: Path) -> None:
