@@ -46,7 +46,7 @@ DOUBLES = {"facts"}
 SCALARS = {
     "columns": "i32", "eps": "fp32", "scale": "fp32", "num_heads": "i32", "num_kv_heads": "i32", "heads": "i32",
     "q_stride": "i32", "mask_width": "i32", "tiles": "i32", "narrow_rows": "i32", "wide": "i32", "rows_each": "i32",
-    "vocab_size": "i32", "chunks": "i32", "shares": "i32", "chunks_each": "i32",
+    "vocab_size": "i32", "chunks": "i32", "shares": "i32", "chunks_each": "i32", "splits": "i32",
     "num_rows": "i32", "num_requests": "i32", "num_pages": "i32", "num_samplers": "i32", "max_drafts": "i32",
     "accepted_at": "i32", "last_at": "i32", "length_at": "i32", "tokens_at": "i32", "live_at": "i32", "rows": "i32",
     "outputs": "i32", "inputs": "i32", "share": "i32", "tile_rows": "i32",
@@ -109,14 +109,13 @@ def _attention() -> Iterator[Variant]:
                 "GROUP": group,
                 "ROWS": 16,
                 "COLUMNS": 64,
-                "SPLITS": 4,
                 "NARROW": True,
                 "MASKED": masked,
                 "CASCADE": False,
                 "PREFIX": False,
             }
             yield Variant(triton_attention.attend_kernel, same | narrow, pointers=_COLUMNS)
-        plain = {"GROUP": group, "COLUMNS": 64, "SPLITS": 4, "MASKED": False}
+        plain = {"GROUP": group, "COLUMNS": 64, "MASKED": False}
         behind = plain | {"ROWS": 16, "NARROW": True, "CASCADE": True, "PREFIX": False}
         yield Variant(triton_attention.attend_kernel, same | behind, pointers=_COLUMNS)
         prefix = plain | {"ROWS": 16 * group, "NARROW": False, "CASCADE": False, "PREFIX": True}
@@ -125,7 +124,6 @@ def _attention() -> Iterator[Variant]:
         "GROUP": 2,
         "ROWS": 128,
         "COLUMNS": 64,
-        "SPLITS": 1,
         "NARROW": False,
         "MASKED": False,
         "CASCADE": False,

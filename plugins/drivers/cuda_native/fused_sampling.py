@@ -52,8 +52,7 @@ class _Cut:
 class _Room:
     """What the kernels leave for one another, for each row."""
 
-    shares: int  # a power of two
-    chunks: int  # a power of two
+    chunks: int  # a power of two; room for as many shares, for kernels would be compiled anew for each number of them
     best: Tensor
     best_id: Tensor
     score: Tensor
@@ -68,21 +67,21 @@ class _Room:
 
     @staticmethod
     def of(rows: int, cut: _Cut, device: torch.device) -> _Room:
-        shares, chunks = (int(triton.next_power_of_2(count)) for count in (cut.shares, cut.chunks))
+        chunks = int(triton.next_power_of_2(cut.chunks))
         wide = -(-rows // ALIGNED) * ALIGNED
 
         def made(dtype: torch.dtype, *each: int) -> Iterator[Tensor]:
             sizes = [wide * size for size in each]
             return iter(torch.empty(sum(sizes), dtype=dtype, device=device).split(sizes))
 
-        floats = made(torch.float32, shares, shares, chunks * PIVOTS, 3 * PIVOTS, cut.listable)
+        floats = made(torch.float32, chunks, chunks, chunks * PIVOTS, 3 * PIVOTS, cut.listable)
         best, score, parts, pivots, listed = floats
         best_id, score_id, words, listed_id, tokens = made(
-            torch.int32, shares, shares, int(WORDS), cut.listable, 1
+            torch.int32, chunks, chunks, int(WORDS), cut.listable, 1
         )
         (facts,) = made(torch.float64, int(FACTS))
         ends = (facts, words, listed, listed_id, tokens)
-        return _Room(shares, chunks, best, best_id, score, score_id, parts, pivots, *ends)
+        return _Room(chunks, best, best_id, score, score_id, parts, pivots, *ends)
 
 
 class FusedSampler:
@@ -146,7 +145,7 @@ class _Call:
             cut.shares,
             cut.chunks_each,
             CHUNK=cut.chunk,
-            SHARES=room.shares,
+            SHARES=room.chunks,
             PIVOTS=PIVOTS,
             NOTHING_ALLOWED=int(Failure.NOTHING_ALLOWED),
             NOT_A_NUMBER=int(Failure.NOT_A_NUMBER),
@@ -188,7 +187,7 @@ class _Call:
             self._vocab_size,
             cut.chunks_each,
             CHUNK=cut.chunk,
-            SHARES=room.shares,
+            SHARES=room.chunks,
             **self._same,
         )
 
@@ -208,7 +207,7 @@ class _Call:
             self._vocab_size,
             cut.shares,
             BLOCK=cut.chunk,
-            SHARES=room.shares,
+            SHARES=room.chunks,
             num_warps=8,
             **self._same,
         )

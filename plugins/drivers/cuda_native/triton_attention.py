@@ -19,7 +19,7 @@ import triton.language as tl
 from pie_plugins.drivers.cuda_native.triton_launches import follow
 
 
-@triton.jit(do_not_specialize=["mask_width", "tiles", "narrow_rows"])
+@triton.jit(do_not_specialize=["mask_width", "tiles", "narrow_rows", "splits"])
 def attend_kernel(
     q,
     q_stride,
@@ -43,13 +43,13 @@ def attend_kernel(
     num_kv_heads,
     tiles,
     narrow_rows,
+    splits,
     GROUP: tl.constexpr,
     DIM: tl.constexpr,
     DIMS: tl.constexpr,
     PAGE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr,
     SHORTEST: tl.constexpr,
     NARROW: tl.constexpr,
     MASKED: tl.constexpr,
@@ -89,7 +89,7 @@ def attend_kernel(
         limit = total + 0 * row
     elif not MASKED:
         end = tl.minimum(total, total - count + (tile * ROWS + ROWS - 1) // GROUP + 1)
-    span = _span(end - begin, SPLITS, SHORTEST, COLUMNS)
+    span = _span(end - begin, splits, SHORTEST, COLUMNS)
     low = begin + split * span
     high = tl.minimum(end, low + span)
     if low >= end and split > 0:
@@ -146,20 +146,20 @@ def attend_kernel(
         answer = sums / tl.where(norm == 0.0, 1.0, norm)[:, None]
         tl.store(out + row_head[:, None] * DIM + dim[None, :], answer, mask=is_value)
     else:
-        at = row_head * SPLITS + split
+        at = row_head * splits + split
         if CASCADE or PREFIX:  # the second half of the parts is the shared columns'
-            at = row_head * 2 * SPLITS + split
+            at = row_head * 2 * splits + split
         if PREFIX:
-            at += SPLITS
+            at += splits
         tl.store(partial + at[:, None] * DIM + dim[None, :], sums, mask=is_value)
         tl.store(partial_max + at, best, mask=is_row)
         tl.store(partial_sum + at, norm, mask=is_row)
 
 
 @triton.jit
-def _span(columns, SPLITS: tl.constexpr, SHORTEST: tl.constexpr, COLUMNS: tl.constexpr):
+def _span(columns, splits, SHORTEST: tl.constexpr, COLUMNS: tl.constexpr):
     """How many columns each part has."""
-    span = tl.maximum(tl.cdiv(columns, SPLITS), SHORTEST)
+    span = tl.maximum(tl.cdiv(columns, splits), SHORTEST)
     return tl.cdiv(span, COLUMNS) * COLUMNS
 
 

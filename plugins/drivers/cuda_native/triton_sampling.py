@@ -46,7 +46,7 @@ TOTAL, TOP, WON, DEEP, FACTS = (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares", "chunks_each"])
 def scout_kernel(
     logits,
     temperature,
@@ -293,7 +293,7 @@ def _scales_alike(chosen, warmth):
     return is_finite & (tl.div_rn(_value(_key(chosen) + 1), divisor) == tl.div_rn(chosen, divisor))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_each"])
 def weigh_kernel(
     logits,
     temperature,
@@ -380,7 +380,7 @@ def _judge(
         _leave_pivots(pivots, words, fine, warmth, PIVOTS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunks_each"])
 def draw_kernel(
     logits,
     temperature,
@@ -536,7 +536,7 @@ def _rough_log2(x):
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shares"])
 def finish_kernel(
     logits,
     temperature,
