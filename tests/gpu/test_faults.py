@@ -136,33 +136,54 @@ FAULT = """
 import sys
 from pathlib import Path
 import torch
+from pie_core.contracts.forward import ProbeKind
 from pie_core.errors import EngineLost
-from pie_core.testing.batches import Request, Sample, Stepper
+from pie_core.testing.batches import Probe, Request, Sample, Stepper
 from tests.gpu.small_model import small
 
-driver = small(Path(sys.argv[1]), random_weights=True)
+noticed_by, graphs = sys.argv[2], sys.argv[3] == "graphs"
+driver = small(Path(sys.argv[1]), random_weights=True, cuda_graphs=graphs, graph_rows=64 if graphs else 0, host_pages=8)
 stepper = Stepper(driver)
 stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
 _, _, timeline = driver.parts()
-with timeline.main():
-    torch._assert_async(torch.zeros(1, device="cuda"))
-for step in range(3):
+
+def submitted():
     context = stepper.context()
     stepper.make_room(context, 2)
-    ticket = driver.submit(stepper.build([Request(context, [1, 2], samples=[Sample()])]))
+    asked = Request(context, [1, 2], samples=[Sample()], probes=[Probe(ProbeKind.LOGITS)])
+    return driver.submit(stepper.build([asked]))
+
+def telling(call, *arguments):
     try:
-        driver.collect(ticket)
+        call(*arguments)
     except EngineLost as error:
         print("lost:", error)
+
+open_steps = [submitted(), submitted()]
+with timeline.main():
+    torch._assert_async(torch.zeros(1, device="cuda"))
+if noticed_by == "steps":
+    for step in range(3):
+        open_steps.append(submitted())
+    for ticket in open_steps[2:]:
+        telling(driver.collect, ticket)
+elif noticed_by == "pages":
+    for step in range(3):
+        telling(driver.swap_out, 0, [0, 1], [0, 1])
+        telling(driver.copy_pages, 0, [0], [1])
 driver.close()
 print("closed")
 """
 
 
-def test_a_gpu_that_faults_is_told_as_a_lost_engine_from_then_on(configuration: Path) -> None:
-    """In a process of its own: nothing in it can use the GPU again."""
+@pytest.mark.parametrize("graphs", ["graphs", "eager"])
+@pytest.mark.parametrize(("noticed_by", "least"), [("steps", 3), ("pages", 5), ("close", 0)])
+def test_a_gpu_that_faults_is_told_as_a_lost_engine_and_the_process_ends_well(
+    configuration: Path, noticed_by: str, least: int, graphs: str
+) -> None:
+    """In a process of its own: nothing in it can use the GPU again, and freeing pinned memory would abort it."""
     run = subprocess.run(
-        [sys.executable, "-c", FAULT, str(configuration)],
+        [sys.executable, "-X", "faulthandler", "-c", FAULT, str(configuration), noticed_by, graphs],
         capture_output=True,
         cwd=Path(__file__).parents[2],
         text=True,
@@ -170,8 +191,9 @@ def test_a_gpu_that_faults_is_told_as_a_lost_engine_from_then_on(configuration: 
         check=False,
     )
     assert run.returncode == 0, run.stderr
+    assert "terminate called" not in run.stderr
     lines = run.stdout.splitlines()
-    assert [line.split(":")[0] for line in lines if line.startswith(("lost", "closed"))] == ["lost"] * 3 + [
-        "closed"
-    ]
-    assert "the GPU faulted in or before step" in run.stdout
+    lost = [line for line in lines if line.startswith("lost:")]
+    assert len(lost) >= least, run.stdout
+    assert all("the GPU faulted in or before" in line for line in lost)
+    assert "closed" in lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import NoReturn
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from pie_core.contracts.driver import DriverCapabilities, Feature, GenerationRequest
 from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int32
 from pie_core.contracts.media import MediaItem
-from pie_core.errors import EngineLost, ForwardError, PieError, Unsupported
+from pie_core.errors import EngineLost, ForwardError, InvalidRequest, PieError, Unsupported
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.lost_device import keep_until_exit
 from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
 from pie_plugins.drivers.cuda_native.timeline import Timeline
 
@@ -38,10 +39,16 @@ class CudaNativeDriver:
         self._steps: StepRunner | None = steps
         self._tickets = count()
         self._open: OrderedDict[Ticket, PendingStep | PieError] = OrderedDict()
+        self._loss: str | None = None
 
     @property
     def capabilities(self) -> DriverCapabilities:
         return self._capabilities
+
+    @property
+    def is_lost(self) -> bool:
+        """The GPU has faulted: nothing of this process runs on it any more, and what lies there is kept as it is."""
+        return self._loss is not None
 
     def submit(self, batch: ForwardBatch) -> Ticket:
         self._check_open()
@@ -51,7 +58,7 @@ class CudaNativeDriver:
             with self._queueing():
                 self._open[ticket] = self._steps.enqueue(ticket, batch)
         except Exception as error:  # whatever a step raises belongs to it, not to the thread that submits
-            self._open[ticket] = self._failure(ticket, error)
+            self._open[ticket] = self._failure(f"step {ticket}", error)
         return ticket
 
     def is_done(self, ticket: Ticket) -> bool:
@@ -67,37 +74,38 @@ class CudaNativeDriver:
             )
         if isinstance(pending, PieError):
             raise pending
+        self._check_not_lost(pending)
         try:
             return pending.result()
         except Exception as error:  # a kernel that faults is noticed here
-            raise self._failure(ticket, error) from error
+            raise self._failure(f"step {ticket}", error, pending) from error
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         cache = self._cache(group)
         cache.check_pages([*sources, *targets])
-        with self._queueing():
+        with self._moving():
             cache.copy(sources, targets)
 
     def swap_out(self, group: int, pages: Sequence[int], host_pages: Sequence[int]) -> None:
         cache = self._swappable(group, pages, host_pages)
-        with self._queueing():
+        with self._moving():
             cache.swap_out(pages, host_pages)
 
     def swap_in(self, group: int, host_pages: Sequence[int], pages: Sequence[int]) -> None:
         cache = self._swappable(group, pages, host_pages)
-        with self._queueing():
+        with self._moving():
             cache.swap_in(host_pages, pages)
 
     def export_pages(self, group: int, pages: Sequence[int]) -> NDArray[np.uint8]:
         cache = self._cache(group)
         cache.check_pages(pages)
-        with self._queueing():
+        with self._moving():
             return cache.read(pages)
 
     def import_pages(self, group: int, pages: Sequence[int], content: NDArray[np.uint8]) -> None:
         cache = self._cache(group)
         cache.check_pages(pages)
-        with self._queueing():
+        with self._moving():
             cache.write(pages, content)
 
     def load_adapter(self, adapter_id: int, path: Path) -> None:
@@ -131,21 +139,39 @@ class CudaNativeDriver:
         pending = self._open.pop(ticket)
         if isinstance(pending, PieError):
             raise pending
+        pending.forgo()
 
     def close(self) -> None:
-        if self._steps is not None:
-            with suppress(RuntimeError):  # a kernel that faulted; its steps have failed, and closing goes on
-                self._timeline.synchronize()
-        self._open.clear()
-        self._caches, self._steps = (), None
+        if self._steps is not None and not self.is_lost and self._timeline.is_lost():  # waits for open steps
+            self._lose("the last step", None)
+        self._open, self._caches, self._steps = OrderedDict(), (), None
+        if self.is_lost:
+            return
         if self._timeline.device.type == "cuda":
             gc.unfreeze()  # a server sets aside what lives when it begins to serve, this driver among it
         gc.collect()  # recordings and what they run refer to each other; weights, graphs and pages go with them
 
     @contextmanager
     def _queueing(self) -> Iterator[None]:
+        self._check_not_lost()
         with torch.inference_mode(), self._timeline.main():
             yield
+
+    @contextmanager
+    def _moving(self) -> Iterator[None]:
+        """Page operations raise what steps fail with."""
+        try:
+            with self._queueing():
+                yield
+        except InvalidRequest:
+            raise
+        except Exception as error:
+            raise self._failure("a page operation", error) from error
+
+    def _check_not_lost(self, *seen: object) -> None:
+        if self._loss is not None:
+            keep_until_exit(*seen)
+            raise EngineLost(self._loss)
 
     def _check_open(self) -> None:
         if self._steps is None:
@@ -166,19 +192,25 @@ class CudaNativeDriver:
     def _refuse(self, feature: Feature) -> NoReturn:
         raise Unsupported(f"driver cuda_native cannot do {feature.value} (see its capabilities)")
 
-    def _failure(self, ticket: Ticket, error: Exception) -> PieError:
-        if isinstance(error, ForwardError):
+    def _failure(self, what: str, error: Exception, *seen: object) -> PieError:
+        if isinstance(error, ForwardError | EngineLost):
             return error
         if self._timeline.is_lost():
-            return EngineLost(
-                f"driver cuda_native: the GPU faulted in or before step {ticket}, and nothing of this process can run"
-                f" on it any more; with engine_process the model is started again: {error}"
-            )
+            return self._lose(what, error, *seen)
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
             return ForwardError(
-                f"driver cuda_native: step {ticket} found no memory on the GPU; lower max_batch_tokens or"
+                f"driver cuda_native: {what} found no memory on the GPU; lower max_batch_tokens or"
                 f" gpu_mem_utilization: {error}"
             )
         kind = "" if isinstance(error, PieError) else f"{type(error).__name__}: "
-        return ForwardError(f"driver cuda_native: step {ticket} failed: {kind}{error}")
+        return ForwardError(f"driver cuda_native: {what} failed: {kind}{error}")
+
+    def _lose(self, what: str, error: Exception | None, *seen: object) -> EngineLost:
+        """From here on nothing is asked of the device, and nothing that it knows of is freed."""
+        keep_until_exit(self._steps, self._caches, self._open, self._timeline, error, *seen)
+        self._loss = (
+            f"driver cuda_native: the GPU faulted in or before {what}, and nothing of this process can run on it any"
+            " more; with engine_process the model is started again"
+        )
+        return EngineLost(f"{self._loss}: {error}")

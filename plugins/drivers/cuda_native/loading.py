@@ -31,6 +31,7 @@ from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.linear import Linear, PlainLinear, RowByRowLinear
+from pie_plugins.drivers.cuda_native.lost_device import keep_until_exit
 from pie_plugins.drivers.cuda_native.memory import MemoryUse, pages_that_fit
 from pie_plugins.drivers.cuda_native.model_runner import AngleTables, ModelRunner
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
@@ -99,6 +100,13 @@ def load_rank(
             f"driver cuda_native: {device} has too little memory for this model with these options: {error};"
             " lower gpu_mem_utilization, total_pages or max_batch_tokens"
         ) from error
+    except Exception as error:
+        if not timeline.is_lost():
+            raise
+        keep_until_exit(error)
+        raise LoadError(
+            f"driver cuda_native: {device} faulted while the model was loaded: {error}"
+        ) from error
 
 
 def _load_parallel(request: DriverRequest, options: CudaNativeOptions) -> ParallelDriver:
@@ -124,7 +132,7 @@ def _load_parallel(request: DriverRequest, options: CudaNativeOptions) -> Parall
     try:
         own = load_rank(replace(request, device=devices[0]), options, 0, size, port)
         for worker in workers:
-            worker.answer()
+            worker.wait_until_loaded()
     except BaseException:
         for worker in workers:
             worker.end()

@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 
 from pie_core.errors import LoadError
 from pie_plugins.drivers.cuda_native.linear import Linear, Matrix
+from pie_plugins.drivers.cuda_native.lost_device import keep_until_exit
 from pie_plugins.models.layers.architecture import ModelConfig
 from pie_plugins.models.layers.dense import DenseConfig
 from pie_plugins.models.layers.linear import Linear as LayerLinear
@@ -28,6 +29,12 @@ from pie_plugins.models.weight_table import Entry, WeightTable
 ROW_SHARES = ("qkv", "gate_up")  # every part's rows are shared out
 COLUMN_SHARES = ("output", "down")  # sums over the ranks
 PATIENCE = timedelta(seconds=120)
+NCCL_SETTINGS = {
+    "NCCL_GRAPH_REGISTER": "0",  # each recorded sum would exchange its buffers, for nothing
+    # When a GPU faults, torch's watchdog aborts the process, and so does what watches over it once it has ended.
+    "TORCH_NCCL_RETHROW_CUDA_ERRORS": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+}
 T = TypeVar("T")
 
 
@@ -64,9 +71,8 @@ def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        os.environ.setdefault(
-            "NCCL_GRAPH_REGISTER", "0"
-        )  # each recorded sum would exchange its buffers, for nothing
+        for name, value in NCCL_SETTINGS.items():
+            os.environ.setdefault(name, value)
     try:
         distributed.init_process_group(
             backend, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size, timeout=PATIENCE
@@ -90,6 +96,11 @@ def abandon() -> None:
         distributed.distributed_c10d._abort_process_group()
     else:
         distributed.destroy_process_group()
+
+
+def keep_group() -> None:
+    """Instead of ending what `join` began: the device is lost, and nothing may be asked of it."""
+    keep_until_exit(distributed.distributed_c10d._world)
 
 
 def share_of_config(config: ModelConfig, ranks: Ranks) -> Any:

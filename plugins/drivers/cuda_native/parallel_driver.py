@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from pie_core.contracts.driver import CacheSpace, DriverCapabilities
 from pie_core.contracts.forward import ForwardBatch, ForwardResult
-from pie_core.errors import ForwardError, LoadError
+from pie_core.errors import EngineLost, ForwardError, LoadError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.framing import read_call, write_call
-from pie_plugins.drivers.cuda_native.parallel import abandon, leave
+from pie_plugins.drivers.cuda_native.parallel import abandon, keep_group, leave
 
 WORKER = "pie_plugins.drivers.cuda_native.worker"
 LEAVE_S = 10.0  # how long a worker may take to end by itself
@@ -37,14 +37,21 @@ class Worker:
         try:
             write_call(_pipe(self._process.stdin), name, *arguments)
         except OSError as error:
-            raise ForwardError(f"driver cuda_native: rank {self.rank} has ended: {error}") from error
+            raise EngineLost(f"driver cuda_native: rank {self.rank} has ended: {error}") from error
+
+    def wait_until_loaded(self) -> None:
+        """Raises LoadError."""
+        try:
+            self.answer()
+        except EngineLost as error:
+            raise LoadError(str(error)) from error
 
     def answer(self) -> Any:
-        """What the last call that has an answer gave. LoadError or ForwardError if the rank has ended."""
+        """What the last call that has an answer gave. LoadError if it could not load, EngineLost if it has ended."""
         found = read_call(_pipe(self._process.stdout))
         if found is None:
             code = self._process.wait()
-            raise ForwardError(
+            raise EngineLost(
                 f"driver cuda_native: rank {self.rank} ended with exit code {code}; see its output"
             )
         name, (value,) = found
@@ -74,7 +81,7 @@ class ParallelDriver(CudaNativeDriver):
     def submit(self, batch: ForwardBatch) -> Ticket:
         self._check_open()
         if self._broken:
-            raise ForwardError(
+            raise EngineLost(
                 "driver cuda_native: a step failed on one rank and left the others behind; load anew"
             )
         self._tell("submit", batch)
@@ -83,7 +90,7 @@ class ParallelDriver(CudaNativeDriver):
     def collect(self, ticket: Ticket) -> ForwardResult:
         try:
             return super().collect(ticket)
-        except ForwardError:
+        except (EngineLost, ForwardError):
             self._broken = True
             raise
 
@@ -119,19 +126,22 @@ class ParallelDriver(CudaNativeDriver):
         super().import_pages(group, pages, own)
 
     def close(self) -> None:
-        if self._broken:
+        if self._broken and not self.is_lost:
             abandon()  # or the device would wait for a rank that is gone
         super().close()
         for worker in self._workers:
             worker.end()
         self._workers = ()
-        leave()
+        if self.is_lost:
+            keep_group()
+        else:
+            leave()
 
     def _tell(self, name: str, *arguments: Any) -> None:
         try:
             for worker in self._workers:
                 worker.tell(name, *arguments)
-        except ForwardError:
+        except EngineLost:
             self._broken = True
             raise
 

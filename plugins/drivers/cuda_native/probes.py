@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pie_core.contracts.forward import Float32, Int32, Int64, ProbeKind, Probes
-from pie_plugins.drivers.cuda_native.timeline import Timeline
+from pie_plugins.drivers.cuda_native.timeline import Download, Timeline
 
 V = TypeVar("V", bound=np.generic)
 
@@ -43,6 +43,7 @@ class ProbeReader:
     def __init__(self, probes: Probes, timeline: Timeline) -> None:
         self._probes, self._timeline = probes, timeline
         self._parts: list[_Part] = []
+        self._downloads: list[Download] = []
 
     def read(self, places: Int64, logits: Tensor, normalized: Tensor) -> None:
         """`places[p]` is the row of `logits` and `normalized` that probe p looks at."""
@@ -68,21 +69,34 @@ class ProbeReader:
             if part.tokens is not None:
                 tokens[part.probe] = part.tokens.numpy()
         failed = frozenset(probe for probe, answer in enumerate(values) if np.isnan(answer).any())
-        return ProbeValues(
+        found = ProbeValues(
             _indptr(values), _joined(values, np.float32), _indptr(tokens), _joined(tokens, np.int32), failed
         )
+        self.release()  # the joined arrays are copies
+        return found
+
+    def release(self) -> None:
+        """Nobody reads what was fetched any more."""
+        self._parts.clear()
+        while self._downloads:
+            self._downloads.pop().release()
+
+    def _fetched(self, values: Tensor) -> Tensor:
+        download = self._timeline.download(values)
+        self._downloads.append(download)
+        return download.values
 
     def _keep(self, at: NDArray[np.intp], values: Sequence[Tensor], tokens: Sequence[Tensor | None]) -> None:
         self._parts += [_Part(*each) for each in zip(at.tolist(), values, tokens, strict=True)]
 
     def _rows(self, at: NDArray[np.intp], rows: Tensor) -> None:
-        self._keep(at, self._timeline.download(rows).unbind(0), [None] * len(at))
+        self._keep(at, self._fetched(rows).unbind(0), [None] * len(at))
 
     def _entropy(self, at: NDArray[np.intp], logits: Tensor) -> None:
         logs = logits.to(torch.float64).log_softmax(-1)
         weighted = torch.where(logs == float("-inf"), 0.0, logs.exp() * logs)
         found = (-weighted.sum(-1)).to(torch.float32)
-        self._keep(at, self._timeline.download(found).split(1), [None] * len(at))
+        self._keep(at, self._fetched(found).split(1), [None] * len(at))
 
     def _logprobs(self, at: NDArray[np.intp], logits: Tensor) -> None:
         probes, up = self._probes, self._timeline.upload
@@ -92,7 +106,7 @@ class ProbeReader:
         columns = up(np.concatenate(named).astype(np.int64).clip(0, logits.shape[1] - 1))
         norms = logits.to(torch.float64).logsumexp(-1)
         found = (logits[rows, columns].to(torch.float64) - norms[rows]).to(torch.float32)
-        self._keep(at, self._timeline.download(found).split(counts.tolist()), [None] * len(at))
+        self._keep(at, self._fetched(found).split(counts.tolist()), [None] * len(at))
 
     def _distribution(self, at: NDArray[np.intp], logits: Tensor) -> None:
         temperature = self._timeline.upload(self._probes.temperature[at])[:, None]
@@ -106,7 +120,7 @@ class ProbeReader:
         first = torch.zeros_like(ordered)
         first[:, 0] = 1.0
         ordered = torch.where(is_cold, first, ordered).to(torch.float32)
-        values, tokens = self._timeline.download(ordered), self._timeline.download(order.to(torch.int32))
+        values, tokens = self._fetched(ordered), self._fetched(order.to(torch.int32))
         self._keep(
             at,
             [values[row, :count] for row, count in enumerate(counts.tolist())],

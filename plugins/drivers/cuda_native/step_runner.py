@@ -62,6 +62,10 @@ class PendingStep:
             busy_s=max(0.0, self.done.seconds_since(self.started)),
         )
 
+    def forgo(self) -> None:
+        """Nobody asks for the result."""
+        self.probes.release()
+
     def _failed(self, codes: Int32, batch: ForwardBatch, probed: ProbeValues) -> dict[int, str]:
         failed = dict(self.step.failed)
         for request in np.flatnonzero(codes).tolist():

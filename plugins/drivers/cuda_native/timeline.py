@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,16 @@ class Mark:
 
     def seconds_since(self, earlier: Mark) -> float:
         return self.at - earlier.at
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """Values on their way to the host: there once a later mark is reached."""
+
+    values: Tensor
+
+    def release(self) -> None:
+        """Nobody reads them any more; their memory may be written."""
 
 
 class Staging:
@@ -79,9 +90,9 @@ class Timeline:
     def staging(self) -> Staging:
         return Staging()
 
-    def download(self, values: Tensor) -> Tensor:
-        """A host tensor that holds the values once a later mark is reached."""
-        return values.clone()
+    def download(self, values: Tensor) -> Download:
+        """Without waiting for the values."""
+        return Download(values.clone())
 
     def fetch(self, values: Tensor, host: Tensor) -> Tensor:
         """Likewise, into a pinned tensor of the same shape, which is returned."""
@@ -116,6 +127,51 @@ class CudaMark(Mark):
         return float(earlier.event.elapsed_time(self.event)) / 1e3
 
 
+class Passed(Protocol):
+    """Whether the device has gone past the point where it was recorded."""
+
+    def query(self) -> bool: ...
+
+    def record(self, stream: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedBlock:
+    content: Tensor  # uint8
+    passed: Passed  # where the device had read or written it for the last time
+
+
+class PinnedBlocks:
+    """Pinned memory in powers of two, lent again and again and never given back to torch (`lost_device` says why)."""
+
+    SMALLEST = 256
+
+    def __init__(self, allocate: Callable[[int], PinnedBlock]) -> None:
+        self._allocate = allocate
+        self._idle: defaultdict[int, deque[PinnedBlock]] = defaultdict(deque)
+
+    def lend(self, num_bytes: int) -> PinnedBlock:
+        """The one that came back first, if the device is done with it, or a new one."""
+        size = 1 << (max(num_bytes, self.SMALLEST) - 1).bit_length()
+        idle = self._idle[size]
+        return idle.popleft() if idle and idle[0].passed.query() else self._allocate(size)
+
+    def take_back(self, block: PinnedBlock, stream: Any) -> None:
+        """What is queued on the stream until now may still use it."""
+        block.passed.record(stream)
+        self._idle[len(block.content)].append(block)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaDownload(Download):
+    block: PinnedBlock
+    blocks: PinnedBlocks
+    stream: torch.cuda.Stream
+
+    def release(self) -> None:
+        self.blocks.take_back(self.block, self.stream)
+
+
 class CudaStaging(Staging):
     """Pinned buffers in turn: memory that is new each time costs page faults."""
 
@@ -142,13 +198,14 @@ class CudaStaging(Staging):
 
 
 class CudaTimeline(Timeline):
-    """One stream for steps, one for slow copies. Pinned buffers come from torch's caching allocator, which gives them
-    out again only after the copies that used them."""
+    """One stream for steps, one for slow copies."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self.stream = torch.cuda.Stream(device)
         self._aside = torch.cuda.Stream(device)
+        self._blocks = PinnedBlocks(_pinned_block)
+        self._used_aside: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
 
     @contextmanager
     def main(self) -> Iterator[None]:
@@ -157,25 +214,37 @@ class CudaTimeline(Timeline):
 
     @contextmanager
     def aside(self, *used: Tensor) -> Iterator[None]:
+        self._drop_what_was_used()
         self._aside.wait_stream(self.stream)
-        with torch.cuda.stream(self._aside):
-            yield
-        for tensor in used:
-            tensor.record_stream(self._aside)
+        try:
+            with torch.cuda.stream(self._aside):
+                yield
+        finally:
+            done = torch.cuda.Event()
+            done.record(self._aside)
+            # Held, and not left to torch's `record_stream`, which asks the GPU when such a tensor is freed.
+            self._used_aside.append((done, used))
 
     def wait_for_aside(self) -> None:
         self.stream.wait_stream(self._aside)
 
     def mark(self) -> Mark:
+        self._drop_what_was_used()
         event = torch.cuda.Event(enable_timing=True)
         event.record(self.stream)
         return CudaMark(0.0, event)
 
     def upload(self, values: NDArray[np.generic]) -> Tensor:
-        return _staged(values).to(self.device, non_blocking=True)
+        block, staged = self._staged(values)
+        target = torch.empty(staged.shape, dtype=staged.dtype, device=self.device)
+        target.copy_(staged, non_blocking=True)
+        self._blocks.take_back(block, self.stream)
+        return target
 
     def send(self, values: NDArray[np.generic], target: Tensor) -> None:
-        target[: len(values)].copy_(_staged(values), non_blocking=True)
+        block, staged = self._staged(values)
+        target[: len(values)].copy_(staged, non_blocking=True)
+        self._blocks.take_back(block, self.stream)
 
     def record(self, function: Callable[[], None], pool: Any) -> Callable[[], None]:
         """A graph of what the function queues, its memory from a pool of torch's. Returns what replays it."""
@@ -199,9 +268,10 @@ class CudaTimeline(Timeline):
     def fetch(self, values: Tensor, host: Tensor) -> Tensor:
         return host.copy_(values, non_blocking=True)
 
-    def download(self, values: Tensor) -> Tensor:
-        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-        return host.copy_(values, non_blocking=True)
+    def download(self, values: Tensor) -> Download:
+        block = self._blocks.lend(values.nbytes)
+        host = block.content[: values.nbytes].view(values.dtype).view(values.shape)
+        return CudaDownload(host.copy_(values, non_blocking=True), block, self._blocks, self.stream)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.zeros(tuple(shape), dtype=dtype, pin_memory=True)
@@ -217,13 +287,20 @@ class CudaTimeline(Timeline):
             return True
         return False
 
+    def _staged(self, values: NDArray[np.generic]) -> tuple[PinnedBlock, Tensor]:
+        """The values in pinned memory."""
+        block = self._blocks.lend(values.nbytes)
+        staged = block.content.numpy()[: values.nbytes].view(values.dtype).reshape(values.shape)
+        np.copyto(staged, values)
+        return block, torch.from_numpy(staged)
 
-def _staged(values: NDArray[np.generic]) -> Tensor:
-    """The values in pinned memory."""
-    dtype = torch.from_numpy(np.empty(0, values.dtype)).dtype
-    staged = torch.empty(values.shape, dtype=dtype, pin_memory=True)
-    np.copyto(staged.numpy(), values)
-    return staged
+    def _drop_what_was_used(self) -> None:
+        while self._used_aside and self._used_aside[0][0].query():
+            self._used_aside.popleft()
+
+
+def _pinned_block(size: int) -> PinnedBlock:
+    return PinnedBlock(torch.empty(size, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())
 
 
 def timeline_of(device: torch.device) -> Timeline:

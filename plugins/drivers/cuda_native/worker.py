@@ -11,7 +11,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.driver import DriverRequest
@@ -37,9 +37,20 @@ def main() -> None:
         write_call(answers, "failed", str(error))
         return
     write_call(answers, "loaded", None)
-    _serve(driver, calls, answers)
-    driver.close()
+    try:
+        _serve(driver, calls, answers)
+        driver.close()
+    except PieError as error:
+        _end_at_once(str(error))
+    if driver.is_lost:
+        _end_at_once("the GPU faulted")
     leave()
+
+
+def _end_at_once(reason: str) -> NoReturn:
+    """Without an attempt to free what is left: the ranks have parted, and rank 0 notices the end of this one."""
+    print(f"driver cuda_native: another rank ends: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _load(setup: dict[str, Any]) -> CudaNativeDriver:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from pie_core.contracts.driver import Driver, DriverRequest, Feature
 from pie_core.contracts.forward import Float32, PrefixGroups, ProbeKind, last_accepted
-from pie_core.errors import EngineLost, ForwardError, LoadError
+from pie_core.errors import ForwardError, LoadError
 from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
 from pie_core.testing.batches import Context, FromTicket, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.drivers.cuda_native import batch_tensors, cuda_graphs, pie_drivers
@@ -234,24 +234,6 @@ def test_a_step_that_raises_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None
         driver.collect(ticket)
     assert "failed" in driver.collect(behind).failed[0]
     assert stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens.tolist() == expected
-
-
-def test_a_gpu_that_faulted_is_told_as_a_lost_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a real fault does is seen in tests/gpu/test_faults.py."""
-    driver = cuda_native(checkpoint(), cuda_graphs=False)
-    stepper = Stepper(driver)
-    monkeypatch.setattr(StepRunner, "_run_eagerly", _faulted)
-    assert isinstance(driver, CudaNativeDriver)
-    _, _, timeline = driver.parts()
-    monkeypatch.setattr(timeline, "is_lost", lambda: True)
-    ticket = driver.submit(stepper.build([Request(_roomy(stepper, 2), [1, 2], samples=[Sample()])]))
-    with pytest.raises(EngineLost, match=rf"faulted in or before step {ticket}.*device-side assert"):
-        driver.collect(ticket)
-    driver.close()
-
-
-def _faulted(*_: object) -> None:
-    raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 def _out_of_memory(*_: object) -> None:

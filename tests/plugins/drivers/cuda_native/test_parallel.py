@@ -17,7 +17,7 @@ import torch
 
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import ProbeKind
-from pie_core.errors import ForwardError, LoadError
+from pie_core.errors import EngineLost, LoadError
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, build_batch, probe_values
 from pie_plugins.drivers.cuda_native.framing import read_call, write_call
@@ -99,7 +99,7 @@ def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(two: Driver) -> N
     os.kill(worker._process.pid, signal.SIGKILL)
     worker._process.wait()
     stepper = Stepper(two)
-    with pytest.raises(ForwardError, match="rank 1 has ended"):
+    with pytest.raises(EngineLost, match="rank 1 has ended"):
         stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
     two.close()
 
