@@ -27,6 +27,7 @@ from pie_plugins.drivers.cuda_native import (
     fused_sampling,
     triton_attention,
     triton_decode,
+    triton_groups,
     triton_layers,
     triton_products,
     triton_sampling,
@@ -37,7 +38,7 @@ from pie_plugins.drivers.cuda_native import (
 
 WARP = 32
 LITTLE = 32  # bytes of stack: a word or two, not registers that did not fit
-HALVES = {"q", "pages", "out", "x", "weight", "bias", "delta", "qkv", "norm", "gate_up", "logits"}
+HALVES = {"q", "pages", "out", "x", "weight", "bias", "delta", "qkv", "norm", "gate_up", "logits", "matrices"}
 FLOATS = {
     "cos", "sin", "partial", "partial_max", "partial_sum", "temperature", "top_p", "min_p", "best", "score",
     "pivots", "parts", "listed",
@@ -49,7 +50,7 @@ SCALARS = {
     "vocab_size": "i32", "chunks": "i32", "shares": "i32", "chunks_each": "i32", "splits": "i32",
     "num_rows": "i32", "num_requests": "i32", "num_pages": "i32", "num_samplers": "i32", "max_drafts": "i32",
     "accepted_at": "i32", "last_at": "i32", "length_at": "i32", "tokens_at": "i32", "live_at": "i32", "rows": "i32",
-    "outputs": "i32", "inputs": "i32", "share": "i32", "tile_rows": "i32",
+    "outputs": "i32", "inputs": "i32", "share": "i32", "tile_rows": "i32", "num_matrices": "i32",
 }  # fmt: skip
 MULTIPLES = {"q_stride", "vocab_size", "outputs", "inputs", "share"}  # of 16, in every real model
 
@@ -202,6 +203,8 @@ def _products() -> Iterator[Variant]:
             )
     tiles = {"ROWS": 64, "OUTPUTS": 64, "INPUTS": 64, "BIASED": False, "PRECISION": "tf32"}
     yield Variant(triton_products.product_kernel, tiles, stages=4)
+    grouped = {"MATRICES": 128, "ROWS": 32, "OUTPUTS": 64, "INPUTS": 64, "PRECISION": "tf32"}
+    yield Variant(triton_groups.grouped_kernel, grouped)
 
 
 def needs(variant: Variant, capability: int) -> Needs:

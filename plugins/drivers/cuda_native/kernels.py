@@ -29,9 +29,10 @@ def written_heads(heads: AttentionHeads) -> int:
 
 
 class Kernels(Protocol):
-    """Everything is queued; nothing waits for the device. Shapes as in `layers.step`."""
+    """Everything is queued. Shapes as in `layers.step`."""
 
     name: str
+    waits: bool  # for the device, so that no step can be recorded
 
     def prepare(self, step: StepTensors, ring: Tensor, vocab_size: int) -> None:
         """Resolves tokens, positions and lengths, finds the slot of every new row, marks failures in `step.fail`."""
@@ -46,6 +47,8 @@ class Kernels(Protocol):
         ...
 
     def silu_mul(self, gate_up: Tensor) -> Tensor: ...
+
+    def grouped(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor: ...
 
     def place_heads(
         self,

@@ -196,7 +196,7 @@ class _Loading:
         caches = self._lay_out(loaded, pages, self._host_pages(loaded, pages))
         runner = self._runner(loaded, caches, angles)
         steps = self._steps(loaded, runner)
-        if options.cuda_graphs:
+        if options.cuda_graphs and not (self._kernels.waits and isinstance(self._timeline, CudaTimeline)):
             self._add_graphs(steps, runner, loaded)
         self._timeline.synchronize()
         capabilities = _capabilities(loaded, caches, options, self._dtype)

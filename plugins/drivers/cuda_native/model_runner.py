@@ -49,11 +49,8 @@ class CudaStep:
         self._runner, self._tensors, self._attention = runner, tensors, attention
         kernels = runner.kernels
         self.linear: Any = runner.linear
-        self.rms_norm, self.add_rms_norm, self.silu_mul = (
-            kernels.rms_norm,
-            kernels.add_rms_norm,
-            kernels.silu_mul,
-        )
+        self.rms_norm, self.add_rms_norm = kernels.rms_norm, kernels.add_rms_norm
+        self.silu_mul, self.grouped = kernels.silu_mul, kernels.grouped
 
     def embed(self, table: Tensor) -> Tensor:
         return self._runner.kernels.embed(table, self._tensors.tokens)

@@ -16,9 +16,10 @@ _WORD = 0xFFFFFFFF
 
 
 class TorchKernels:
-    """See `kernels.Kernels`. `attend` looks at lengths on the host: on a GPU it waits."""
+    """See `kernels.Kernels`. `attend` and `grouped` look at lengths on the host: on a GPU they wait."""
 
     name = "torch"
+    waits = True
 
     def __init__(self, layout: RingLayout) -> None:
         self._layout = layout
@@ -54,6 +55,9 @@ class TorchKernels:
     def silu_mul(self, gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate) * up
+
+    def grouped(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        return functional.grouped_mm(x, matrices.transpose(1, 2), offs=ends)
 
     def place_heads(
         self,

@@ -17,6 +17,7 @@ from pie_plugins.drivers.cuda_native.shared_prefixes import REQUESTS_EACH
 from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
+from pie_plugins.drivers.cuda_native.triton_groups import grouped_kernel
 from pie_plugins.drivers.cuda_native.triton_launches import overlapping
 from pie_plugins.drivers.cuda_native.triton_layers import (
     add_rms_norm_kernel,
@@ -31,6 +32,8 @@ LOG2_E = 1.4426950408889634
 LANES = 256  # rows or requests of one program around the layers
 HEADS = 8  # of one program that places heads
 ACTIVATION_BLOCK = 1024
+GROUP_ROWS, GROUP_OUTPUTS, GROUP_INPUTS = 32, 64, 64  # of one program of grouped products
+LIBRARY_GROUPS_ON = (9, 10)  # major compute capabilities
 SHORTEST_SPAN = 256  # columns below which splitting costs more than it gains
 INVARIANT_SPLITS = 16
 MOST_SPLITS = 64
@@ -52,6 +55,7 @@ class TritonKernels:
     """See `kernels.Kernels`. Batch-invariant: how a request is cut depends on nothing but itself."""
 
     name = "triton"
+    waits = False
 
     def __init__(self, layout: RingLayout, batch_invariant: bool = False) -> None:
         self._layout = layout
@@ -138,6 +142,30 @@ class TritonKernels:
         out = gate_up.new_empty((len(gate_up), columns))
         grid = (len(gate_up), triton.cdiv(columns, ACTIVATION_BLOCK))
         silu_mul_kernel[grid](gate_up, out, columns, BLOCK=ACTIVATION_BLOCK, **overlapping(out.device))
+        return out
+
+    def grouped(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        count, outputs, inputs = matrices.shape
+        if not self._batch_invariant and _library_groups(x, outputs):
+            return self._plain.grouped(x, matrices, ends)
+        out = x.new_empty((len(x), outputs))
+        tiles = min(len(x), triton.cdiv(len(x), GROUP_ROWS) + count)
+        if tiles:
+            grouped_kernel[(triton.cdiv(outputs, GROUP_OUTPUTS), tiles)](
+                x.contiguous(),
+                matrices,
+                ends,
+                out,
+                count,
+                outputs,
+                inputs,
+                MATRICES=triton.next_power_of_2(count),
+                ROWS=GROUP_ROWS,
+                OUTPUTS=GROUP_OUTPUTS,
+                INPUTS=GROUP_INPUTS,
+                PRECISION="ieee" if x.dtype == torch.float32 else "tf32",
+                **overlapping(x.device),
+            )
         return out
 
     def place_heads(
@@ -353,3 +381,11 @@ class _Attending:
 
 def _warps(columns: int) -> int:
     return min(16, max(4, int(triton.next_power_of_2(columns)) // 512))
+
+
+def _library_groups(x: Tensor, outputs: int) -> bool:
+    """Whether torch has a grouped product for it that reads where groups end on the device; elsewhere it fetches that
+    to the host, which waits and cannot be recorded."""
+    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.shape[1] % 8 or outputs % 8:
+        return False
+    return torch.cuda.get_device_capability(x.device)[0] in LIBRARY_GROUPS_ON

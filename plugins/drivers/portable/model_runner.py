@@ -64,6 +64,9 @@ class PortableStep:
         gate, up = gate_up.chunk(2, dim=-1)
         return functional.silu(gate).mul_(up)
 
+    def grouped(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        return functional.grouped_mm(x, matrices.transpose(1, 2), offs=ends)
+
     def linear_around(self, x: Tensor, weight: Any, around: Around) -> Tensor:
         return one_by_one(self, x, weight, around)
 

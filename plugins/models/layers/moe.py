@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pie_plugins.models.layers.decoder import Part
 from pie_plugins.models.layers.experts import ExpertSettings, GroupRouting
@@ -28,9 +27,9 @@ class Experts:
         per_token = choice.experts.shape[1]
         experts, order = choice.experts.flatten().sort(stable=True)
         ends = _ends(experts, len(self.down))
-        inner = self.activation(_grouped(x.index_select(0, order // per_token), self.up, ends), step)
+        inner = self.activation(step.grouped(x.index_select(0, order // per_token), self.up, ends), step)
         outer = x.new_empty((len(order), x.shape[1]))
-        outer.index_copy_(0, order, _grouped(inner, self.down, ends))
+        outer.index_copy_(0, order, step.grouped(inner, self.down, ends))
         weighted = outer.view(-1, per_token, x.shape[1]) * choice.weights[..., None]
         return weighted.sum(1).to(x.dtype)
 
@@ -54,10 +53,6 @@ def _ends(experts: Tensor, count: int) -> Tensor:
     """[E]: where the rows of each expert end, of sorted expert numbers."""
     numbers = torch.arange(count, device=experts.device)
     return torch.searchsorted(experts, numbers, right=True, out_int32=True)
-
-
-def _grouped(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    return functional.grouped_mm(rows, matrices.transpose(1, 2), offs=ends)
 
 
 def build_experts(settings: ExpertSettings, parameters: Parameters, name: str) -> MixtureOfExperts:

@@ -114,6 +114,11 @@ class Step(Protocol):
         what it means."""
         ...
 
+    def grouped(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        """[R, inputs] times [E, outputs, inputs], transposed: rows lie sorted by the matrix they meet, and those of
+        matrix e end before `ends[e]`, int32. [R, outputs]"""
+        ...
+
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """Over the last axis; `weight` broadcasts over the others."""
         ...

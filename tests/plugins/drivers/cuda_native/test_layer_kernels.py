@@ -191,3 +191,26 @@ def test_attention_over_shared_prefixes_equals_the_plain_one(
         kernels(name).attend(q, cached, step.groups[0], step, 0.25) for name in ("torch", "triton")
     )
     assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("counts", "inputs", "outputs"),
+    [
+        ([5, 0, 70, 1, 0, 32], 48, 100),
+        ([0, 0, 3], 64, 64),
+        ([33], 130, 16),
+        ([0, 2, 0, 0, 0, 0, 0, 0, 1], 64, 72),
+    ],
+)
+def test_rows_meet_the_matrix_of_their_group(counts: list[int], inputs: int, outputs: int) -> None:
+    """Groups without rows, groups over several tiles, sizes that fill no tile."""
+    x, matrices = random(sum(counts), inputs), random(len(counts), outputs, inputs, seed=1)
+    ends = torch.tensor(np.cumsum(counts), dtype=torch.int32, device=DEVICE)
+    parts = zip(x.split(counts), matrices, strict=True)
+    expected = torch.cat([rows @ matrix.T for rows, matrix in parts])
+    assert_close(kernels("triton").grouped(x, matrices, ends), expected)
+
+
+def test_no_rows_meet_nothing() -> None:
+    ends = torch.zeros(3, dtype=torch.int32, device=DEVICE)
+    assert kernels("triton").grouped(random(0, 8), random(3, 16, 8), ends).shape == (0, 16)
