@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from time import sleep
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from pie_plugins.drivers.cuda_native.parallel import abandon, keep_group, leave
 
 WORKER = "pie_plugins.drivers.cuda_native.worker"
 LEAVE_S = 10.0  # how long a worker may take to end by itself
+NOTICED_S = 0.2  # after a sum that failed, until the end of the rank that it was for is known
+LOOK_S = 20e-6  # between two looks at a step that somebody waits for
 
 
 class Worker:
@@ -59,6 +62,13 @@ class Worker:
             raise LoadError(f"driver cuda_native: rank {self.rank}: {value}")
         return value
 
+    def has_ended(self, within_s: float = 0.0) -> bool:
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def end(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(BrokenPipeError):  # what it was told last never reached it
@@ -87,12 +97,34 @@ class ParallelDriver(CudaNativeDriver):
         self._tell("submit", batch)
         return super().submit(batch)
 
+    def is_done(self, ticket: Ticket) -> bool:
+        return super().is_done(ticket) or self._waits_for_nobody()
+
     def collect(self, ticket: Ticket) -> ForwardResult:
         try:
+            while not super().is_done(ticket):
+                if self._waits_for_nobody():
+                    raise self._parted(ticket)
+                sleep(LOOK_S)
             return super().collect(ticket)
-        except (EngineLost, ForwardError):
+        except EngineLost:
             self._broken = True
             raise
+        except ForwardError as error:
+            self._broken = True
+            if self._waits_for_nobody(NOTICED_S):
+                raise self._parted(ticket) from error
+            raise
+
+    def _waits_for_nobody(self, within_s: float = 0.0) -> bool:
+        """A rank has ended, so sums of steps that are queued never end."""
+        return any(worker.has_ended(within_s) for worker in self._workers)
+
+    def _parted(self, ticket: Ticket) -> EngineLost:
+        gone = ", ".join(str(worker.rank) for worker in self._workers if worker.has_ended())
+        return EngineLost(
+            f"driver cuda_native: rank {gone} has ended, which step {ticket} waits for; load anew"
+        )
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._cache(group).check_pages([*sources, *targets])

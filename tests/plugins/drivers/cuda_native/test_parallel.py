@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from socket import socket
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -101,6 +103,25 @@ def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(two: Driver) -> N
     stepper = Stepper(two)
     with pytest.raises(EngineLost, match="rank 1 has ended"):
         stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+    two.close()
+
+
+@needs_devices
+def test_a_rank_that_dies_while_a_step_waits_for_it_ends_the_step_by_type(two: Driver) -> None:
+    """Stopped first, so that the step is queued here and not there."""
+    assert isinstance(two, ParallelDriver)
+    (worker,) = two._workers
+    stepper = Stepper(two)
+    stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+    os.kill(worker._process.pid, signal.SIGSTOP)
+    threading.Timer(0.3, worker._process.kill).start()
+    ticket = stepper.submit([Request(stepper.context(), [1, 2], samples=[Sample()])])
+    while not two.is_done(ticket):
+        sleep(0.01)
+    with pytest.raises(EngineLost, match=f"rank 1 has ended, which step {ticket} waits for"):
+        two.collect(ticket)
+    with pytest.raises(EngineLost):
+        two.submit(stepper.build([Request(stepper.context(), [1, 2], samples=[Sample()])]))
     two.close()
 
 
