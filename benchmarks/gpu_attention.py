@@ -90,7 +90,7 @@ class Setting:
         self.cache = KvCache(layout, PAGE, used, 0, like, timeline)
         for place in range(self.sets):
             self.cache.layer(place).normal_()
-        self.outcomes = Outcomes(RingLayout(requests, 4 * requests), device)
+        self.outcomes = Outcomes(RingLayout(requests, 4 * requests), timeline)
         self.host = self._read(pages)
         self.q = [
             torch.randn(requests * rows, shape.heads, shape.head_dim, dtype=torch.bfloat16, device=device)

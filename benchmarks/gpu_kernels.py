@@ -98,7 +98,7 @@ class _Bench:
         layout = PagedLayout("kv", SETS, shape.kv_heads, shape.head_dim)
         like = torch.empty(0, dtype=torch.bfloat16, device=self.device)
         self.cache = KvCache(layout, PAGE, pages, 0, like, timeline)
-        self.outcomes = Outcomes(RingLayout(max(batch, 1), 4 * batch), self.device)
+        self.outcomes = Outcomes(RingLayout(max(batch, 1), 4 * batch), timeline)
         self.step = self._step(pages)
         self.kernels.prepare(self.step, self.outcomes.ring, shape.vocab_size)
 

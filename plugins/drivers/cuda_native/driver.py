@@ -150,6 +150,7 @@ class CudaNativeDriver:
         if self._timeline.device.type == "cuda":
             gc.unfreeze()  # a server sets aside what lives when it begins to serve, this driver among it
         gc.collect()  # recordings and what they run refer to each other; weights, graphs and pages go with them
+        torch.cuda.empty_cache()  # for other programs, and for the next model of this one
 
     @contextmanager
     def _queueing(self) -> Iterator[None]:
