@@ -3,7 +3,8 @@
 #
 #   benchmarks/gpu_check.sh correct|kernels|table|guests [FOLDER OF WHEELS]
 #
-#   correct   the driver's tests on the GPU: contract, kernels against plain operations, graphs, faults
+#   correct   the driver's tests on the GPU, with several workers where pytest-xdist is there: contract, kernels against
+#             plain operations, graphs, faults; then those that need the GPU to themselves
 #   kernels   every kernel by itself against its own floor, with a sweep of attention tilings
 #   table     decode, prefill and the mixed workload of 0.6B and 8B; vLLM's result files in $PEERS give ratios
 #   guests    decode by the bare loop and by programs; needs pie installed with what it depends on, or its wheels
@@ -24,12 +25,13 @@ export PYTHONPATH=".:$site" PYTHONUNBUFFERED=1 FLASHINFER_DISABLE_JIT=1
 python3 -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())'
 case $part in
   correct)
-    tests=tests/plugins/drivers/cuda_native
-    timeout 420 python3 -m pytest -q -p no:cacheprovider --timeout 120 "$tests"/test_*_kernels.py "$tests"/test_driver.py \
-      "$tests"/test_*_attention.py "$tests"/test_{products,prompt_graphs,attention_work}.py tests/gpu 2>&1 |
-      tee "$out/tests.log" | tail -40
-    timeout 150 python3 -m pytest -q -p no:cacheprovider --timeout 60 "$tests"/test_contract.py -k Replayed 2>&1 |
-      tee "$out/contract.log" | tail -30
+    options="-q -p no:cacheprovider"
+    workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 12 --dist worksteal")
+    failed=0
+    timeout 460 python3 -m pytest $options $workers -m "not alone" tests/plugins/drivers/cuda_native tests/gpu 2>&1 |
+      tee "$out/tests.log" | tail -40 || failed=1
+    timeout 120 python3 -m pytest $options -m alone tests/gpu 2>&1 | tee "$out/alone.log" | tail -30 || failed=1
+    exit $failed
     ;;
   kernels)
     timeout 280 python3 -m benchmarks.gpu_kernels --models 0.6B --sweep --json "$out/kernels_0.6B.json" || true
