@@ -21,14 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.gpu_driver import driver_arguments, loaded
 from benchmarks.gpu_loop import Story, Timed, run
 from benchmarks.gpu_models import SHAPES, Shape, decode_floor_ms, prefill_floor_ms
-from pie_core.contracts.driver import Driver, DriverRequest
-from pie_plugins.drivers import cuda_native
-from pie_plugins.models import llama, qwen3
+from pie_core.contracts.driver import Driver
 
 MIXED_TEMPERATURE = 0.6
 MIXED_SEED = 0  # the workload of 133,966 tokens that other engines are measured with
@@ -73,27 +71,18 @@ def main() -> None:
     cells: list[Cell] = []
     print(HEADER, flush=True)
     for name in arguments.models:
-        with TemporaryDirectory() as folder:
-            shape = SHAPES[name]
-            started = time.perf_counter()
-            driver = load_driver(shape.write(Path(folder)), arguments.device, arguments.option)
+        started = time.perf_counter()
+        with loaded(SHAPES[name], arguments.device, arguments.option) as driver:
             print(f"{name}: loaded in {time.perf_counter() - started:.1f} s", flush=True)
-            for cell in _cells(driver, shape, arguments, peers):
+            for cell in _cells(driver, SHAPES[name], arguments, peers):
                 print(cell.line(), flush=True)
                 cells.append(cell)
                 if arguments.json:
                     arguments.json.write_text(json.dumps([asdict(each) for each in cells], indent=1) + "\n")
-            driver.close()
-            del driver
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=["0.6B"], choices=sorted(SHAPES))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32, 64, 128, 256])
-    parser.add_argument("--prompt", type=int, default=128)
+    parser = driver_arguments(__doc__, batches=(1, 8, 32, 64, 128, 256))
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument(
         "--contexts", type=int, nargs="*", default=[], help="also decode at these context lengths"
@@ -115,27 +104,10 @@ def _parse() -> argparse.Namespace:
         help="where the bare loop's contexts lie in the cache: as pie hands out its pages, each anywhere, in a row",
     )
     parser.add_argument("--mixed", action="store_true", help="also the mixed workload of 256 sequences")
-    parser.add_argument("--temperature", type=float, default=0.0, help="of what is decoded; 0 is greedy")
     parser.add_argument("--depth", type=int, default=1, help="steps queued behind the open one")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="a driver option, as JSON"
-    )
     parser.add_argument("--repeats", type=int, default=2, help="the best run counts")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--vllm", type=Path, nargs="*", default=[])
     return parser.parse_args()
-
-
-def load_driver(path: Path, device: str, chosen: Sequence[str]) -> Driver:
-    """The driver with random weights of a configuration; `chosen` are options as NAME=JSON."""
-    (declaration,) = cuda_native.pie_drivers()
-    architectures = {each.name: each for each in (llama.DECLARATION, qwen3.DECLARATION)}
-    given = dict(option.split("=", 1) for option in chosen)
-    options = declaration.options(
-        random_weights=True, **{name: json.loads(text) for name, text in given.items()}
-    )
-    return declaration.load(DriverRequest(path, device, options, architectures, {}))
 
 
 def _cells(

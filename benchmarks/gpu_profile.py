@@ -2,8 +2,9 @@
 
     python -m benchmarks.gpu_profile --models 0.6B 8B --batches 1 256 [--prompt 128] [--temperature 0] --json FILE
 
-A trace covers some steps in the middle of a run. `inside` is what lies between two kernels of one step, `between` what
-lies between the last kernel of a step and the first of the next.
+A trace covers some steps in the middle of a run. A kernel has the time from the end of the one before it, or from its
+own start where that is later; many begin early and wait. `inside` is what lies between two kernels of one step,
+`between` what lies between the last kernel of a step and the first of the next.
 """
 
 from __future__ import annotations
@@ -15,16 +16,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu import load_driver
+from benchmarks.gpu_driver import driver_arguments, loaded
 from benchmarks.gpu_loop import Contexts, Story, prefill
 from benchmarks.gpu_models import SHAPES
 from pie_core.contracts.driver import Driver
@@ -32,6 +31,7 @@ from pie_core.ids import Ticket
 
 WARM_STEPS = 64
 TRACED_STEPS = 12
+LEAST_LAUNCHES = 8  # of a step
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Profile:
     model: str
     batch: int
     step: float = 0.0
-    kernels: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (launches, all of them)
+    kernels: dict[str, tuple[float, float]] = field(default_factory=dict)  # name -> (launches, time of all)
     inside: float = 0.0
     between: list[float] = field(default_factory=list)
     host: dict[str, float] = field(default_factory=dict)
@@ -69,34 +69,15 @@ class Profile:
 
 
 def main() -> None:
-    arguments = _parse()
+    arguments = driver_arguments(__doc__, batches=(1, 256)).parse_args()
     found: list[Profile] = []
     for name in arguments.models:
-        with TemporaryDirectory() as folder:
-            driver = load_driver(SHAPES[name].write(Path(folder)), arguments.device, arguments.option)
+        with loaded(SHAPES[name], arguments.device, arguments.option) as driver:
             for batch in arguments.batches:
                 found.append(_profile(driver, name, batch, arguments))
                 print("\n".join(found[-1].lines()), flush=True)
                 if arguments.json:
                     arguments.json.write_text(json.dumps([asdict(each) for each in found], indent=1) + "\n")
-            driver.close()
-            del driver
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=["0.6B"], choices=sorted(SHAPES))
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 256])
-    parser.add_argument("--prompt", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="a driver option, as JSON"
-    )
-    parser.add_argument("--json", type=Path)
-    return parser.parse_args()
 
 
 def _profile(driver: Driver, model: str, batch: int, arguments: argparse.Namespace) -> Profile:
@@ -113,7 +94,7 @@ def _profile(driver: Driver, model: str, batch: int, arguments: argparse.Namespa
         steps.run(TRACED_STEPS)
         torch.cuda.synchronize()
     steps.drain()
-    _fill(found, _launches(trace))
+    fill(found, _launches(trace))
     return found
 
 
@@ -162,23 +143,26 @@ def _launches(trace: profile) -> list[Launch]:
     )
 
 
-def _fill(found: Profile, launches: Sequence[Launch]) -> None:
-    """A step begins with the copy of its numbers to the device."""
+def fill(found: Profile, launches: Sequence[Launch]) -> None:
+    """A step begins with the copy of its numbers to the device. A kernel that began while the one before it ran has
+    only the time that it alone took, so that all of them and the gaps add up to the step."""
     begins = [place for place, each in enumerate(launches) if "HtoD" in each.name]
     steps = [launches[first:stop] for first, stop in itertools.pairwise(begins)]
-    steps = [step for step in steps if len(step) > 8]  # not the odd small copy
+    steps = [step for step in steps if len(step) > LEAST_LAUNCHES]  # not the odd small copy
     if not steps:
         return
-    found.step = (steps[-1][-1].end - steps[0][0].start) / len(steps)
     sums: dict[str, list[float]] = defaultdict(list)
+    until = steps[0][0].start
     for step in steps:
+        found.between.append(step[0].start - until)
+        until = step[0].start
         for each in step:
-            sums[each.name].append(each.end - each.start)
-        found.inside += sum(
-            max(0.0, later.start - earlier.end) for earlier, later in itertools.pairwise(step)
-        ) / len(steps)
+            found.inside += max(0.0, each.start - until) / len(steps)
+            sums[each.name].append(max(0.0, each.end - max(each.start, until)))
+            until = max(until, each.end)
+    found.between.pop(0)  # nothing lies before the first
+    found.step = (until - steps[0][0].start) / len(steps)
     found.kernels = {name: (len(each) / len(steps), sum(each) / len(steps)) for name, each in sums.items()}
-    found.between = [later[0].start - earlier[-1].end for earlier, later in itertools.pairwise(steps)]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from benchmarks.gpu import _peer, _peer_entries, mixed_stories
 from benchmarks.gpu_guests import decode_with_guests, run_with_guests
 from benchmarks.gpu_loop import Order, Story, Timed, pages_in, run
 from benchmarks.gpu_models import SHAPES, decode_floor_ms
+from benchmarks.gpu_profile import Launch, Profile, fill
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import tiny
 
@@ -104,3 +105,19 @@ def test_results_of_a_peer_are_found_by_model_and_cell(tmp_path: Path) -> None:
     assert _peer(peers, "8B", {"bs": 1}, "ms_per_step") == 5.2
     assert _peer(peers, "0.6B", {"bs": 1, "n_in": 128}, "ms_per_step") == 1.6
     assert _peer(peers, "0.6B", {"bs": 2}, "ms_per_step") == 0.0
+
+
+def traced(*spans: tuple[str, float, float]) -> list[Launch]:
+    return [Launch(*span) for span in spans]
+
+
+def test_kernels_that_begin_early_have_what_they_add_to_the_step() -> None:
+    """`b` begins with `a` and waits for it; then nothing runs for a while; a step is followed after 4 us."""
+    step = [("HtoD", 0, 2), ("a", 3, 10), ("b", 3, 15), ("c", 9, 12), ("d", 20, 30), *[("e", 30, 30)] * 6]
+    both = [*step, *((name, start + 34, end + 34) for name, start, end in step), ("HtoD", 68, 69)]
+    found = Profile("tiny", 1)
+    fill(found, traced(*both))
+    assert found.kernels == {"HtoD": (1, 2), "a": (1, 7), "b": (1, 5), "c": (1, 0), "d": (1, 10), "e": (6, 0)}
+    assert (found.inside, found.between, found.step) == (6, [4], 32)
+    whole = 2 * (sum(us for _, us in found.kernels.values()) + found.inside) + sum(found.between)
+    assert whole == 2 * found.step
