@@ -183,11 +183,11 @@ def test_kernels_that_begin_early_give_the_bits_of_those_that_wait(
 
     early = decoded_bits(small(checkpoint, batch_invariant=True, cuda_graphs=graphs))
     monkeypatch.setattr(triton_launches, "HOPPER", (99, 0))
-    triton_launches.overlapping.cache_clear()
+    triton_launches.overlapping_on.cache_clear()
     try:
         waiting = decoded_bits(small(checkpoint, batch_invariant=True, cuda_graphs=graphs))
     finally:
-        triton_launches.overlapping.cache_clear()
+        triton_launches.overlapping_on.cache_clear()
     assert all(np.array_equal(*each) for each in zip(early, waiting, strict=True))
 
 
@@ -227,11 +227,11 @@ def test_products_that_hold_weights_wait_for_their_rows(
 
     early = replayed()
     monkeypatch.setattr(triton_launches, "HOPPER", (99, 0))
-    triton_launches.overlapping.cache_clear()
+    triton_launches.overlapping_on.cache_clear()
     try:
         waiting = replayed()
     finally:
-        triton_launches.overlapping.cache_clear()
+        triton_launches.overlapping_on.cache_clear()
     assert waiting[0].isfinite().all()
     assert waiting[0].count_nonzero()
     assert all(torch.equal(each, waiting[0]) for each in early + waiting)

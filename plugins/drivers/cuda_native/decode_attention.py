@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, StepTensors
 from pie_plugins.drivers.cuda_native.triton_decode import decode_kernel, list_tiles_kernel
-from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_launches import gpu_of, launch, overlapping
 
 ROWS = 16  # of a tile, the least that a matrix instruction takes: rows of a request times heads of a group
 ENTRY = 8  # words of an entry before its pages
@@ -72,7 +72,9 @@ class DecodeAttention:
         rows, num_pages = max(ROWS, members), _pages(group.page_size, tiling.columns)
         programs = max(kv_heads, min(processors(q.device) * tiling.programs, COUNTERS // 2))
         partial = q.new_empty(2 * programs * rows * (dims + 2), dtype=torch.float32)
-        decode_kernel[(programs,)](
+        launch(
+            decode_kernel,
+            (programs,),
             q,
             q.stride(0),
             pages,
@@ -105,7 +107,9 @@ class DecodeAttention:
         words = triton.next_power_of_2(ENTRY + num_pages)
         tiles = len(group.pages) * group.page_size // columns + requests
         work = self._room(place, HEADER + COUNTERS + tiles * words, group.pages.device)
-        list_tiles_kernel[(requests, max(1, SHARES // requests))](
+        launch(
+            list_tiles_kernel,
+            (requests, max(1, SHARES // requests)),
             group.columns,
             step.row_indptr,
             group.page_indptr,
@@ -144,9 +148,13 @@ def _fits(page_size: int, columns: int) -> bool:
     return columns % page_size == 0 or page_size % columns == 0
 
 
-@cache
 def processors(device: torch.device) -> int:
     """Multiprocessors."""
+    return _processors(gpu_of(device))
+
+
+@cache
+def _processors(device: torch.device) -> int:
     if device.type != "cuda":
         return PROCESSORS_OF_TESTS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, StepTensors
-from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_launches import launch, overlapping
 from pie_plugins.drivers.cuda_native.triton_sampling import (
     FACTS,
     WORDS,
@@ -127,7 +127,9 @@ class _Call:
 
     def scout(self) -> None:
         cut, room = self._cut, self.room
-        scout_kernel[(self._rows, cut.shares)](
+        launch(
+            scout_kernel,
+            (self._rows, cut.shares),
             self._logits,
             *self._filters,
             self._min_p,
@@ -154,7 +156,9 @@ class _Call:
 
     def weigh(self, is_last: bool) -> None:
         cut, room = self._cut, self.room
-        weigh_kernel[(self._rows, cut.shares)](
+        launch(
+            weigh_kernel,
+            (self._rows, cut.shares),
             self._logits,
             *self._filters,
             self._arrivals,
@@ -174,7 +178,9 @@ class _Call:
 
     def draw(self) -> None:
         cut, room = self._cut, self.room
-        draw_kernel[(self._rows, cut.shares)](
+        launch(
+            draw_kernel,
+            (self._rows, cut.shares),
             self._logits,
             self._filters[0],
             self._min_p,
@@ -193,7 +199,9 @@ class _Call:
 
     def finish(self) -> None:
         cut, room = self._cut, self.room
-        finish_kernel[(self._rows,)](
+        launch(
+            finish_kernel,
+            (self._rows,),
             self._logits,
             *self._filters,
             self._min_p,

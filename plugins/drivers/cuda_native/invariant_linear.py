@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from pie_plugins.drivers.cuda_native.linear import Matrix
-from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_launches import launch, overlapping
 from pie_plugins.drivers.cuda_native.triton_products import product_kernel
 from pie_plugins.models.layers.step import Around
 
@@ -25,7 +25,9 @@ class InvariantLinear:
         outputs = len(matrix.weight)
         out = x.new_empty((rows, outputs))
         if rows:
-            product_kernel[(triton.cdiv(outputs, OUTPUTS), triton.cdiv(rows, ROWS))](
+            launch(
+                product_kernel,
+                (triton.cdiv(outputs, OUTPUTS), triton.cdiv(rows, ROWS)),
                 x.contiguous(),
                 matrix.weight,
                 x if matrix.bias is None else matrix.bias,

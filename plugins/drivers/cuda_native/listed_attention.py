@@ -6,7 +6,7 @@ import triton
 from torch import Tensor, float32
 
 from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, StepTensors
-from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_launches import launch, overlapping
 from pie_plugins.drivers.cuda_native.triton_work import attend_items_kernel, merge_items_kernel
 
 LOG2_E = 1.4426950408889634
@@ -26,7 +26,9 @@ def attend_listed(q: Tensor, pages: Tensor, group: GroupTensors, step: StepTenso
     parts = q.new_empty(sum(sizes), dtype=float32).split(sizes)
     is_exact = q.dtype == float32
     rows = max(16, triton.next_power_of_2(room.tile_rows * group_size))
-    attend_items_kernel[(kv_heads, room.items)](
+    launch(
+        attend_items_kernel,
+        (kv_heads, room.items),
         q,
         q.stride(0),
         pages,
@@ -55,7 +57,9 @@ def attend_listed(q: Tensor, pages: Tensor, group: GroupTensors, step: StepTenso
         num_warps=8 if rows > 64 else 4,
         num_stages=STAGES,
     )
-    merge_items_kernel[(room.merged, triton.cdiv(heads, MERGED_HEADS))](
+    launch(
+        merge_items_kernel,
+        (room.merged, triton.cdiv(heads, MERGED_HEADS)),
         *parts,
         step.merged_row,
         step.merged_slot,

@@ -221,10 +221,10 @@ class _Loading:
         is_first = self._ranks.rank == 0
         cuts = self._ranks.first_s(linear.tune(self._timeline) if is_first else {})
         if is_first:
-            linear.take(cuts)
+            linear.take(cuts, self._timeline)
         self._ranks.first_s(None)  # the others waited for this
         if not is_first:
-            linear.take(cuts)
+            linear.take(cuts, self._timeline)
 
     def _taken(self) -> int:
         if self._device.type != "cuda":

@@ -18,7 +18,7 @@ from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTenso
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.drivers.cuda_native.triton_attention import attend_kernel, merge_kernel
 from pie_plugins.drivers.cuda_native.triton_groups import grouped_kernel
-from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_launches import gpu_of, launch, overlapping
 from pie_plugins.drivers.cuda_native.triton_layers import (
     add_rms_norm_kernel,
     place_heads_kernel,
@@ -68,7 +68,9 @@ class TritonKernels:
         sizes = step.sizes
         programs = triton.cdiv(max(sizes.rows, sizes.requests), LANES)
         for place, group in enumerate(step.groups):
-            prepare_kernel[(programs,)](
+            launch(
+                prepare_kernel,
+                (programs,),
                 ring,
                 step.token,
                 step.token_source,
@@ -109,7 +111,9 @@ class TritonKernels:
         out = torch.empty_like(x)
         columns = x.shape[-1]
         if len(x):
-            rms_norm_kernel[(x.numel() // columns,)](
+            launch(
+                rms_norm_kernel,
+                (x.numel() // columns,),
                 x,
                 weight,
                 out,
@@ -124,7 +128,9 @@ class TritonKernels:
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(x)
         columns = x.shape[-1]
-        add_rms_norm_kernel[(len(x),)](
+        launch(
+            add_rms_norm_kernel,
+            (len(x),),
             x,
             delta,
             weight,
@@ -141,7 +147,9 @@ class TritonKernels:
         columns = gate_up.shape[1] // 2
         out = gate_up.new_empty((len(gate_up), columns))
         grid = (len(gate_up), triton.cdiv(columns, ACTIVATION_BLOCK))
-        silu_mul_kernel[grid](gate_up, out, columns, BLOCK=ACTIVATION_BLOCK, **overlapping(out.device))
+        launch(
+            silu_mul_kernel, grid, gate_up, out, columns, BLOCK=ACTIVATION_BLOCK, **overlapping(out.device)
+        )
         return out
 
     def grouped(self, x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
@@ -151,7 +159,9 @@ class TritonKernels:
         out = x.new_empty((len(x), outputs))
         tiles = min(len(x), triton.cdiv(len(x), GROUP_ROWS) + count)
         if tiles:
-            grouped_kernel[(triton.cdiv(outputs, GROUP_OUTPUTS), tiles)](
+            launch(
+                grouped_kernel,
+                (triton.cdiv(outputs, GROUP_OUTPUTS), tiles),
                 x.contiguous(),
                 matrices,
                 ends,
@@ -181,7 +191,9 @@ class TritonKernels:
             return self._plain.place_heads(qkv, heads, angles, positions, slots, pages)
         kv_heads = written_heads(heads)
         total = heads.num_heads + 2 * kv_heads
-        place_heads_kernel[(len(qkv), triton.cdiv(total, HEADS))](
+        launch(
+            place_heads_kernel,
+            (len(qkv), triton.cdiv(total, HEADS)),
             qkv,
             qkv if heads.norm is None else heads.norm,
             angles.cos,
@@ -246,7 +258,9 @@ class TritonKernels:
 
     def settle(self, step: StepTensors, sampled: Tensor, ring: Tensor) -> None:
         sizes, layout = step.sizes, self._layout
-        settle_kernel[(triton.cdiv(max(sizes.requests, len(sampled)), LANES),)](
+        launch(
+            settle_kernel,
+            (triton.cdiv(max(sizes.requests, len(sampled)), LANES),),
             ring,
             step.base,
             step.fail,
@@ -308,7 +322,9 @@ class _Attending:
         self._launch(tiling, everybody, parts, narrow_rows)
         wide = len(self._step.wide_requests(narrow_rows))
         rows_each = int(self._step.rows_descending[wide])
-        merge_kernel[((self._step.sizes.requests - wide) * rows_each, heads)](
+        launch(
+            merge_kernel,
+            ((self._step.sizes.requests - wide) * rows_each, heads),
             *parts,
             self._group.columns,
             self._step.shared,
@@ -336,10 +352,12 @@ class _Attending:
         unused = (self._out, self._out, self._out)
         self._launch(tiling, _Launch(len(requests), tiles, requests, narrow=False), unused, narrow_rows)
 
-    def _launch(self, tiling: Tiling, launch: _Launch, parts: tuple[Tensor, ...], narrow_rows: int) -> None:
-        group, step, listed = self._group, self._step, launch.listed
+    def _launch(self, tiling: Tiling, part: _Launch, parts: tuple[Tensor, ...], narrow_rows: int) -> None:
+        group, step, listed = self._group, self._step, part.listed
         masks = group.masks or MaskTensors(listed, listed, listed[None])
-        attend_kernel[(launch.requests * launch.tiles, self.kv_heads, tiling.splits)](
+        launch(
+            attend_kernel,
+            (part.requests * part.tiles, self.kv_heads, tiling.splits),
             self._q,
             self._q.stride(0),
             self._pages,
@@ -358,7 +376,7 @@ class _Attending:
             masks.words.shape[1],
             self._scale,
             self.kv_heads,
-            launch.tiles,
+            part.tiles,
             narrow_rows,
             tiling.splits,
             GROUP=self.group_size,
@@ -368,10 +386,10 @@ class _Attending:
             ROWS=tiling.rows,
             COLUMNS=tiling.columns,
             SHORTEST=SHORTEST_SPAN,
-            NARROW=launch.narrow,
+            NARROW=part.narrow,
             MASKED=group.masks is not None,
-            CASCADE=launch.cascades,
-            PREFIX=launch.is_prefix,
+            CASCADE=part.cascades,
+            PREFIX=part.is_prefix,
             PRECISION="ieee" if self._q.dtype == torch.float32 else "tf32",
             **overlapping(self._q.device),
             num_warps=tiling.warps,
@@ -386,6 +404,7 @@ def _warps(columns: int) -> int:
 def _library_groups(x: Tensor, outputs: int) -> bool:
     """Whether torch has a grouped product for it that reads where groups end on the device; elsewhere it fetches that
     to the host, which waits and cannot be recorded."""
-    if x.device.type != "cuda" or x.dtype != torch.bfloat16 or x.shape[1] % 8 or outputs % 8:
+    device = gpu_of(x.device)
+    if device.type != "cuda" or x.dtype != torch.bfloat16 or x.shape[1] % 8 or outputs % 8:
         return False
-    return torch.cuda.get_device_capability(x.device)[0] in LIBRARY_GROUPS_ON
+    return torch.cuda.get_device_capability(device)[0] in LIBRARY_GROUPS_ON

@@ -1,4 +1,4 @@
-"""Programmatic dependent launch: a kernel begins while the one before it ends.
+"""How kernels are launched: programmatic dependent launch, where a kernel begins while the one before it ends.
 
 A kernel that takes part is launched with `launch_pdl=True` and calls `follow` before it touches anything but constants:
 the weights and tables that were there before the first step. `follow` first lets the next kernel begin, which then
@@ -11,6 +11,8 @@ kernel, as torch's allocator does. What comes before `follow` can overlap any nu
 be loaded there and nothing else of the layers. A kernel launched without the attribute, a copy and the beginning of a
 graph wait for everything before them as always: so does the first kernel of a step, which reads the block and the ring,
 and the lookup of embeddings, so what `prepare` wrote is done before the first layer and may be loaded early, too.
+
+All launches go through `launch`: in a rehearsal, whose tensors have no content, each is only told.
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
@@ -19,6 +21,10 @@ and the lookup of embeddings, so what `prepare` wrote is done before the first l
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,9 +36,50 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 HOPPER = (9, 0)
 
 
-@cache
+Told = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rehearsal:
+    told: Told
+    gpu: torch.device
+
+
+_rehearsal: ContextVar[_Rehearsal | None] = ContextVar("cuda_native_rehearsal", default=None)
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    rehearsal = _rehearsal.get()
+    if rehearsal is None:
+        kernel[grid](*arguments, **constants)
+    else:
+        rehearsal.told(kernel, arguments, constants)
+
+
+@contextmanager
+def rehearsing(told: Told, gpu: torch.device) -> Iterator[None]:
+    """Nothing that this thread launches inside runs: `told` gets the kernel, its arguments and its constants. Tensors
+    of torch's device "meta" stand for tensors of this GPU."""
+    token = _rehearsal.set(_Rehearsal(told, gpu))
+    try:
+        yield
+    finally:
+        _rehearsal.reset(token)
+
+
+def gpu_of(device: torch.device) -> torch.device:
+    """What a tensor's device stands for."""
+    rehearsal = _rehearsal.get()
+    return rehearsal.gpu if rehearsal is not None and device.type == "meta" else device
+
+
 def overlapping(device: torch.device) -> dict[str, Any]:
     """How kernels that call `follow` are launched on this device."""
+    return overlapping_on(gpu_of(device))
+
+
+@cache
+def overlapping_on(device: torch.device) -> dict[str, Any]:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER:
         return {"OVERLAPS": True, "launch_pdl": True}
     return {"OVERLAPS": False}

@@ -9,13 +9,10 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf
 from statistics import median
-from typing import Any
 
 import torch
 import triton
@@ -23,9 +20,10 @@ from torch import Tensor
 from torch.nn import functional
 from triton.runtime.errors import OutOfResources
 
+from pie_plugins.drivers.cuda_native.compilation import compiling
 from pie_plugins.drivers.cuda_native.linear import Matrix, PlainLinear
 from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
-from pie_plugins.drivers.cuda_native.triton_launches import overlapping
+from pie_plugins.drivers.cuda_native.triton_launches import launch, overlapping
 from pie_plugins.drivers.cuda_native.triton_layers import rms_norm_kernel
 from pie_plugins.drivers.cuda_native.triton_products import few_rows_kernel, one_row_kernel
 from pie_plugins.models.layers.step import NOTHING, Around
@@ -77,7 +75,6 @@ class TunedLinear(PlainLinear):
         self._matrices: dict[tuple[int, int], list[Matrix]] = defaultdict(list)
         self.cuts: Mapping[Choice, Cut] = {}  # where the own kernels were found to be faster
         self._arrived: Tensor | None = None
-        self._start: Start = _launch
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Matrix:
         matrix = super().prepare(weight, bias)
@@ -98,13 +95,14 @@ class TunedLinear(PlainLinear):
         out = around.onto
         if out is None:
             out = x.new_empty((len(x), len(matrix.weight) // (2 if around.gated else 1)))
-        launch = self._one_row if len(x) == 1 else self._few_rows
-        launch(x.contiguous(), matrix, cut, around, out)
+        multiply = self._one_row if len(x) == 1 else self._few_rows
+        multiply(x.contiguous(), matrix, cut, around, out)
         return out
 
     def tune(self, timeline: CudaTimeline) -> dict[Choice, Cut]:
         """Times every shape: where the own kernels are faster, and how."""
-        self._compile()
+        with compiling(timeline.device):
+            self.launch_candidates()
         clock, cuts = _Clock(timeline), dict[Choice, Cut]()
         for choice, matrices in self._choices():
             x = _input(choice.rows, matrices[0])
@@ -115,10 +113,11 @@ class TunedLinear(PlainLinear):
                 cuts[choice] = cut
         return cuts
 
-    def take(self, cuts: Mapping[Choice, Cut]) -> None:
+    def take(self, cuts: Mapping[Choice, Cut], timeline: CudaTimeline) -> None:
         """What `tune` found, here or on another rank. The matrices are forgotten then."""
         self.cuts = cuts
-        self._compile_around()
+        with compiling(timeline.device):
+            self._launch_chosen()
         self._matrices.clear()
         LOG.info("products by the own kernels: %s", self.cuts or "none")
 
@@ -132,7 +131,7 @@ class TunedLinear(PlainLinear):
 
     def _one_row(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around, out: Tensor) -> None:
         outputs = out.shape[1]
-        self._start(
+        launch(
             one_row_kernel,
             (triton.cdiv(outputs, cut.outputs),),
             x,
@@ -160,7 +159,7 @@ class TunedLinear(PlainLinear):
         sums = out
         if cut.shares > 1:
             sums = x.new_empty((1 + around.gated) * cut.shares * rows * outputs, dtype=torch.float32)
-        self._start(
+        launch(
             few_rows_kernel,
             (tiles, cut.shares),
             x,
@@ -211,24 +210,21 @@ class TunedLinear(PlainLinear):
     def _own(self, cut: Cut, around: Around, x: Tensor, matrix: Matrix) -> Tensor:
         return self.multiply(x, matrix, cut, around)
 
-    def _compile(self) -> None:
-        """Everything that is going to be timed, on all processors at once."""
-        with _compiling() as self._start:
-            for choice, matrices in self._choices():
-                x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
-                for cut in _cuts(choice):
-                    self.multiply(x, matrices[0], cut, around)
-        self._start = _launch
+    def launch_candidates(self) -> None:
+        """Everything that is going to be timed, once."""
+        for choice, matrices in self._choices():
+            x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
+            _normed(x)
+            for cut in _cuts(choice):
+                self.multiply(x, matrices[0], cut, around)
 
-    def _compile_around(self) -> None:
+    def _launch_chosen(self) -> None:
         """What was chosen once more, with what may stand around it."""
-        with _compiling() as self._start:
-            for choice, matrices in self._choices():
-                if choice in self.cuts:
-                    x = _input(choice.rows, matrices[0])
-                    for around in _likely(x, choice):
-                        self.multiply(x, matrices[0], self.cuts[choice], around)
-        self._start = _launch
+        for choice, matrices in self._choices():
+            if choice in self.cuts:
+                x = _input(choice.rows, matrices[0])
+                for around in _likely(x, choice):
+                    self.multiply(x, matrices[0], self.cuts[choice], around)
 
     def _counters(self, tiles: int, device: torch.device) -> Tensor:
         """Zero between products: the last program of each tile sees to that."""
@@ -283,30 +279,22 @@ def _input(rows: int, matrix: Matrix) -> Tensor:
     return torch.randn(rows, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
 
 
-Start = Callable[..., None]
-
-
-def _launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    kernel[grid](*arguments, **constants)
-
-
-def _warm_up(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-    """Compiles without a launch."""
-    kernel.warmup(*arguments, grid=grid, **constants)
-
-
-@contextmanager
-def _compiling() -> Iterator[Start]:
-    """What stands in the place of launches meanwhile: all is compiled at the end."""
-    with ThreadPoolExecutor() as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-        yield _warm_up
-
-
 def _normed(x: Tensor) -> Tensor:
     out = torch.empty_like(x)
     columns = x.shape[1]
     block = triton.next_power_of_2(columns)
-    rms_norm_kernel[(len(x),)](x, x, out, columns, 1e-6, BLOCK=block, num_warps=8, **overlapping(x.device))
+    launch(
+        rms_norm_kernel,
+        (len(x),),
+        x,
+        x,
+        out,
+        columns,
+        1e-6,
+        BLOCK=block,
+        num_warps=8,
+        **overlapping(x.device),
+    )
     return out
 
 
@@ -321,8 +309,8 @@ class _Clock:
         self, call: Callable[[Tensor, Matrix], Tensor], x: Tensor, matrices: Sequence[Matrix]
     ) -> float:
         def several() -> None:
-            for launch in range(LAUNCHES):
-                call(_normed(x), matrices[launch % len(matrices)])
+            for each in range(LAUNCHES):
+                call(_normed(x), matrices[each % len(matrices)])
 
         several()
         self._timeline.synchronize()

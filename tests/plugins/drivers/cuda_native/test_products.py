@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pie_plugins.drivers.cuda_native.linear import Matrix
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Timeline
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from pie_plugins.models.layers.linear import one_by_one
 from pie_plugins.models.layers.step import Around, Step
@@ -131,8 +131,8 @@ def test_tuning_takes_what_is_clearly_faster_than_the_library(monkeypatch: pytes
 
     monkeypatch.setattr(tuned_linear, "_Clock", Clock)
     monkeypatch.setattr(tuned_linear, "_library", lambda *_: launched.append(1))
-    monkeypatch.setattr(tuned_linear, "_launch", launch)
-    monkeypatch.setattr(tuned_linear, "_compiling", lambda: nullcontext(lambda *_, **__: None))
+    monkeypatch.setattr(tuned_linear, "launch", launch)
+    monkeypatch.setattr(tuned_linear, "compiling", lambda _: nullcontext())
     linear = TunedLinear()
     for outputs, inputs in (
         (128, 64),
@@ -140,7 +140,8 @@ def test_tuning_takes_what_is_clearly_faster_than_the_library(monkeypatch: pytes
     ):  # half of 128 outputs are inputs of the second: it may be gated
         linear.prepare(torch.zeros(outputs, inputs, dtype=torch.bfloat16, device=DEVICE), None)
     linear.prepare(torch.zeros(64, 512, device=DEVICE), None)  # several rows of float32 stay the library's
-    cuts = linear.tune(cast(CudaTimeline, None))
+    timeline = cast(CudaTimeline, Timeline(torch.device(DEVICE)))
+    cuts = linear.tune(timeline)
     expected = {
         Choice(outputs, 64, gated, rows)
         for outputs, gated in ((128, False), (128, True), (64, False))
@@ -148,9 +149,9 @@ def test_tuning_takes_what_is_clearly_faster_than_the_library(monkeypatch: pytes
     }
     assert set(cuts) == expected
     assert all(cut.shares > 1 for cut in cuts.values())
-    linear.take(cuts)
+    linear.take(cuts, timeline)
     assert linear.cuts == cuts
-    assert linear.tune(cast(CudaTimeline, None)) == {}  # it has let the matrices go
+    assert linear.tune(timeline) == {}  # it has let the matrices go
 
 
 @pytest.mark.parametrize("biased", [False, True])
