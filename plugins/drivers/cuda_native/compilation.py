@@ -72,7 +72,7 @@ class _Processors(Executor):
     """Threads that compile and load: most of it runs outside of Python, in LLVM, ptxas and the C compiler."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = torch.cuda.current_device() if device.index is None else device.index
+        self._device = torch.empty(0, device=device).get_device()
         self.begun = self.done = 0
         self.is_abandoned = False
         self._pool = ThreadPoolExecutor(initializer=partial(torch.cuda.set_device, self._device))
