@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from itertools import product
@@ -30,11 +30,13 @@ from pie_core.contracts.driver import CacheGroup, CacheSpace, DriverCapabilities
 from pie_core.contracts.forward import PrefixGroups
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, HostStep, ModelLimits
 from pie_plugins.drivers.cuda_native.flashinfer_attention import FlashInferPlanner, page_lists
+from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.loading import choose_kernels
+from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
-from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels
+from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 from pie_plugins.models.layers.architecture import PagedLayout
 
 LONGEST = 2**17
@@ -42,6 +44,7 @@ DECODED = ((1, 256), (32, 256), (256, 256), (1, 4096), (8, 4096), (32, 4096), (1
 SHARED = ((32, 1024), (32, 8192), (256, 1024), (256, 8192))
 OWN_COLUMNS = 256  # of each request behind a shared prefix
 PROMPTS = (1024, 8000)
+Sizes = Sequence[tuple[int, int]]  # requests, and columns of each
 BYTES_OF_SETS = 2**29  # more than any cache holds
 SCALE = 0.1
 WORKSPACE_BYTES = 2**28
@@ -70,7 +73,7 @@ class Setting:
     """Requests with so many new rows at the end of so many columns; all of them share the first `shared` ones."""
 
     def __init__(
-        self, shape: Shape, requests: int, columns: int, rows: int, shared: int, timeline: CudaTimeline
+        self, shape: Shape, requests: int, columns: int, rows: int, shared: int, timeline: Timeline
     ) -> None:
         self.shape, self.requests, self.columns, self.rows, self.shared = (
             shape,
@@ -136,11 +139,19 @@ class Setting:
         )
 
     def own(self, part: str, way: str, host: HostStep) -> Row:
-        kernels = TritonKernels(RingLayout(self.requests, 4 * self.requests))
+        kernels = own_kernels(self.timeline, self.requests)
         step = self.tensors(host)
         kernels.prepare(step, self.outcomes.ring, self.shape.vocab_size)
         call = lambda at: kernels.attend(self.q[at], self.cache.layer(at), step.groups[0], step, SCALE)  # noqa: E731
         return self.row(part, way, call)
+
+
+def own_kernels(timeline: Timeline, requests: int) -> Kernels:
+    return choose_kernels(CudaNativeOptions(), timeline.device, RingLayout(requests, 4 * requests))
+
+
+def has_flashinfer(timeline: Timeline) -> bool:
+    return timeline.device.type == "cuda" and find_spec("flashinfer") is not None
 
 
 def share_pages(contexts: Contexts, count: int) -> None:
@@ -151,11 +162,11 @@ def share_pages(contexts: Contexts, count: int) -> None:
     contexts.pages = [np.concatenate([first, rest]).astype(np.int32) for rest in np.split(own, ends[:-1])]
 
 
-def decoded(shape: Shape, timeline: CudaTimeline) -> Iterator[Row]:
-    for requests, columns in DECODED:
+def decoded(shape: Shape, timeline: Timeline, sizes: Sizes = DECODED) -> Iterator[Row]:
+    for requests, columns in sizes:
         setting = Setting(shape, requests, columns, 1, 0, timeline)
         yield setting.own("decode", "own", setting.host)
-        for tensor_cores in (True, False) if find_spec("flashinfer") else ():
+        for tensor_cores in (True, False) if has_flashinfer(timeline) else ():
             yield flashinfer_decode(setting, tensor_cores)
         del setting
         torch.cuda.empty_cache()
@@ -204,8 +215,8 @@ def median_time(call: Callable[[], None]) -> float:
     return float(np.median(times[1:]))
 
 
-def shared(shape: Shape, timeline: CudaTimeline) -> Iterator[Row]:
-    for requests, columns in SHARED:
+def shared(shape: Shape, timeline: Timeline, sizes: Sizes = SHARED) -> Iterator[Row]:
+    for requests, columns in sizes:
         setting = Setting(shape, requests, columns + OWN_COLUMNS, 1, columns, timeline)
         assert setting.host.tiles.count, "the prefix is not worth it?"
         yield setting.own("shared", "read once for tiles", setting.host)
@@ -215,19 +226,22 @@ def shared(shape: Shape, timeline: CudaTimeline) -> Iterator[Row]:
         torch.cuda.empty_cache()
 
 
-def prompts(shape: Shape, timeline: CudaTimeline) -> Iterator[Row]:
-    for columns in PROMPTS:
+def prompts(shape: Shape, timeline: Timeline, sizes: Sequence[int] = PROMPTS) -> Iterator[Row]:
+    for columns in sizes:
         setting = Setting(shape, 1, columns, columns, 0, timeline)
         yield setting.own("prompt", "own", setting.host)
-        if find_spec("flashinfer"):
-            kernels = TritonKernels(RingLayout(1, 4))
-            planner = FlashInferPlanner(kernels, [setting.cache], timeline.device, 1)
+        if has_flashinfer(timeline):
+            planner = FlashInferPlanner(own_kernels(timeline, 1), [setting.cache], timeline.device, 1)
             planned = planner.plan(setting.host, setting.tensors(setting.host))
             call = lambda at: planned.run(0, setting.q[at], setting.cache.layer(at), SCALE)  # noqa: E731, B023
             yield setting.row("prompt", "flashinfer", call)
 
 
-PARTS = {"decode": decoded, "shared": shared, "prompts": prompts}
+PARTS: Mapping[str, Callable[[Shape, Timeline], Iterator[Row]]] = {
+    "decode": decoded,
+    "shared": shared,
+    "prompts": prompts,
+}
 
 
 def main() -> None:
@@ -239,7 +253,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows: list[Row] = []
-    timeline = CudaTimeline(torch.device("cuda"))
+    timeline = timeline_of(torch.device("cuda"))
     with torch.inference_mode(), timeline.main():
         for name, part in product(arguments.models, arguments.parts):
             for row in PARTS[part](SHAPES[name], timeline):

@@ -2,8 +2,10 @@
 
     python -m benchmarks.gpu_kernels --models 0.6B 8B --batches 1 32 256 [--sweep] --json FILE
 
-Times are medians over replayed graphs of several launches, each over inputs of its own, so neither launches nor caches
-flatter them. `--sweep` also tries other tilings of decode attention.
+They are the operations that a step of the driver runs, so a product stands there with the norm before it, the
+activation behind it or the rows that it is added to; below each is the library's bare product. Times are medians over
+replayed graphs of several launches, each over inputs of its own, so that neither launches nor caches flatter them.
+`--sweep` also tries other tilings of decode attention.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,23 +29,36 @@ from benchmarks.gpu_loop import Contexts, Story
 from benchmarks.gpu_models import COPY_BYTES_PER_S, ITEM, MATRIX_FLOP_PER_S, SHAPES, Shape
 from pie_core.contracts.driver import CacheGroup, CacheSpace, DriverCapabilities
 from pie_core.contracts.forward import ForwardBatch
+from pie_plugins.drivers.cuda_native.attention import OwnAttention
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimits
-from pie_plugins.drivers.cuda_native.decode_attention import TILING, DecodeTiling
-from pie_plugins.drivers.cuda_native.kernels import Angles
+from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder
+from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
+from pie_plugins.drivers.cuda_native.linear import Matrix
+from pie_plugins.drivers.cuda_native.loading import choose_kernels, choose_linear
+from pie_plugins.drivers.cuda_native.model_runner import AngleTables, CudaStep, ModelRunner
+from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
-from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels
-from pie_plugins.models.layers.architecture import PagedLayout
+from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
+from pie_plugins.models.layers.architecture import Model, PagedLayout
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.step import AttentionHeads
+from pie_plugins.models.layers.step import Around, AttentionHeads, CacheRef
 
 PAGE = 16
 SETS = 6  # of inputs, so that the caches hold none of them
 REPLAYS = 9
 LAUNCHES = 12  # of a replay, so that its own launch does not count
 CONTEXT = 256
+LONGEST = 40960
+EPS = 1e-6
+LOGIT_SPREAD = 3.0  # about what models give
+SAMPLED = (  # temperature, top-k, top-p
+    ("sample greedy", 0.0, 0, 1.0),
+    ("sample temperature", 0.8, 0, 1.0),
+    ("sample top-p", 0.8, 0, 0.95),
+    ("sample top-k, top-p", 0.8, 50, 0.9),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +81,10 @@ class Row:
 def main() -> None:
     arguments = _parse()
     rows: list[Row] = []
-    device = torch.device("cuda")
-    timeline = CudaTimeline(device)
+    timeline = timeline_of(torch.device(arguments.device))
     with torch.inference_mode(), timeline.main():
-        for name, batch in product(arguments.models, arguments.batches):
-            for row in _Bench(SHAPES[name], batch, timeline).rows(arguments.sweep):
+        for name in arguments.models:
+            for row in model_rows(SHAPES[name], arguments.batches, timeline, arguments.sweep):
                 print(row.line(), flush=True)
                 rows.append(row)
                 if arguments.json:
@@ -82,151 +98,195 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", default=["0.6B"], choices=sorted(SHAPES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32, 256])
+    parser.add_argument("--device", default="cuda")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
-class _Bench:
-    """One model at one batch size, every context `CONTEXT` rows long."""
+def model_rows(shape: Shape, batches: list[int], timeline: Timeline, sweep: bool = False) -> Iterator[Row]:
+    layout = RingLayout(max(batches), 4 * max(batches))
+    options = CudaNativeOptions()
+    kernels = choose_kernels(options, timeline.device, layout)
+    linear = choose_linear(options, kernels)
+    products = _products(shape, linear, timeline)
+    for batch in batches:
+        bench = StepBench(shape, batch, kernels, linear, Outcomes(layout, timeline), timeline)
+        yield from bench.rows(products, sweep)
 
-    def __init__(self, shape: Shape, batch: int, timeline: CudaTimeline) -> None:
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One matrix of a layer, in as many copies as there are sets, and what stands around it there."""
+
+    name: str
+    matrices: list[Matrix]
+    launches: int
+    is_normed: bool = False
+    is_gated: bool = False
+    is_added: bool = False
+
+    @property
+    def around(self) -> str:
+        named = {", normed": self.is_normed, ", silu": self.is_gated, ", onto rows": self.is_added}
+        return "".join(name for name, stands in named.items() if stands)
+
+
+def _products(shape: Shape, linear: Any, timeline: Timeline) -> list[Product]:
+    """Measures them as loading does, and takes what is fastest."""
+    hidden, inner, layers = shape.hidden_size, shape.intermediate_size, shape.layers
+    heads, q_rows = shape.heads * shape.head_dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+
+    def copies(outputs: int, inputs: int) -> list[Matrix]:
+        return [
+            linear.prepare(_random(timeline, outputs, inputs, spread=inputs**-0.5), None) for _ in range(SETS)
+        ]
+
+    products = [
+        Product("product qkv", copies(q_rows, hidden), layers, is_normed=True),
+        Product("product output", copies(hidden, heads), layers, is_added=True),
+        Product("product gate up", copies(2 * inner, hidden), layers, is_normed=True, is_gated=True),
+        Product("product down", copies(hidden, inner), layers, is_added=True),
+        Product("product head", copies(shape.vocab_size, hidden), 1),
+    ]
+    if hasattr(linear, "tune"):
+        linear.take(linear.tune(timeline))
+    return products
+
+
+class StepBench:
+    """One model at one batch size, every context `CONTEXT` rows long. Layers are the cache's and as many as sets."""
+
+    def __init__(
+        self, shape: Shape, batch: int, kernels: Kernels, linear: Any, outcomes: Outcomes, timeline: Timeline
+    ) -> None:
         self.shape, self.batch, self.timeline = shape, batch, timeline
-        self.device = timeline.device
-        self.kernels = TritonKernels(RingLayout(max(batch, 1), 4 * batch))
+        self.kernels, self.outcomes = kernels, outcomes
         pages = batch * (CONTEXT // PAGE + 1)
         layout = PagedLayout("kv", SETS, shape.kv_heads, shape.head_dim)
-        like = torch.empty(0, dtype=torch.bfloat16, device=self.device)
+        like = torch.empty(0, dtype=torch.bfloat16, device=timeline.device)
         self.cache = KvCache(layout, PAGE, pages, 0, like, timeline)
-        self.outcomes = Outcomes(RingLayout(max(batch, 1), 4 * batch), timeline)
-        self.step = self._step(pages)
-        self.kernels.prepare(self.step, self.outcomes.ring, shape.vocab_size)
+        for at in range(SETS):
+            self.cache.layer(at).normal_()
+        self.tensors = self._tensors(pages)
+        nobody = cast(Model, None)  # the operations are called from here
+        angles = AngleTables(LONGEST, timeline.device)
+        runner = ModelRunner(nobody, shape.vocab_size, [self.cache], kernels, linear, angles)
+        self.step = CudaStep(runner, self.tensors, OwnAttention(kernels, self.tensors))
 
-    def _step(self, pages: int) -> StepTensors:
-        group = CacheGroup("kv", "paged", self.shape.row_bytes)
+    def rows(self, products: list[Product], sweep: bool) -> Iterator[Row]:
+        shape, size = self.shape, self.batch * self.shape.hidden_size * ITEM
+        yield self._row("prepare", lambda _: self._prepare(), 0, 1)
+        table = self._random(shape.vocab_size, shape.hidden_size)
+        yield self._row("embed", lambda _: self.step.embed(table), 2 * size, 1)
+        yield from self._attention(sweep)
+        for each in products:
+            yield from self._product(each)
+        x, weight = self._sets(self.batch, shape.hidden_size), self._random(shape.hidden_size)
+        yield self._row("norm", lambda at: self.step.rms_norm(x[at], weight, EPS), 2 * size, 1)
+        yield from self._sampling()
+
+    def _tensors(self, pages: int) -> StepTensors:
+        shape, group = self.shape, CacheGroup("kv", "paged", self.shape.row_bytes)
         capabilities = DriverCapabilities(
-            "cuda_native", "bench", self.shape.vocab_size, self.shape.hidden_size, 40960, 8192, self.batch,
+            "cuda_native", "bench", shape.vocab_size, shape.hidden_size, LONGEST, 8192, self.batch,
             (CacheSpace(group, PAGE, pages, 0),), frozenset(), "", "bfloat16",
         )  # fmt: skip
-        batch = _decode_batch(capabilities, self.batch)
-        limits = ModelLimits(self.shape.vocab_size, 40960)
-        host = BatchReader([self.cache], limits).read(batch, self.outcomes)
+        limits = ModelLimits(shape.vocab_size, LONGEST)
+        host = BatchReader([self.cache], limits).read(_decode_batch(capabilities, self.batch), self.outcomes)
         layout = BlockLayout(sizes_of(host))
-        block = torch.empty(layout.words, dtype=torch.int32, device=self.device)
+        block = torch.empty(layout.words, dtype=torch.int32, device=self.timeline.device)
         self.timeline.send(pack(host, layout, 0, [self.cache.scratch_page]), block)
         return view_block(block, layout, [PAGE], np.ones(self.batch, np.int64), 0)
 
-    def rows(self, sweep: bool) -> Iterator[Row]:
-        shape, layers = self.shape, self.shape.layers
-        yield self._row("prepare", lambda _: self._prepare(), 0, 1)
-        yield from self._products()
-        hidden = [self._random(self.batch, shape.hidden_size) for _ in range(2 * SETS)]
-        weight = self._random(shape.hidden_size)
-        size = self.batch * shape.hidden_size * ITEM
-        norm = lambda at: self.kernels.add_rms_norm(hidden[2 * at], hidden[2 * at + 1], weight, 1e-6)  # noqa: E731
-        yield self._row("add + norm", norm, 4 * size, 2 * layers)
-        gates = [self._random(self.batch, 2 * shape.intermediate_size) for _ in range(SETS)]
-        bytes_moved = 3 * self.batch * shape.intermediate_size * ITEM
-        yield self._row("silu * up", lambda at: self.kernels.silu_mul(gates[at]), bytes_moved, layers)
-        yield from self._heads(sweep)
-        yield from self._sampling()
+    def _prepare(self) -> None:
+        self.kernels.prepare(self.tensors, self.outcomes.ring, self.shape.vocab_size)
 
-    def _products(self) -> Iterator[Row]:
-        shape = self.shape
-        q_rows = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-        for name, outputs, inputs, launches in (
-            ("product qkv", q_rows, shape.hidden_size, shape.layers),
-            ("product output", shape.hidden_size, shape.heads * shape.head_dim, shape.layers),
-            ("product gate, up", 2 * shape.intermediate_size, shape.hidden_size, shape.layers),
-            ("product down", shape.hidden_size, shape.intermediate_size, shape.layers),
-            ("product head", shape.vocab_size, shape.hidden_size, 1),
-        ):
-            weights = [self._random(outputs, inputs) for _ in range(SETS)]
-            x = self._random(self.batch, inputs)
-            moved = (outputs * inputs + self.batch * (inputs + outputs)) * ITEM
-            flops = 2 * self.batch * outputs * inputs
-            yield self._row(name, _product(x, weights), moved, launches, flops)
-
-    def _heads(self, sweep: bool) -> Iterator[Row]:
-        shape = self.shape
+    def _attention(self, sweep: bool) -> Iterator[Row]:
+        shape, group = self.shape, self.tensors.groups[0]
         rope = Rope(torch.ones(shape.head_dim // 2))
         norm = self._random(shape.heads + shape.kv_heads, shape.head_dim)
-        heads = AttentionHeads(shape.heads, shape.kv_heads, shape.head_dim, norm, 1e-6, rope, 0.1)
-        angles = Angles(*(torch.randn(40960, shape.head_dim // 2, device=self.device) for _ in range(2)))
+        heads = AttentionHeads(shape.heads, shape.kv_heads, shape.head_dim, norm, EPS, rope, 0.1)
         columns = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-        qkv = [self._random(self.batch, columns) for _ in range(SETS)]
-        group, pages = self.step.groups[0], [self.cache.layer(at) for at in range(SETS)]
-        for each in pages:
-            each.normal_()
-
-        def place(at: int) -> Tensor:
-            return self.kernels.place_heads(
-                qkv[at], heads, angles, self.step.positions, group.slots, pages[at]
-            )
-
-        yield self._row("place heads", place, 2 * self.batch * columns * ITEM, shape.layers)
-        q = [place(at) for at in range(SETS)]
+        qkv = self._sets(self.batch, columns)
+        moved = self.batch * CONTEXT * shape.row_bytes // shape.layers
+        whole = 2 * self.batch * columns * ITEM + moved
+        yield self._row(
+            "heads and attention",
+            lambda at: self.step.attend(CacheRef(0, at), qkv[at], heads),
+            whole,
+            shape.layers,
+        )
+        q = self._sets(self.batch, shape.heads, shape.head_dim)
 
         def attend(at: int) -> Tensor:
-            return self.kernels.attend(q[at], pages[at], group, self.step, 0.1)
+            return self.kernels.attend(q[at], self.cache.layer(at), group, self.tensors, heads.scale)
 
-        moved = self.batch * CONTEXT * shape.row_bytes // shape.layers
         yield self._row("attention", attend, moved, shape.layers)
-        for name in self._sweep() if sweep else ():
-            yield self._row(name, attend, moved, shape.layers)
+        for name in self._tilings() if sweep else ():
+            try:
+                yield self._row(name, attend, moved, shape.layers)
+            except Exception as error:  # a tiling that does not fit the chip is a row of the table, too
+                print(f"{name}: {type(error).__name__}: {error}", flush=True)
 
-    def _sweep(self) -> Iterator[str]:
+    def _tilings(self) -> Iterator[str]:
         """Makes the kernels use one tiling after the other, and names it."""
-        decode = self.kernels.decode
-        assert decode is not None
+        from pie_plugins.drivers.cuda_native.decode_attention import DecodeTiling  # imports triton
+
+        decode: Any = getattr(self.kernels, "decode", None)
+        if decode is None:
+            return
+        usual = decode.tiling
         for columns, warps, stages, programs in product((32, 64), (2, 4), (2, 3), (1, 2, 4)):
             decode.tiling = DecodeTiling(columns, warps, stages, programs)
             self._prepare()  # the list of tiles is another
             yield f"attention {columns} w{warps} s{stages} x{programs}"
-        decode.tiling = TILING
+        decode.tiling = usual
         self._prepare()
 
+    def _product(self, each: Product) -> Iterator[Row]:
+        outputs, inputs = each.matrices[0].weight.shape
+        moved = (outputs * inputs + self.batch * (inputs + outputs)) * ITEM
+        flops = 2 * self.batch * outputs * inputs
+        x, rows = self._random(self.batch, inputs), self._sets(self.batch, outputs) if each.is_added else []
+        norm = self._random(inputs) if each.is_normed else None
+
+        def in_a_step(at: int) -> Tensor:
+            around = Around(norm, EPS, each.is_gated, rows[at] if rows else None)
+            return self.step.linear_around(x, each.matrices[at], around)
+
+        def bare(at: int) -> Tensor:
+            return functional.linear(x, each.matrices[at].weight)
+
+        yield self._row(each.name + each.around, in_a_step, moved, each.launches, flops)
+        yield self._row(f"  {each.name}, library", bare, moved, each.launches, flops)
+
     def _sampling(self) -> Iterator[Row]:
-        logits = [self._random(self.batch, self.shape.vocab_size) for _ in range(SETS)]
-        moved = self.batch * self.shape.vocab_size * ITEM
-        for name, temperature, top_k, top_p in (
-            ("sample greedy", 0.0, 0, 1.0),
-            ("sample temperature", 0.8, 0, 1.0),
-            ("sample top-p", 0.8, 0, 0.95),
-            ("sample top-k, top-p", 0.8, 50, 0.9),
-        ):
-            self.step.floats("temperature").fill_(temperature)
-            self.step.floats("top_p").fill_(top_p)
-            self.step.top_k.fill_(top_k)
-            yield self._row(name, lambda at: self.kernels.sample(logits[at], self.step), moved, 1)
-        sampled = self.step.tokens
-        yield self._row("settle", lambda _: self._settle(sampled), 0, 1)
+        logits = self._sets(self.batch, self.shape.vocab_size, spread=LOGIT_SPREAD)
+        moved, tensors = self.batch * self.shape.vocab_size * ITEM, self.tensors
+        for name, temperature, top_k, top_p in SAMPLED:
+            tensors.floats("temperature").fill_(temperature)
+            tensors.floats("top_p").fill_(top_p)
+            tensors.top_k.fill_(top_k)
+            yield self._row(name, lambda at: self.kernels.sample(logits[at], tensors), moved, 1)
+        settle = partial(self.kernels.settle, tensors, tensors.tokens, self.outcomes.ring)
+        yield self._row("settle", lambda _: settle(), 0, 1)
 
-    def _settle(self, sampled: Tensor) -> Tensor:
-        self.kernels.settle(self.step, sampled, self.outcomes.ring)
-        return sampled
+    def _random(self, *shape: int, spread: float = 0.1) -> Tensor:
+        return _random(self.timeline, *shape, spread=spread)
 
-    def _prepare(self) -> Tensor:
-        self.kernels.prepare(self.step, self.outcomes.ring, self.shape.vocab_size)
-        return self.step.tokens
-
-    def _random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.bfloat16, device=self.device) * 0.1
+    def _sets(self, *shape: int, spread: float = 0.1) -> list[Tensor]:
+        return [self._random(*shape, spread=spread) for _ in range(SETS)]
 
     def _row(
-        self, name: str, call: Callable[[int], Tensor], moved: int, launches: int, flops: float = 0.0
+        self, name: str, call: Callable[[int], object], moved: int, launches: int, flops: float = 0.0
     ) -> Row:
         floor = 1e6 * max(moved / COPY_BYTES_PER_S, flops / MATRIX_FLOP_PER_S)
-        try:
-            seconds = timed(call, self.timeline)
-        except Exception as error:  # a tiling that does not fit the chip is a row of the table, too
-            print(f"{name}: {type(error).__name__}: {error}", flush=True)
-            seconds = 0.0
-        return Row(self.shape.name, self.batch, name, 1e6 * seconds, floor, launches)
+        return Row(self.shape.name, self.batch, name, 1e6 * timed(call, self.timeline), floor, launches)
 
 
-def _product(x: Tensor, weights: list[Tensor]) -> Callable[[int], Tensor]:
-    return lambda at: functional.linear(x, weights[at])
+def _random(timeline: Timeline, *shape: int, spread: float) -> Tensor:
+    return torch.randn(*shape, dtype=torch.bfloat16, device=timeline.device) * spread
 
 
 def _decode_batch(capabilities: DriverCapabilities, count: int) -> ForwardBatch:
@@ -236,20 +296,18 @@ def _decode_batch(capabilities: DriverCapabilities, count: int) -> ForwardBatch:
     return contexts.literal_step()
 
 
-def timed(call: Callable[[int], Tensor], timeline: CudaTimeline, sets: int = SETS) -> float:
+def timed(call: Callable[[int], object], timeline: Timeline, sets: int = SETS) -> float:
     """Seconds of one call, each over the next set of inputs."""
     launches = max(sets, LAUNCHES // sets * sets)
-    for at in range(sets):
-        call(at)
-    timeline.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=timeline.stream):
+
+    def several() -> None:
         for at in range(launches):
             call(at % sets)
-    times = []
+
+    replay, times = Recorder(timeline).record(several), []
     for _ in range(REPLAYS):
-        start, end = timeline.mark(), None
-        graph.replay()
+        start = timeline.mark()
+        replay()
         end = timeline.mark()
         end.wait()
         times.append(end.seconds_since(start) / launches)

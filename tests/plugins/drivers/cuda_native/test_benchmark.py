@@ -9,13 +9,16 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 
+from benchmarks import gpu_attention, gpu_kernels
 from benchmarks.gpu import _peer, _peer_entries, mixed_stories
 from benchmarks.gpu_guests import decode_with_guests, run_with_guests
 from benchmarks.gpu_loop import Order, Story, Timed, pages_in, run
-from benchmarks.gpu_models import SHAPES, decode_floor_ms
+from benchmarks.gpu_models import SHAPES, Shape, decode_floor_ms
 from benchmarks.gpu_profile import Launch, Profile, fill
-from tests.plugins.drivers.cuda_native.machine import cuda_native
+from pie_plugins.drivers.cuda_native.timeline import timeline_of
+from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
 from tests.plugins.models.reference import tiny
 
 
@@ -105,6 +108,51 @@ def test_results_of_a_peer_are_found_by_model_and_cell(tmp_path: Path) -> None:
     assert _peer(peers, "8B", {"bs": 1}, "ms_per_step") == 5.2
     assert _peer(peers, "0.6B", {"bs": 1, "n_in": 128}, "ms_per_step") == 1.6
     assert _peer(peers, "0.6B", {"bs": 2}, "ms_per_step") == 0.0
+
+
+TINY = Shape("tiny", "qwen3", 320, 64, 128, 2, 4, 2, tied=True, head_dim=32)
+KERNELS = [
+    "prepare", "embed", "heads and attention", "attention", "product qkv, normed", "  product qkv, library",
+    "product output, onto rows", "  product output, library", "product gate up, normed, silu",
+    "  product gate up, library", "product down, onto rows", "  product down, library", "product head",
+    "  product head, library", "norm", "sample greedy", "sample temperature", "sample top-p", "sample top-k, top-p",
+    "settle",
+]  # fmt: skip
+
+
+@torch.inference_mode()
+def test_every_kernel_of_a_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_kernels, "LONGEST", 512)
+    timeline = timeline_of(torch.device(DEVICE))
+    with timeline.main():
+        rows = list(gpu_kernels.model_rows(TINY, [1, 3], timeline))
+    assert [(row.batch, row.kernel) for row in rows] == [
+        (batch, name) for batch in (1, 3) for name in KERNELS
+    ]
+    assert all(row.us > 0 for row in rows)
+    assert "x2 " in rows[4].line()
+
+
+@torch.inference_mode()
+def test_attention_is_timed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without FlashInfer, which has no kernels for heads as small as these."""
+    monkeypatch.setattr(gpu_attention, "BYTES_OF_SETS", 1)
+    monkeypatch.setattr(gpu_attention, "has_flashinfer", lambda _: False)
+    timeline = timeline_of(torch.device(DEVICE))
+    with timeline.main():
+        rows = [
+            *gpu_attention.decoded(TINY, timeline, [(2, 40)]),
+            *gpu_attention.shared(TINY, timeline, [(32, 1200)]),
+            *gpu_attention.prompts(TINY, timeline, [48]),
+        ]
+    own = [(row.part, row.requests, row.columns, row.way) for row in rows]
+    assert own == [
+        ("decode", 2, 40, "own"),
+        ("shared", 32, 1200, "read once for tiles"),
+        ("shared", 32, 1200, "read by everybody"),
+        ("prompt", 1, 48, "own"),
+    ]
+    assert all(row.floor_us > 0 and row.us > 0 for row in rows)
 
 
 def traced(*spans: tuple[str, float, float]) -> list[Launch]:
