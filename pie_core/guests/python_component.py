@@ -1,6 +1,7 @@
 """The generic Python guest as a file: made of `sdk/python` and the WIT by componentize-py, rebuilt when they change.
 
-The stamp beside the component holds a digest of everything that it was made of.
+The stamp beside the component holds a digest of the sources that it was made of, and the compiler's version. On a
+machine without the compiler a component of these very sources is as good as ever.
 """
 
 from __future__ import annotations
@@ -47,17 +48,27 @@ def is_buildable() -> bool:
 
 def build_if_stale(progress: Progress = print_progress) -> Path:
     """The component, built first if its sources changed since. Raises ProgramError when that fails."""
-    if not _is_fresh(digest()):
+    if not is_fresh():
         with _locked():
-            wanted = digest()
-            if not _is_fresh(wanted):  # another process may have built it meanwhile
-                _build(wanted, progress)
+            if not is_fresh():  # another process may have built it meanwhile
+                _build(progress)
     return ARTIFACT
 
 
+def is_fresh() -> bool:
+    """Made of the sources as they are, by the compiler that is installed, if one is."""
+    try:
+        stamp = json.loads(STAMP.read_text())
+        compiler = _installed_compiler() or stamp[COMPILER]
+        wanted = {"sources": digest(), "size": ARTIFACT.stat().st_size, COMPILER: compiler}
+        return bool(stamp == wanted)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def digest() -> str:
-    """Of every source file, and the compiler's version."""
-    total = hashlib.sha256(_compiler_version().encode())
+    """Of every source file."""
+    total = hashlib.sha256()
     for path in _sources():
         content = path.read_bytes()
         total.update(f"\n{path.name} {len(content)}\n".encode())
@@ -70,25 +81,21 @@ def _sources() -> list[Path]:
     return sorted(WIT.glob("*.wit")) + python
 
 
-def _compiler_version() -> str:
+def _installed_compiler() -> str | None:
+    """Its version."""
     try:
         return importlib.metadata.version(COMPILER)
     except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _build(progress: Progress) -> None:
+    sources, compiler = digest(), _installed_compiler()  # of what is compiled, should it change meanwhile
+    if compiler is None:
         raise ProgramError(
-            f"{COMPILER} is not installed, and the generic Python guest is built with it: "
-            "`pip install 'pie-core[build]'`, or run scripts/install"
-        ) from None
-
-
-def _is_fresh(wanted: str) -> bool:
-    try:
-        stamp = json.loads(STAMP.read_text())
-        return bool(stamp["digest"] == wanted and stamp["size"] == ARTIFACT.stat().st_size)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _build(wanted: str, progress: Progress) -> None:
+            f"{COMPILER} is not installed, and the generic Python guest is built with it, for {ARTIFACT} is missing or "
+            "made of other sources: `pip install 'pie-core[build]'`, or run scripts/install"
+        )
     progress("building the Python guest (once, about ten seconds) …")
     started = time.monotonic()
     made = ARTIFACT.with_suffix(f".{os.getpid()}.part")
@@ -97,7 +104,7 @@ def _build(wanted: str, progress: Progress) -> None:
         size = made.stat().st_size
         STAMP.unlink(missing_ok=True)
         made.replace(ARTIFACT)
-        STAMP.write_text(json.dumps({"digest": wanted, "size": size, COMPILER: _compiler_version()}) + "\n")
+        STAMP.write_text(json.dumps({"sources": sources, "size": size, COMPILER: compiler}) + "\n")
     except OSError as error:
         raise ProgramError(f"the Python guest cannot be written to {FOLDER}: {error.strerror}") from error
     finally:
@@ -113,7 +120,7 @@ def _compile(target: Path) -> None:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ProgramError(
-            f"{COMPILER} {_compiler_version()} could not build the Python guest (exit status "
+            f"{COMPILER} {_installed_compiler()} could not build the Python guest (exit status "
             f"{result.returncode}):\n{result.stdout}{result.stderr}".rstrip()
         )
 

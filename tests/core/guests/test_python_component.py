@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import shutil
 from pathlib import Path
 
@@ -33,6 +34,11 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_component, "_installed_compiler", lambda: None)
+
+
 def silent(line: str) -> None:
     """Nobody reads the progress."""
 
@@ -50,7 +56,7 @@ def test_it_is_built_once_and_again_when_its_sources_change(checkout: Path) -> N
 
     with (checkout / "wit" / "types.wit").open("a") as wit:
         wit.write("// another comment\n")
-    assert not python_component._is_fresh(python_component.digest())
+    assert not python_component.is_fresh()
 
 
 @pytest.mark.parametrize("file", ["wit/poll.wit", "sdk/inferlet/host.py", "sdk/inferlet_guest/app.py"])
@@ -61,16 +67,35 @@ def test_every_source_counts(checkout: Path, file: str) -> None:
     assert python_component.digest() != before
 
 
+def stamped(checkout: Path, **changed: object) -> None:
+    """A component as a build leaves it, but for what is changed."""
+    (checkout / "python.wasm").write_bytes(b"a guest")
+    compiler = importlib.metadata.version("componentize-py")
+    stamp = {"sources": python_component.digest(), "size": 7, "componentize-py": compiler}
+    (checkout / "python.json").write_text(json.dumps(stamp | changed))
+
+
 def test_a_damaged_stamp_or_component_is_stale(checkout: Path) -> None:
-    wanted = python_component.digest()
-    for stamp in ("", "[]", "{}", '{"digest": 1, "size": 2}'):
+    for stamp in ("", "[]", "{}", '{"sources": 1, "size": 2}'):
         (checkout / "python.json").write_text(stamp)
-        assert not python_component._is_fresh(wanted)
-    (checkout / "python.wasm").write_bytes(b"cut off")
-    (checkout / "python.json").write_text(f'{{"digest": "{wanted}", "size": 8}}')
-    assert not python_component._is_fresh(wanted)
-    (checkout / "python.json").write_text(f'{{"digest": "{wanted}", "size": 7}}')
+        assert not python_component.is_fresh()
+    stamped(checkout, size=8)
+    assert not python_component.is_fresh()
+    stamped(checkout)
     assert guests.python_guest(silent) == checkout / "python.wasm"
+
+
+def test_another_compiler_builds_anew(checkout: Path) -> None:
+    stamped(checkout, **{"componentize-py": "0.0.1"})
+    assert not python_component.is_fresh()
+
+
+def test_a_component_of_these_sources_needs_no_compiler(checkout: Path, no_compiler: None) -> None:
+    stamped(checkout, **{"componentize-py": "0.0.1"})
+    assert guests.python_guest(silent) == checkout / "python.wasm"
+    stamped(checkout, sources="of others")
+    with pytest.raises(ProgramError, match=r"componentize-py is not installed.*made of other sources"):
+        guests.python_guest(silent)
 
 
 @pytest.mark.slow
@@ -81,11 +106,7 @@ def test_sources_that_do_not_build_are_shown_with_the_compilers_words(checkout: 
     assert not (checkout / "python.wasm").exists()
 
 
-def test_a_missing_compiler_is_named(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> str:
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "version", missing)
+def test_a_missing_compiler_is_named(checkout: Path, no_compiler: None) -> None:
     with pytest.raises(ProgramError, match=r"componentize-py is not installed.*scripts/install"):
         guests.python_guest(silent)
 
