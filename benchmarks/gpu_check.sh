@@ -25,7 +25,7 @@ export PYTHONPATH=".:$site" PYTHONUNBUFFERED=1 FLASHINFER_DISABLE_JIT=1
 python3 -c 'import torch, triton; print(torch.__version__, triton.__version__, torch.cuda.get_device_name())'
 case $part in
   correct)
-    options="-q -p no:cacheprovider"
+    options="-q -p no:cacheprovider -p no:benchmark" # the last does not go with workers
     workers=$(python3 -c 'import xdist' 2>/dev/null && echo "-n 12 --dist worksteal")
     failed=0
     timeout 460 python3 -m pytest $options $workers -m "not alone" tests/plugins/drivers/cuda_native tests/gpu 2>&1 |
