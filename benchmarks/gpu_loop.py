@@ -240,15 +240,16 @@ def run(
 
 
 def prefill(driver: Driver, contexts: Contexts) -> None:
-    """All prompts, in as few steps as fit; long ones in pieces."""
+    """All prompts, in as few steps as hold them; what a step has no room for goes on in the next."""
     open_steps: deque[Ticket] = deque()
-    limit = driver.capabilities.max_batch_tokens
-    for group in _groups(driver, contexts.prompts.tolist()):
-        chosen = np.array(group)
-        while (left := contexts.prompts[chosen] - contexts.lengths[chosen]).any():
-            open_steps.append(contexts.prefill(driver, chosen, np.minimum(left, limit)))
-            if len(open_steps) == driver.capabilities.max_in_flight:
-                _check(driver, open_steps.popleft())
+    capabilities = driver.capabilities
+    while (left := contexts.prompts - contexts.lengths).any():
+        chosen = np.flatnonzero(left)[: capabilities.max_batch_requests]
+        ends = np.minimum(np.cumsum(left[chosen]), capabilities.max_batch_tokens)
+        counts = np.diff(ends, prepend=0).astype(np.int32)
+        open_steps.append(contexts.prefill(driver, chosen[counts > 0], counts[counts > 0]))
+        if len(open_steps) == capabilities.max_in_flight:
+            _check(driver, open_steps.popleft())
     while open_steps:
         _check(driver, open_steps.popleft())
 
@@ -256,15 +257,3 @@ def prefill(driver: Driver, contexts: Contexts) -> None:
 def _check(driver: Driver, ticket: Ticket) -> None:
     failed = driver.collect(ticket).failed
     assert not failed, failed
-
-
-def _groups(driver: Driver, prompts: Sequence[int]) -> list[list[int]]:
-    groups: list[list[int]] = []
-    room = 0
-    for place, count in enumerate(prompts):
-        if count > room or len(groups[-1]) == driver.capabilities.max_batch_requests:
-            groups.append([])
-            room = driver.capabilities.max_batch_tokens
-        groups[-1].append(place)
-        room -= count
-    return groups

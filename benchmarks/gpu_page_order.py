@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.gpu_attention import own_kernels
 from benchmarks.gpu_kernels import timed
 from benchmarks.gpu_loop import Contexts, Story, pooled_pages
 from benchmarks.gpu_models import COPY_BYTES_PER_S, SHAPES, Shape
@@ -28,13 +29,12 @@ from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimi
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline
-from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels
+from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 from pie_plugins.models.layers.architecture import PagedLayout
 
 LONGEST = 2**17
-DECODED = ((32, 256), (256, 256), (32, 4096), (256, 1024), (8, 32768))
-PROMPT = 128  # of those contexts that are 256 long; others are prompts but for their last page
+DECODED = ((32, 288), (256, 256), (256, 288), (32, 4096), (256, 1024), (8, 32768))
+GROWN = 512  # contexts up to here are prompts for one half, others but for their last page
 RUNS = (2, 4, 8, 16, 32)
 SHARES = (0.02, 0.1, 0.3, 1.0)
 SCALE = 0.1
@@ -62,7 +62,7 @@ class Row:
 class Bench:
     """One cache of so many bytes, and attention over it."""
 
-    def __init__(self, shape: Shape, page_size: int, size: int, timeline: CudaTimeline) -> None:
+    def __init__(self, shape: Shape, page_size: int, size: int, timeline: Timeline) -> None:
         self.shape, self.timeline = shape, timeline
         layout = PagedLayout("kv", shape.layers, shape.kv_heads, shape.head_dim)
         like = torch.empty(0, dtype=torch.bfloat16, device=timeline.device)
@@ -73,7 +73,8 @@ class Bench:
 
     def orders(self, requests: int, columns: int) -> Iterator[tuple[str, Pages]]:
         size, there = self.cache.page_size, self.cache.num_pages
-        stories = [Story(PROMPT if columns == 256 else columns - size, 2 * PROMPT)] * requests
+        prompt = columns // 2 if columns <= GROWN else columns - size
+        stories = [Story(prompt, columns - prompt)] * requests
         grown = pooled_pages(stories, size, there)
         needed = -(-columns // size)
         yield "pool", [pages[:needed] for pages in grown]
@@ -93,7 +94,7 @@ class Bench:
                 yield f"runs of {run}", list(runs.astype(np.int32))
 
     def rows(self, requests: int, columns: int) -> Iterator[Row]:
-        kernels = TritonKernels(RingLayout(requests, 4 * requests))
+        kernels = own_kernels(self.timeline, requests)
         outcomes = Outcomes(RingLayout(requests, 4 * requests), self.timeline)
         q = self._queries(requests)
         floor = requests * columns * self.shape.row_bytes / self.shape.layers / COPY_BYTES_PER_S
@@ -135,19 +136,22 @@ class Bench:
 def main() -> None:
     arguments = _parse()
     rows: list[Row] = []
-    timeline = CudaTimeline(torch.device("cuda"))
+    timeline = timeline_of(torch.device("cuda"))
     with torch.inference_mode(), timeline.main():
         for name in arguments.models:
             for size in arguments.page_sizes:
-                rows += _measured(SHAPES[name], size, arguments.bytes * 10**9, timeline)
+                rows += measured(SHAPES[name], size, arguments.bytes * 10**9, timeline)
                 torch.cuda.empty_cache()
                 if arguments.json:
                     arguments.json.write_text(json.dumps([asdict(each) for each in rows], indent=1) + "\n")
 
 
-def _measured(shape: Shape, page_size: int, size: int, timeline: CudaTimeline) -> Sequence[Row]:
+def measured(
+    shape: Shape, page_size: int, size: int, timeline: Timeline, sizes: Sequence[tuple[int, int]] = DECODED
+) -> list[Row]:
+    """A cache of `size` bytes, and so many requests of so many columns each, as far as they fit."""
     bench, found = Bench(shape, page_size, size, timeline), []
-    for requests, columns in DECODED:
+    for requests, columns in sizes:
         if requests * (columns + page_size) * shape.row_bytes <= size:
             for row in bench.rows(requests, columns):
                 print(row.line(), flush=True)

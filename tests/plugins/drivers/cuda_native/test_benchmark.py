@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_attention, gpu_kernels
+from benchmarks import gpu_attention, gpu_kernels, gpu_page_order
 from benchmarks.gpu import _peer, _peer_entries, mixed_stories
 from benchmarks.gpu_guests import decode_with_guests, run_with_guests
 from benchmarks.gpu_loop import Order, Story, Timed, pages_in, run
@@ -152,6 +152,16 @@ def test_attention_is_timed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
         ("shared", 32, 1200, "read by everybody"),
         ("prompt", 1, 48, "own"),
     ]
+    assert all(row.floor_us > 0 and row.us > 0 for row in rows)
+
+
+@torch.inference_mode()
+def test_attention_is_timed_over_pages_in_every_order() -> None:
+    timeline = timeline_of(torch.device(DEVICE))
+    with timeline.main():
+        rows = gpu_page_order.measured(TINY, 8, 100 * 8 * TINY.row_bytes, timeline, [(2, 40), (9, 96)])
+    orders = ["pool", "contiguous", "lowest mixed", "10%", "30%", "100%", "runs of 2", "runs of 4"]
+    assert [row.order for row in rows] == orders, "9 x 96 rows do not fit"
     assert all(row.floor_us > 0 and row.us > 0 for row in rows)
 
 
