@@ -18,7 +18,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -34,16 +34,19 @@ from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimi
 from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
-from pie_plugins.drivers.cuda_native.linear import Matrix
+from pie_plugins.drivers.cuda_native.linear import Linear, Matrix
 from pie_plugins.drivers.cuda_native.loading import choose_kernels, choose_linear
 from pie_plugins.drivers.cuda_native.model_runner import AngleTables, CudaStep, ModelRunner
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block
-from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Timeline, timeline_of
 from pie_plugins.models.layers.architecture import Model, PagedLayout
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import Around, AttentionHeads, CacheRef
+
+if TYPE_CHECKING:
+    from pie_plugins.drivers.cuda_native.tuned_linear import TunedLinear  # imports triton
 
 PAGE = 16
 SETS = 6  # of inputs, so that the caches hold none of them
@@ -132,7 +135,7 @@ class Product:
         return "".join(name for name, stands in named.items() if stands)
 
 
-def _products(shape: Shape, linear: Any, timeline: Timeline) -> list[Product]:
+def _products(shape: Shape, linear: Linear, timeline: Timeline) -> list[Product]:
     """Measures them as loading does, and takes what is fastest."""
     hidden, inner, layers = shape.hidden_size, shape.intermediate_size, shape.layers
     heads, q_rows = shape.heads * shape.head_dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -149,16 +152,27 @@ def _products(shape: Shape, linear: Any, timeline: Timeline) -> list[Product]:
         Product("product down", copies(hidden, inner), layers, is_added=True),
         Product("product head", copies(shape.vocab_size, hidden), 1),
     ]
-    if hasattr(linear, "tune"):
-        linear.take(linear.tune(timeline))
+    _tune(linear, timeline)
     return products
+
+
+def _tune(linear: Linear, timeline: Timeline) -> None:
+    if isinstance(timeline, CudaTimeline) and hasattr(linear, "tune"):
+        tuned = cast("TunedLinear", linear)
+        tuned.take(tuned.tune(timeline), timeline)
 
 
 class StepBench:
     """One model at one batch size, every context `CONTEXT` rows long. Layers are the cache's and as many as sets."""
 
     def __init__(
-        self, shape: Shape, batch: int, kernels: Kernels, linear: Any, outcomes: Outcomes, timeline: Timeline
+        self,
+        shape: Shape,
+        batch: int,
+        kernels: Kernels,
+        linear: Linear,
+        outcomes: Outcomes,
+        timeline: Timeline,
     ) -> None:
         self.shape, self.batch, self.timeline = shape, batch, timeline
         self.kernels, self.outcomes = kernels, outcomes

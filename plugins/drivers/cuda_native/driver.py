@@ -142,11 +142,16 @@ class CudaNativeDriver:
         pending.forgo()
 
     def close(self) -> None:
-        if self._steps is not None and not self.is_lost and self._timeline.is_lost():  # waits for open steps
+        if self._steps is None:
+            return
+        if not self.is_lost and self._timeline.is_lost():  # waits for open steps
             self._lose("the last step", None)
         self._open, self._caches, self._steps = OrderedDict(), (), None
-        if self.is_lost:
-            return
+        if not self.is_lost:
+            self._free()
+
+    def _free(self) -> None:
+        self._timeline.close()
         if self._timeline.device.type == "cuda":
             gc.unfreeze()  # a server sets aside what lives when it begins to serve, this driver among it
         gc.collect()  # recordings and what they run refer to each other; weights, graphs and pages go with them
