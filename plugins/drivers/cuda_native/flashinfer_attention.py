@@ -25,7 +25,7 @@ from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 WORKSPACE_BYTES = 128 * 2**20
 HEAD_DIMS = (64, 128, 256)
 PREBUILT_FA3_DIM = 128
-MOST_RECORDED = 2**22  # rows times columns: beyond, this attention gains more than launching its step costs
+MOST_RECORDED = 2**23  # rows times columns: beyond, this attention gains more than launching its step costs
 
 
 def is_usable(device: torch.device, dtype: torch.dtype, head_dims: Sequence[int]) -> bool:

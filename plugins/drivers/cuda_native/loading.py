@@ -286,8 +286,9 @@ class _Loading:
         steps.trial(batch).result()
         peak = torch.cuda.max_memory_allocated(self._device) - before
         weights = before - sum(cache.num_bytes for cache in caches)
-        recorded = prompt_rows(options) if replays_prompts(options) else 0
-        return weights + peak + peak * recorded // options.max_batch_tokens
+        return weights + (
+            2 * peak if replays_prompts(options) else peak
+        )  # recordings have memory of their own
 
     def _add_graphs(self, steps: StepRunner, runner: ModelRunner, loaded: LoadedModel) -> None:
         """Those of prompts first: they are the largest, and the others fit into their memory."""
@@ -320,6 +321,7 @@ class _Loading:
         ).result()  # shows its heads
         limits = PromptLimits(
             rows=prompt_rows(options),
+            full_rows=options.max_batch_tokens,
             requests=options.max_batch_requests,
             pages=tuple(options.max_batch_requests * (each + 1) for each in pages),
             products=steps.planner.most_recorded,

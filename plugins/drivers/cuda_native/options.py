@@ -64,7 +64,8 @@ class CudaNativeOptions:
     graph_rows: int = field(
         default=2048,
         metadata={
-            "help": "replay steps with prompts of up to so many token rows from CUDA graphs; 0 = run them eagerly",
+            "help": "replay steps with prompts of up to so many token rows, and those of max_batch_tokens, from CUDA"
+            " graphs; 0 = run them eagerly",
             "minimum": 0,
         },
     )

@@ -3,6 +3,9 @@
 All recordings read one block. A step goes through the smallest forward pass that holds its rows, which leaves hidden
 states at one place, and then through the smallest answer that holds the rows somebody asked about. Rows left over
 belong to one request more than a step may have, and go to the scratch page.
+
+Large steps take the device longer than launching them, and padding them would take it longer still. Full ones are
+recorded nevertheless: where many prompts wait, most steps are, and the host has their programs to look after.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from pie_plugins.drivers.cuda_native.timeline import Mark, Timeline
 
 ROWS = (16, 32, 64, 96, 128, 192, 256, *range(384, 4096, 128))
 ASKED = (0, 8, 64, 256)
+NEARLY_FULL = 128  # rows that a full step may lack
 MOST_DRAFTS = 8  # of one request
 TILE = 64  # rows of a program, each query head counted
 
@@ -45,9 +49,18 @@ class PromptLimits:
     """Which steps are replayed."""
 
     rows: int
+    full_rows: int  # and these, or hardly fewer
     requests: int
     pages: tuple[int, ...]  # of each group, in all
     products: int  # rows times columns: beyond, another attention is faster
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        """Rows of the forward passes."""
+        return up_to(ROWS, self.rows) + ((self.full_rows,) if self.full_rows > self.rows else ())
+
+    def holds(self, rows: int) -> bool:
+        return 0 < rows <= self.rows or self.full_rows - NEARLY_FULL < rows <= self.full_rows
 
 
 def _nothing() -> None:
@@ -82,7 +95,7 @@ class PromptGraphs:
         self._limits, self._runner, self._outcomes, self._timeline = limits, runner, outcomes, timeline
         self._staging = timeline.staging()
         self._scratch = [cache.scratch_page for cache in runner.caches]
-        self._rows, self._asked = up_to(ROWS, limits.rows), up_to(ASKED, min(limits.rows, limits.requests))
+        self._rows, self._asked = limits.recorded, up_to(ASKED, min(limits.rows, limits.requests))
         room = self._sizes(self._rows[-1])
         layout = BlockLayout(room)
         self._block = torch.zeros(layout.words, dtype=torch.int32, device=timeline.device)
@@ -117,7 +130,7 @@ class PromptGraphs:
     def find(self, step: HostStep) -> PromptReplay | None:
         """None for steps that are large, read masked rows or shared prefixes, or ask about many rows."""
         rows, asked = len(step.row_request), len(asked_rows(step))
-        if not 0 < rows <= self._rows[-1] or asked > self._asked[-1] or not self._suits(step):
+        if not self._limits.holds(rows) or asked > self._asked[-1] or not self._suits(step):
             return None
         forward = self._forwards[bisect_left(self._rows, rows)]
         return PromptReplay(self, forward, self._answers[bisect_left(self._asked, asked)])

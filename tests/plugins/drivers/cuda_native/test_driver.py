@@ -331,7 +331,7 @@ def test_graphs_are_recorded_with_progress() -> None:
         checkpoint(), DEVICE, options, ARCHITECTURES, {}, lambda each: seen.append(each.label)
     )
     declaration.load(request).close()
-    prompts = len(up_to(ROWS, 20)) + len(up_to(ASKED, 4))
+    prompts = len(up_to(ROWS, 20)) + 1 + len(up_to(ASKED, 4))  # one more for full steps
     assert seen.count("recording graphs") == len(cuda_graphs.bucket_sizes(4)) + prompts
 
 

@@ -229,6 +229,26 @@ def test_what_is_masked_or_too_large_runs_eagerly(replayed: list[tuple[int, int]
     stepper.book.drop_context(context)
 
 
+def test_full_steps_are_replayed_and_those_between_are_not(replayed: list[tuple[int, int]]) -> None:
+    tokens = []
+    for graph_rows in (0, 32):
+        options = {"graph_rows": graph_rows, "max_batch_tokens": 400, "kv_page_size": 4, "total_pages": 1024}
+        stepper = Stepper(cuda_native(checkpoint(), **options))
+        drawn = []
+        for counts in ((400,), (200, 73), (200, 72), (33,)):
+            contexts = [stepper.context() for _ in counts]
+            requests = [
+                Request(context, prompt(count), samples=[Sample()])
+                for context, count in zip(contexts, counts, strict=True)
+            ]
+            drawn += stepper.run(requests).tokens.tolist()
+            for context in contexts:
+                stepper.book.drop_context(context)
+        tokens.append(drawn)
+    assert tokens[0] == tokens[1]
+    assert replayed == [(400, 8), (400, 8)], "400 and 273 rows; 272 are too far from it"
+
+
 def test_nothing_is_recorded_for_prompts_where_that_is_not_wanted() -> None:
     for options in ({"graph_rows": 0}, {"cuda_graphs": False}, {"batch_invariant": True}):
         loaded = cuda_native(checkpoint(), **options)
