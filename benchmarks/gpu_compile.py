@@ -25,6 +25,7 @@ from triton.compiler import ASTSource
 from pie_plugins.drivers.cuda_native import (
     decode_attention,
     fused_sampling,
+    invariant_linear,
     triton_attention,
     triton_decode,
     triton_groups,
@@ -201,8 +202,10 @@ def _products() -> Iterator[Variant]:
             yield Variant(
                 triton_products.few_rows_kernel, constants | around, warps=cut.warps, stages=cut.stages
             )
-    tiles = {"ROWS": 64, "OUTPUTS": 64, "INPUTS": 64, "BIASED": False, "PRECISION": "tf32"}
-    yield Variant(triton_products.product_kernel, tiles, stages=4)
+    for tiles in (invariant_linear.SMALL, invariant_linear.LARGE):
+        sizes = {"ROWS": tiles.rows, "OUTPUTS": tiles.outputs, "INPUTS": tiles.inputs, "PRECISION": "tf32"}
+        many = sizes | {"BIASED": False, "ADDED": True}
+        yield Variant(triton_products.product_kernel, many, warps=tiles.warps, stages=tiles.stages)
     grouped = {"MATRICES": 128, "ROWS": 32, "OUTPUTS": 64, "INPUTS": 64, "PRECISION": "tf32"}
     yield Variant(triton_groups.grouped_kernel, grouped)
 

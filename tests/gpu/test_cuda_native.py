@@ -11,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from benchmarks.gpu_loop import Story, run
 from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32, ProbeKind, last_accepted
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, Token, probe_values
+from pie_core.testing.batches import FromTicket, Mask, Probe, Request, Sample, Stepper, Token, probe_values
 from tests.gpu.small_model import SMALL, small
 from tests.plugins.models.reference import ARCHITECTURES, tiny, transformers_logits
 
@@ -154,6 +155,47 @@ def test_a_batch_invariant_decode_has_the_same_bits_replayed_and_eager_in_any_co
         seen.append(probe_values(stepper.run([*rest, probed]), 0))
         driver.close()
     assert all(np.array_equal(each, seen[0]) for each in seen)
+
+
+def told(driver: Driver, depth: int, others: int) -> list[int]:
+    """What a context draws in 24 steps beside others of other lengths, one of them masked; `depth` steps are open when
+    the next is queued, whose tokens are those that the last one is going to draw."""
+    stepper = Stepper(driver)
+    stories = [stepper.context() for _ in range(others + 1)]
+    drawn = [Sample(temperature=1.0, top_p=0.95, stream=place) for place in range(others + 1)]
+    prompts = [PROMPT, *([place + 2] * (1 + 7 * place % 20) for place in range(others))]
+    requests = [
+        Request(story, prompt, samples=[sample])
+        for story, prompt, sample in zip(stories, prompts, drawn, strict=True)
+    ]
+    last = stepper.submit(requests[::-1])
+    seen, tickets = [], [last]
+    for _ in range(24):
+        while len(tickets) > depth:
+            seen.append(int(stepper.collect(tickets.pop(0)).tokens[others]))
+        requests = [
+            Request(story, [FromTicket(last, others - place)], samples=[drawn[place]])
+            for place, story in enumerate(stories)
+        ]
+        if others:
+            requests[1] = replace(requests[1], masks=[Mask(0, [(0, 1)])])
+        last = stepper.submit(requests[::-1])
+        tickets.append(last)
+    seen += [int(stepper.collect(ticket).tokens[others]) for ticket in tickets]
+    driver.close()
+    return seen
+
+
+def test_a_batch_invariant_story_is_one_whatever_is_open_and_whoever_is_near(checkpoint: Path) -> None:
+    """Alone, among few, and among so many that products and attention take other tiles."""
+    seen = [
+        told(
+            small(checkpoint, batch_invariant=True, cuda_graphs=graphs, max_batch_requests=80), depth, others
+        )
+        for graphs, depth, others in ((False, 0, 0), (True, 0, 0), (True, 3, 0), (True, 3, 9), (True, 0, 70))
+    ]
+    assert len(set(seen[0])) > 12
+    assert all(each == seen[0] for each in seen)
 
 
 def decoded_bits(driver: Driver) -> list[Float32]:

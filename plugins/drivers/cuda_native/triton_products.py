@@ -28,31 +28,40 @@ def product_kernel(
     rows,
     outputs,
     inputs,
+    share,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
     BIASED: tl.constexpr,
+    ADDED: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """out = x @ weight.T + bias; the sum over inputs always runs in the same order."""
+    """out = x @ weight.T + bias, of any number of rows: sums run in the order of `few_rows_kernel` with such shares."""
     follow(OVERLAPS)
-    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    output = tl.program_id(0) * OUTPUTS + tl.arange(0, OUTPUTS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    output = tl.program_id(1) * OUTPUTS + tl.arange(0, OUTPUTS)
     place = tl.arange(0, INPUTS)
     is_row, is_output = row < rows, output < outputs
-    from_x = x + row.to(tl.int64)[:, None] * inputs + place[None, :]
+    from_x = x + row.to(tl.int64)[None, :] * inputs + place[:, None]
     from_weight = weight + output.to(tl.int64)[:, None] * inputs + place[None, :]
-    sums = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    for start in range(0, inputs, INPUTS):
-        is_input = (start + place < inputs)[None, :]
-        left = tl.load(from_x + start, mask=is_row[:, None] & is_input, other=0.0)
-        right = tl.load(from_weight + start, mask=is_output[:, None] & is_input, other=0.0)
-        sums += tl.dot(left, tl.trans(right), input_precision=PRECISION)
+    sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
+    for begin in range(0, inputs, share):
+        end = tl.minimum(begin + share, inputs)
+        part = tl.zeros([OUTPUTS, ROWS], tl.float32)
+        for start in range(begin, end, INPUTS):
+            is_input = start + place < end
+            left = tl.load(from_weight + start, mask=is_output[:, None] & is_input[None, :], other=0.0)
+            right = tl.load(from_x + start, mask=is_row[None, :] & is_input[:, None], other=0.0)
+            part = tl.dot(left, right, part, input_precision=PRECISION)
+        sums += part
     if BIASED:
-        sums += tl.load(bias + output, mask=is_output, other=0.0).to(tl.float32)[None, :]
-    target = out + row.to(tl.int64)[:, None] * outputs + output[None, :]
-    tl.store(target, sums, mask=is_row[:, None] & is_output[None, :])
+        sums += tl.load(bias + output, mask=is_output, other=0.0).to(tl.float32)[:, None]
+    target = out + row.to(tl.int64)[None, :] * outputs + output[:, None]
+    is_inside = is_row[None, :] & is_output[:, None]
+    if ADDED:
+        sums += tl.load(target, mask=is_inside, other=0.0).to(tl.float32)
+    tl.store(target, sums, mask=is_inside)
 
 
 @triton.jit
@@ -148,14 +157,14 @@ def few_rows_kernel(
     ADDED: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
-    """At most ROWS rows of 16-bit numbers, which are the columns here: the tensor cores want 64 outputs and are content
-    with few rows. Several programs may share the inputs of one tile: the last of them to arrive adds their sums up in a
-    fixed order, and resets the counter. HELD: so many tiles of weights, up to two, are on their way before the rows are
-    there. REST: there are more of them."""
+    """ROWS rows of 16-bit numbers, which are the columns here: the tensor cores want 64 outputs and are content with
+    few rows; more of them are other programs'. Several programs may share the inputs of one tile: the last of them to
+    arrive adds their sums up in a fixed order, and resets the counter. HELD: so many tiles of weights, up to two, are
+    on their way before the rows are there. REST: there are more of them."""
     let_next_begin(OVERLAPS)
     tile, part = tl.program_id(0), tl.program_id(1)
     output = tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    row, place = tl.arange(0, ROWS), tl.arange(0, INPUTS)
+    row, place = tl.program_id(2) * ROWS + tl.arange(0, ROWS), tl.arange(0, INPUTS)
     is_row, is_output = row < rows, output < outputs
     from_x = x + row[None, :] * inputs + place[:, None]
     from_weight = weight + output.to(tl.int64)[:, None] * inputs + place[None, :]
@@ -201,16 +210,17 @@ def few_rows_kernel(
     at = row[None, :] * outputs + output[:, None]
     size = rows * outputs
     is_last = True
+    counter = arrived + tl.program_id(2) * tl.num_programs(0) + tile
     if SHARES > 1:
         tl.store(partial + part * size + at, sums, mask=is_inside)
         if GATED:
             tl.store(partial + (SHARES + part) * size + at, gated, mask=is_inside)
         tl.debug_barrier()
-        is_last = tl.atomic_add(arrived + tile, 1) == SHARES - 1
+        is_last = tl.atomic_add(counter, 1) == SHARES - 1
     if is_last:
         if SHARES > 1:
             tl.debug_barrier()
-            tl.store(arrived + tile, 0)
+            tl.store(counter, 0)
             sums = tl.zeros([OUTPUTS, ROWS], tl.float32)
             gated = sums
             for each in tl.static_range(SHARES):

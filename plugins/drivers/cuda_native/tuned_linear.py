@@ -95,7 +95,7 @@ class TunedLinear(PlainLinear):
         out = around.onto
         if out is None:
             out = x.new_empty((len(x), len(matrix.weight) // (2 if around.gated else 1)))
-        multiply = self._one_row if len(x) == 1 else self._few_rows
+        multiply = self._one_row if len(x) == 1 else self.multiply_few
         multiply(x.contiguous(), matrix, cut, around, out)
         return out
 
@@ -152,27 +152,29 @@ class TunedLinear(PlainLinear):
             **overlapping(x.device),
         )
 
-    def _few_rows(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around, out: Tensor) -> None:
+    def multiply_few(self, x: Tensor, matrix: Matrix, cut: Cut, around: Around, out: Tensor) -> None:
         (rows, inputs), outputs = x.shape, out.shape[1]
         tiles = triton.cdiv(outputs, cut.outputs)
         share = triton.cdiv(triton.cdiv(inputs, cut.shares), cut.inputs) * cut.inputs
         sums = out
         if cut.shares > 1:
             sums = x.new_empty((1 + around.gated) * cut.shares * rows * outputs, dtype=torch.float32)
+        together = next(size for size in ROW_CLASSES[1:] if size >= min(rows, MOST_ROWS))
+        blocks = triton.cdiv(rows, together)
         launch(
             few_rows_kernel,
-            (tiles, cut.shares),
+            (tiles, cut.shares, blocks),
             x,
             matrix.weight,
             out if matrix.bias is None else matrix.bias,
             out,
             sums,
-            self._counters(tiles, x.device),
+            self._counters(tiles * blocks, x.device),
             rows,
             outputs,
             inputs,
             share,
-            ROWS=next(size for size in ROW_CLASSES[1:] if size >= rows),
+            ROWS=together,
             OUTPUTS=cut.outputs,
             INPUTS=cut.inputs,
             SHARES=cut.shares,

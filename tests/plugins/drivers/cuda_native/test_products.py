@@ -62,6 +62,17 @@ def test_few_rows_equal_the_library_s_product_in_every_cut(
             assert_close(linear.multiply(x, matrix, cut), expected)
 
 
+@pytest.mark.parametrize("shares", [1, 3])
+def test_few_rows_may_be_many_with_programs_of_their_own(shares: int) -> None:
+    linear, onto = TunedLinear(), random(150, 100, seed=4)
+    matrix, x = linear.prepare(random(100, 300, seed=1), None), random(150, 300, seed=2)
+    expected = onto + functional.linear(x, matrix.weight)
+    for _ in range(2):  # the counters are as they were
+        found = onto.clone()
+        linear.multiply_few(x, matrix, Cut(64, 128, shares), Around(onto=found), found)
+        assert_close(found, expected)
+
+
 def test_products_are_the_library_s_until_others_were_found_to_be_faster() -> None:
     linear = TunedLinear()
     matrix, x = linear.prepare(random(64, 128, seed=1), None), random(3, 128, seed=2)
@@ -127,7 +138,7 @@ def test_tuning_takes_what_is_clearly_faster_than_the_library(monkeypatch: pytes
     launched: list[int] = [1]
 
     def launch(_: object, grid: tuple[int, ...], *given: object, **constants: object) -> None:
-        launched.append(grid[-1] if len(grid) > 1 else 1)
+        launched.append(grid[1] if len(grid) > 1 else 1)
 
     monkeypatch.setattr(tuned_linear, "_Clock", Clock)
     monkeypatch.setattr(tuned_linear, "_library", lambda *_: launched.append(1))
@@ -155,17 +166,32 @@ def test_tuning_takes_what_is_clearly_faster_than_the_library(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_row_of_an_invariant_product_has_the_same_bits_among_any_others(biased: bool) -> None:
-    from pie_plugins.drivers.cuda_native.invariant_linear import InvariantLinear
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(100, 90), (130, 1100)])
+def test_a_row_of_an_invariant_product_has_the_same_bits_among_any_others(
+    biased: bool, added: bool, outputs: int, inputs: int
+) -> None:
+    """Each number of rows has its own tiles, up to those of prompts."""
+    from pie_plugins.drivers.cuda_native.invariant_linear import FIRST_LARGE, InvariantLinear
 
-    linear = InvariantLinear()
-    matrix = linear.prepare(random(100, 90, seed=1), random(100, seed=4) if biased else None)
-    x = random(70, 90, seed=2)
-    whole = linear(x, matrix)
-    assert_close(whole, functional.linear(x, matrix.weight, matrix.bias))
-    for start, stop in ((0, 1), (69, 70), (13, 40)):
-        part = linear(x[start:stop], matrix)
+    linear, most = InvariantLinear(), FIRST_LARGE + 3 if DEVICE == "cuda" else 70
+    matrix = linear.prepare(random(outputs, inputs, seed=1), random(outputs, seed=4) if biased else None)
+    x, old = random(most, inputs, seed=2), random(most, outputs, seed=3)
+
+    def product(start: int, stop: int) -> Tensor:
+        if not added:
+            return linear(x[start:stop], matrix)
+        found = linear.around(x[start:stop], matrix, Around(onto=old[start:stop].clone()))
+        assert found is not None
+        return found
+
+    whole = product(0, most)
+    expected = functional.linear(x, matrix.weight, matrix.bias)
+    assert_close(whole, expected + old if added else expected)
+    for start, stop in ((0, 1), (most - 1, most), (13, 40), (2, 66), (0, 64), (3, most)):
+        part = product(start, stop)
         assert_close(part, whole[start:stop])
         if DEVICE == "cuda":  # the interpreter's products are numpy's, whose sums depend on a row's place
             assert torch.equal(part, whole[start:stop])
-    assert linear(x[:0], matrix).shape == (0, 100)
+    assert linear(x[:0], matrix).shape == (0, outputs)
+    assert linear.around(x, matrix, Around(gated=True)) is None
