@@ -10,8 +10,10 @@ rows are always the last columns, so causality needs no more than the number of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +70,32 @@ class RowMasks:
     words: Int32  # [M, W]
 
 
+class OneRowEach:
+    """What all steps of so many requests with one row each have in common; nobody writes to it."""
+
+    def __init__(self, requests: int) -> None:
+        self.indptr = _fixed(np.arange(requests + 1, dtype=np.int32))
+        self.rows = self.indptr[:-1]
+        self.requests = _fixed(np.arange(requests))
+        self.counts = _fixed(np.ones(requests, np.int64))
+        self.zeros_and_one = _fixed(np.zeros(requests + 1, np.int32))
+        self.zeros = self.zeros_and_one[1:]
+        self.nowhere = _fixed(np.full(requests, NOWHERE, np.int32))
+
+
+def _fixed(values: NDArray[Any]) -> NDArray[Any]:
+    values.flags.writeable = False
+    return values
+
+
+@lru_cache(maxsize=1024)
+def one_row_each(requests: int) -> OneRowEach:
+    return OneRowEach(requests)
+
+
+_NO_TILES = no_tiles(0)
+
+
 @dataclass(slots=True)
 class HostStep:
     """One step as the host knows it."""
@@ -84,12 +112,15 @@ class HostStep:
     history: Refs  # of samplers
     sampler_requests: Int64  # [S]
     failed: dict[int, str]
-    fail: Int32 = field(default_factory=lambda: np.empty(0, np.int32))  # [R] Failure
-    tiles: PrefixTiles = field(default_factory=lambda: no_tiles(0))
+    fail: Int32 = field(default_factory=lambda: one_row_each(0).zeros)  # [R] Failure
+    tiles: PrefixTiles = _NO_TILES
+    is_plain: bool = False  # every request has one row with one sampler, without masks and drafts
 
     @property
     def rows_each(self) -> int:
         """How many rows every request has, if all have equally many and none is masked; else 0."""
+        if self.is_plain:
+            return 1
         if not len(self.counts) or any(group.masks for group in self.groups):
             return 0
         each = int(self.counts[0])
@@ -120,13 +151,18 @@ class _Reading:
         self, batch: ForwardBatch, outcomes: Outcomes, caches: Sequence[KvCache], limits: ModelLimits
     ) -> None:
         self._batch, self._outcomes, self._caches, self._limits = batch, outcomes, caches, limits
-        self._counts = np.diff(batch.indptr).astype(np.int64)
-        self._row_request = np.repeat(np.arange(batch.num_requests), self._counts)
+        self._same = same = one_row_each(batch.num_requests)
+        self._has_one_row_each = _are_equal(batch.indptr, same.indptr)
+        if self._has_one_row_each:
+            self._counts, self._row_request = same.counts, same.requests
+        else:
+            self._counts = np.diff(batch.indptr).astype(np.int64)
+            self._row_request = np.repeat(same.requests, self._counts)
         self._failed: dict[int, str] = {}
 
     def step(self) -> HostStep:
         batch = self._batch
-        sampler_requests = self._row_request[batch.samplers.rows]
+        sampler_requests = self._sampler_requests()
         lengths, source, dependency = self._lengths()
         tokens = self._refs(batch.tokens, self._row_request)
         history = self._history(sampler_requests)
@@ -148,11 +184,27 @@ class _Reading:
             history=history,
             sampler_requests=sampler_requests,
             failed=self._failed,
-            fail=np.zeros(batch.num_requests, np.int32),
+            fail=self._same.zeros,
+            is_plain=self._is_plain(sampler_requests),
         )
         if self._failed:
             _bury(step, self._caches)
         return step
+
+    def _sampler_requests(self) -> Int64:
+        rows = self._batch.samplers.rows
+        if self._has_one_row_each and _are_equal(rows, self._same.rows):
+            return self._same.requests
+        requests: Int64 = self._row_request[rows]
+        return requests
+
+    def _is_plain(self, sampler_requests: Int64) -> bool:
+        return (
+            self._has_one_row_each
+            and sampler_requests is self._same.requests
+            and not len(self._batch.masks.rows)
+            and not np.count_nonzero(self._batch.num_drafts)
+        )
 
     def _fail(self, requests: NDArray[np.integer], cause: str) -> None:
         for request in np.unique(requests).tolist():
@@ -169,21 +221,22 @@ class _Reading:
 
     def _lengths(self) -> tuple[Int32, Int32, Int32]:
         """Bounds, and where in the ring the true lengths and their failures will stand."""
-        batch, layout = self._batch, self._outcomes.layout
-        source = np.full(batch.num_requests, NOWHERE, np.int32)
-        dependency = source.copy()
-        for request in np.flatnonzero(batch.length_tickets != NO_TICKET).tolist():
-            ticket, other = int(batch.length_tickets[request]), int(batch.length_requests[request])
-            at = np.array([request])
-            kept = self._outcomes.find(ticket)
+        batch, layout, nowhere = self._batch, self._outcomes.layout, self._same.nowhere
+        if not np.count_nonzero(batch.length_tickets != NO_TICKET):
+            return batch.kv_lengths, nowhere, nowhere
+        source, dependency = nowhere.copy(), nowhere.copy()
+        for ticket, at in _by_ticket(batch.length_tickets):
+            kept, others = self._outcomes.find(ticket), batch.length_requests[at]
             if kept is None:
                 self._fail(at, _unknown(ticket))
-            elif not 0 <= other < kept.num_requests:
-                self._fail(at, f"ticket {ticket} has no request {other}")
-            elif other in kept.failed:
-                self._fail(at, f"ticket {ticket} failed: {kept.failed[other]}")
-            else:
-                source[request], dependency[request] = kept.base + layout.length + other, kept.base + other
+                continue
+            outside = (others < 0) | (others >= kept.num_requests)
+            for request, other in zip(at[outside].tolist(), others[outside].tolist(), strict=True):
+                self._failed.setdefault(request, f"ticket {ticket} has no request {other}")
+            at, others = at[~outside], others[~outside]
+            for other in kept.failed:
+                self._fail(at[others == other], f"ticket {ticket} failed: {kept.failed[other]}")
+            source[at], dependency[at] = kept.base + layout.length + others, kept.base + others
         return batch.kv_lengths, source, dependency
 
     def _refs(self, refs: TokenRefs, owners: NDArray[np.integer]) -> Refs:
@@ -191,14 +244,33 @@ class _Reading:
             raise ForwardError(
                 f"driver cuda_native: tokens have {refs.ids.shape[1]} columns, this model has one"
             )
-        nowhere = np.full(len(refs.ids), NOWHERE, np.int32)
-        found = Refs(refs.ids, nowhere, nowhere.copy(), nowhere.copy())
-        if not len(refs.ids) or (refs.tickets == NO_TICKET).all():
+        count = len(refs.ids)
+        nowhere = self._same.nowhere if count == len(self._same.nowhere) else _nowhere(count)
+        named = np.count_nonzero(refs.tickets != NO_TICKET)
+        if not named:
+            return Refs(refs.ids, nowhere, nowhere, nowhere)
+        if named == count and (found := self._all_of_one(refs)) is not None:
             return found
-        for ticket in sorted(set(refs.tickets.tolist()) - {NO_TICKET}):
-            at = np.flatnonzero(refs.tickets == ticket)
+        found = Refs(refs.ids, nowhere.copy(), nowhere.copy(), nowhere.copy())
+        for ticket, at in _by_ticket(refs.tickets):
             self._refer(ticket, refs.rows[at], owners[at], at, found)
         return found
+
+    def _all_of_one(self, refs: TokenRefs) -> Refs | None:
+        """What samplers of one step draw that has no failure: so is nearly every step of decoding."""
+        ticket = int(refs.tickets[0])
+        kept, layout = self._outcomes.find(ticket), self._outcomes.layout
+        if kept is None or kept.failed or np.count_nonzero(refs.tickets != ticket):
+            return None
+        if not are_below(refs.rows, len(kept.sampler_requests)):
+            return None
+        dependency = kept.sampler_requests[refs.rows] + kept.base
+        return Refs(
+            refs.ids,
+            refs.rows + np.int32(kept.base + layout.tokens),
+            dependency.astype(np.int32),
+            refs.rows + np.int32(kept.base + layout.live),
+        )
 
     def _refer(
         self, ticket: int, rows: Int32, owners: NDArray[np.integer], at: NDArray[np.intp], found: Refs
@@ -225,7 +297,7 @@ class _Reading:
     def _history(self, requests: NDArray[np.integer]) -> Refs:
         samplers = self._batch.samplers
         if not len(samplers.history.ids):
-            return self._refs(samplers.history, requests)
+            return _NO_REFS
         owners = np.repeat(requests, np.diff(samplers.history_indptr))
         history = self._refs(samplers.history, owners)
         wrong = self._outside(history)
@@ -240,23 +312,24 @@ class _Reading:
         return outside
 
     def _check_rows(self, tokens: Refs) -> None:
-        wrong = self._outside(tokens)
-        if wrong.any():
-            cause = f"token id {tokens.literal[wrong][0]} is outside 0 … {self._limits.vocab_size - 1}"
-            self._fail(self._row_request[wrong], cause)
+        if not are_below(tokens.literal, self._limits.vocab_size):
+            wrong = self._outside(tokens)
+            if wrong.any():
+                cause = f"token id {tokens.literal[wrong][0]} is outside 0 … {self._limits.vocab_size - 1}"
+                self._fail(self._row_request[wrong], cause)
         positions, longest = self._batch.positions, self._limits.max_model_len
         if positions.ndim != 1:
             raise ForwardError(
                 f"driver cuda_native: positions of shape {positions.shape} have more than the one axis of this model"
             )
-        wrong = (positions < 0) | (positions >= longest)
-        if wrong.any():
+        if not are_below(positions, longest):
+            wrong = (positions < 0) | (positions >= longest)
             cause = f"position {positions[wrong][0]} is outside 0 … {longest - 1}"
             self._fail(self._row_request[wrong], cause)
 
     def _group(self, index: int, cache: KvCache, table: PageTable, lengths: Int32) -> GroupTable:
-        wrong = (table.pages < 0) | (table.pages >= cache.num_pages)
-        if wrong.any():
+        if not are_below(table.pages, cache.num_pages):
+            wrong = (table.pages < 0) | (table.pages >= cache.num_pages)
             owners = np.repeat(np.arange(self._batch.num_requests), np.diff(table.indptr))
             cause = f"page {table.pages[wrong][0]} does not exist; there are {cache.num_pages}"
             self._fail(owners[wrong], cause)
@@ -266,26 +339,56 @@ class _Reading:
 
     def _holes(self, cache: KvCache, table: PageTable, lengths: Int32) -> Int32:
         """[R] rows on pages given up. A row without a page to be written to fails its request."""
-        listed = np.diff(table.indptr)
-        last = table.logical[np.maximum(table.indptr[1:] - 1, 0)] if len(table.logical) else listed * 0
-        size = cache.page_size
-        first_new, end = lengths // size, -(-(lengths + self._counts) // size)
+        listed, ends = table.indptr[1:] - table.indptr[:-1], lengths + self._counts
+        is_whole = _last_pages(table) == listed - 1  # ascending from 0 to listed - 1: nothing is missing
+        is_whole &= ends <= listed * cache.page_size
+        if np.count_nonzero(is_whole) == len(listed):
+            return self._same.zeros
         holes = np.zeros(len(listed), np.int32)
-        is_plain = (last == listed - 1) & (
-            end <= listed
-        )  # ascending from 0 to listed - 1: nothing is missing
-        for request in np.flatnonzero(~is_plain & (self._counts > 0)).tolist():
-            logical = table.logical[table.indptr[request] : table.indptr[request + 1]]
-            used = logical[logical < end[request]]
-            missing = np.setdiff1d(np.arange(first_new[request], end[request]), used)
-            holes[request] = (end[request] - len(used)) * size
-            if len(missing):
-                row = max(int(missing[0]) * size, int(lengths[request]))
-                name = cache.layout.name
-                self._fail(
-                    np.array([request]), f"KV row {row} of group {name!r} has no page to be written to"
-                )
+        for request in np.flatnonzero(~is_whole & (self._counts > 0)).tolist():
+            holes[request] = self._holes_of(request, cache, table, int(lengths[request]), int(ends[request]))
         return holes
+
+    def _holes_of(self, request: int, cache: KvCache, table: PageTable, length: int, end: int) -> int:
+        size = cache.page_size
+        stop = -(-end // size)
+        logical = table.logical[table.indptr[request] : table.indptr[request + 1]]
+        used = logical[logical < stop]
+        missing = np.setdiff1d(np.arange(length // size, stop), used)
+        if len(missing):
+            row, name = max(int(missing[0]) * size, length), cache.layout.name
+            self._fail(np.array([request]), f"KV row {row} of group {name!r} has no page to be written to")
+        return (stop - len(used)) * size
+
+
+def are_below(values: Int32, limit: int) -> bool:
+    """All of 0 … limit - 1, in one pass: what is negative is large without its sign."""
+    return not len(values) or int(np.maximum.reduce(values.view(np.uint32))) < limit
+
+
+def _are_equal(some: Int32, others: Int32) -> bool:
+    return some is others or (len(some) == len(others) and np.count_nonzero(some != others) == 0)
+
+
+def _nowhere(count: int) -> Int32:
+    return np.full(count, NOWHERE, np.int32)
+
+
+def _by_ticket(tickets: Int64) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Every ticket that is named, and where."""
+    for ticket in sorted(set(tickets.tolist()) - {NO_TICKET}):
+        yield ticket, np.flatnonzero(tickets == ticket)
+
+
+def _last_pages(table: PageTable) -> Int32:
+    """The logical number of the last page of each request; of one that lists none, some page's."""
+    if not len(table.logical):
+        return np.zeros(len(table.indptr) - 1, np.int32)
+    last: Int32 = table.logical[table.indptr[1:] - 1]
+    return last
+
+
+_NO_REFS = Refs(*[one_row_each(0).zeros] * 4)
 
 
 def _may_share(step: HostStep) -> Bool:
@@ -301,7 +404,7 @@ def _bury(step: HostStep, caches: Sequence[KvCache]) -> None:
     dead = np.zeros(len(step.counts), np.bool_)
     dead[list(step.failed)] = True
     rows = dead[step.row_request]
-    step.fail[dead] = Failure.REFUSED
+    step.fail = np.where(dead, np.int32(Failure.REFUSED), np.int32(Failure.NONE))
     step.tokens = Refs(*(np.where(rows, fill, values) for fill, values in _buried(step.tokens)))
     owners = np.repeat(step.sampler_requests, np.diff(step.batch.samplers.history_indptr))
     step.history = Refs(*(np.where(dead[owners], fill, values) for fill, values in _buried(step.history)))

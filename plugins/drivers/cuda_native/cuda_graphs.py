@@ -21,16 +21,16 @@ from pie_core.contracts.forward import Int64
 from pie_plugins.drivers.cuda_native.attention import OwnAttention
 from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
-from pie_plugins.drivers.cuda_native.outcomes import Outcomes
+from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingRow
 from pie_plugins.drivers.cuda_native.shared_prefixes import MOST_TILES
 from pie_plugins.drivers.cuda_native.step_tensors import (
     BlockLayout,
+    BlockPacker,
     Sizes,
     StepTensors,
-    pack,
     view_block,
 )
-from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Mark, Staging, Timeline
+from pie_plugins.drivers.cuda_native.timeline import CudaTimeline, Staging, Timeline
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 MOST_VERIFYING = 32  # requests of a replayed step that verifies drafts
@@ -70,13 +70,13 @@ class Bucket:
     ) -> None:
         self._runner, self._outcomes, self._timeline = runner, outcomes, timeline
         self._staging = staging
-        self._scratch = [cache.scratch_page for cache in runner.caches]
         page_sizes = [cache.page_size for cache in runner.caches]
         idle = tuple(-(-rows_each // size) for size in page_sizes)
         room = tuple(requests * (listed + spare) for listed, spare in zip(pages, idle, strict=True))
         rows = requests * rows_each
         tiles = min(MOST_TILES, requests // 2) if rows_each == 1 else 0
         self._layout = BlockLayout(Sizes(rows, requests, rows, room, tiles, rows_each, idle))
+        self._packer = BlockPacker(self._layout, [cache.scratch_page for cache in runner.caches])
         self._block = torch.zeros(self._layout.words, dtype=torch.int32, device=timeline.device)
         self._cascading = view_block(
             self._block, self._layout, page_sizes, np.full(requests, rows_each), max_drafts=rows_each - 1
@@ -112,31 +112,29 @@ class Bucket:
     def holds(self, step: HostStep) -> bool:
         room = self._layout.sizes
         padded = room.requests - len(step.counts)
-        return all(
-            len(group.pages) + padded * idle <= pages
-            for group, pages, idle in zip(step.groups, room.pages, room.idle_pages, strict=True)
-        )
+        for group, pages, idle in zip(step.groups, room.pages, room.idle_pages, strict=True):
+            if len(group.pages) + padded * idle > pages:
+                return False
+        return True
 
-    def forward(self, step: HostStep, base: int) -> Mark:
-        """The mark stands where the device began."""
-        self._send(step, base)
-        started = self._timeline.mark()
+    def forward(self, step: HostStep, row: RingRow) -> None:
+        """Up to the logits. The row's mark says when the device begins."""
+        self._send(step, row.base)
+        row.started.set()
         if step.tiles.count:
             self._cascade()
         else:
             self._forward()
-        return started
 
-    def whole(self, step: HostStep, base: int) -> Mark:
+    def whole(self, step: HostStep, row: RingRow) -> None:
         """All of a step whose logits nobody else reads."""
         if step.tiles.count:
-            started = self.forward(step, base)
+            self.forward(step, row)
             self._sample()
-            return started
-        self._send(step, base)
-        started = self._timeline.mark()
+            return
+        self._send(step, row.base)
+        row.started.set()
         self._whole()
-        return started
 
     def probed(self, step: HostStep) -> Int64:
         """Every row has its logits."""
@@ -147,8 +145,8 @@ class Bucket:
         self._sample()
 
     def _send(self, step: HostStep, base: int) -> None:
-        words = self._staging.room(self._layout.words)
-        self._staging.send(pack(step, self._layout, base, self._scratch, words), self._block)
+        room = self._staging.room(self._layout.words)
+        self._staging.send(room, self._packer.pack(step, base, room), self._block)
 
     def _run_forward(self) -> None:
         self._answers = self._answer(self.tensors)
@@ -196,17 +194,20 @@ class Buckets:
 
     def find(self, step: HostStep) -> Bucket | None:
         """None where rows differ or are many, some row has not just one sampler, or the step is too large."""
-        sizes = self._sizes.get(step.rows_each)
+        each = step.rows_each
+        sizes = self._sizes.get(each)
         if sizes is None or not _samples_every_row(step):
             return None
         place = bisect_left(sizes, len(step.counts))
         if place == len(sizes):
             return None
-        bucket = self._buckets[step.rows_each][place]
+        bucket = self._buckets[each][place]
         return bucket if bucket.holds(step) else None
 
 
 def _samples_every_row(step: HostStep) -> bool:
+    if step.is_plain:
+        return True
     rows, drafts = step.batch.samplers.rows, step.batch.num_drafts
     count = len(step.row_request)
     is_each = len(rows) == count and bool((rows == np.arange(count)).all())

@@ -40,6 +40,7 @@ class CudaNativeDriver:
         self._tickets = count()
         self._open: OrderedDict[Ticket, PendingStep | PieError] = OrderedDict()
         self._loss: str | None = None
+        self._inference = torch.inference_mode()  # one for all calls: making it takes longer than entering it
 
     @property
     def capabilities(self) -> DriverCapabilities:
@@ -55,7 +56,7 @@ class CudaNativeDriver:
         assert self._steps is not None
         ticket = Ticket(next(self._tickets))
         try:
-            with self._queueing():
+            with self._inference, self._timeline.main():
                 self._open[ticket] = self._steps.enqueue(ticket, batch)
         except Exception as error:  # whatever a step raises belongs to it, not to the thread that submits
             self._open[ticket] = self._failure(f"step {ticket}", error)
@@ -160,7 +161,7 @@ class CudaNativeDriver:
     @contextmanager
     def _queueing(self) -> Iterator[None]:
         self._check_not_lost()
-        with torch.inference_mode(), self._timeline.main():
+        with self._inference, self._timeline.main():
             yield
 
     @contextmanager

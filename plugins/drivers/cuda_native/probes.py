@@ -62,6 +62,8 @@ class ProbeReader:
 
     def finish(self) -> ProbeValues:
         count = len(self._probes.rows)
+        if not count:
+            return _NOTHING_PROBED
         values: list[Float32] = [np.empty(0, np.float32)] * count
         tokens: list[Int32] = [np.empty(0, np.int32)] * count
         for part in self._parts:
@@ -126,6 +128,11 @@ class ProbeReader:
             [values[row, :count] for row, count in enumerate(counts.tolist())],
             [tokens[row, :count] for row, count in enumerate(counts.tolist())],
         )
+
+
+_NOTHING_PROBED = ProbeValues(
+    np.zeros(1, np.int64), np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.int32), frozenset()
+)
 
 
 def _indptr(parts: Sequence[NDArray[np.generic]]) -> Int64:

@@ -25,17 +25,17 @@ from pie_plugins.drivers.cuda_native.attention_work import room_for
 from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
 from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
-from pie_plugins.drivers.cuda_native.outcomes import Outcomes
+from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingRow
 from pie_plugins.drivers.cuda_native.step_tensors import (
     BlockLayout,
+    BlockPacker,
     Sizes,
     StepTensors,
     asked_rows,
-    pack,
     room_to_make,
     view_block,
 )
-from pie_plugins.drivers.cuda_native.timeline import Mark, Timeline
+from pie_plugins.drivers.cuda_native.timeline import Timeline
 
 ROWS = (16, 32, 64, 96, 128, 192, 256, *range(384, 4096, 128))
 ASKED = (0, 8, 64, 256)
@@ -70,8 +70,9 @@ def _nothing() -> None:
 class _Forward:
     """The layers over so many rows."""
 
-    def __init__(self, layout: BlockLayout, tensors: StepTensors) -> None:
+    def __init__(self, layout: BlockLayout, tensors: StepTensors, scratch_pages: Sequence[int]) -> None:
         self.layout, self.tensors = layout, tensors
+        self.packer = BlockPacker(layout, scratch_pages)
         self.run: Callable[[], None] = _nothing
 
 
@@ -94,13 +95,15 @@ class PromptGraphs:
     ) -> None:
         self._limits, self._runner, self._outcomes, self._timeline = limits, runner, outcomes, timeline
         self._staging = timeline.staging()
-        self._scratch = [cache.scratch_page for cache in runner.caches]
+        scratch = [cache.scratch_page for cache in runner.caches]
         self._rows, self._asked = limits.recorded, up_to(ASKED, min(limits.rows, limits.requests))
         room = self._sizes(self._rows[-1])
         layout = BlockLayout(room)
         self._block = torch.zeros(layout.words, dtype=torch.int32, device=timeline.device)
         made = room_to_make(self._block, room, len(limits.pages))
-        self._forwards = [_Forward(*self._view(self._sizes(rows), room, made)) for rows in self._rows]
+        self._forwards = [
+            _Forward(*self._view(self._sizes(rows), room, made), scratch) for rows in self._rows
+        ]
         self._answers = [
             _Answer(self._view(replace(room, samplers=asked, asked=asked), room, made)[1])
             for asked in self._asked
@@ -135,13 +138,12 @@ class PromptGraphs:
         forward = self._forwards[bisect_left(self._rows, rows)]
         return PromptReplay(self, forward, self._answers[bisect_left(self._asked, asked)])
 
-    def start(self, step: HostStep, forward: _Forward, then: Callable[[], None], base: int) -> Mark:
-        """The mark stands where the device began."""
-        self._send(step, forward, base)
-        started = self._timeline.mark()
+    def start(self, step: HostStep, forward: _Forward, then: Callable[[], None], row: RingRow) -> None:
+        """The row's mark says when the device begins."""
+        self._send(step, forward, row.base)
+        row.started.set()
         forward.run()
         then()
-        return started
 
     def _suits(self, step: HostStep) -> bool:
         limits, padded = self._limits, self._limits.requests + 1 - len(step.counts)
@@ -158,8 +160,8 @@ class PromptGraphs:
         )
 
     def _send(self, step: HostStep, forward: _Forward, base: int) -> None:
-        words = self._staging.room(forward.layout.words)
-        self._staging.send(pack(step, forward.layout, base, self._scratch, words), self._block)
+        room = self._staging.room(forward.layout.words)
+        self._staging.send(room, forward.packer.pack(step, base, room), self._block)
 
     def _run_forward(self, forward: _Forward) -> None:
         runner, tensors = self._runner, forward.tensors
@@ -230,12 +232,12 @@ class PromptReplay:
         assert self._answer.found is not None, "the step asks about no row"
         return self._answer.found[1]
 
-    def whole(self, step: HostStep, base: int) -> Mark:
+    def whole(self, step: HostStep, row: RingRow) -> None:
         """All of a step whose logits nobody else reads."""
-        return self.graphs.start(step, self._forward, self._answer.whole[_has_drafts(step)], base)
+        self.graphs.start(step, self._forward, self._answer.whole[_has_drafts(step)], row)
 
-    def forward(self, step: HostStep, base: int) -> Mark:
-        return self.graphs.start(step, self._forward, self._answer.read, base)
+    def forward(self, step: HostStep, row: RingRow) -> None:
+        self.graphs.start(step, self._forward, self._answer.read, row)
 
     def probed(self, step: HostStep) -> Int64:
         """Where the rows of the probes lie among the logits."""

@@ -13,10 +13,17 @@ from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int32, Int64
 from pie_core.errors import ForwardError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.attention import AttentionPlanner
-from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, HostStep, RowMasks
+from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, HostStep, RowMasks, one_row_each
 from pie_plugins.drivers.cuda_native.cuda_graphs import Buckets
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
-from pie_plugins.drivers.cuda_native.outcomes import CAUSES, Failure, KeptStep, Outcomes, RingLayout
+from pie_plugins.drivers.cuda_native.outcomes import (
+    CAUSES,
+    Failure,
+    KeptStep,
+    Outcomes,
+    RingLayout,
+    RingRow,
+)
 from pie_plugins.drivers.cuda_native.probes import ProbeReader, ProbeValues
 from pie_plugins.drivers.cuda_native.prompt_graphs import PromptGraphs
 from pie_plugins.drivers.cuda_native.samplers import LogitChanges, changes_logits
@@ -37,29 +44,31 @@ class PendingStep:
 
     ticket: Ticket
     step: HostStep
-    row: Tensor  # of the ring's mirror, up to the tokens
+    row: RingRow
     probes: ProbeReader
     layout: RingLayout
-    started: Mark
-    done: Mark
+
+    @property
+    def done(self) -> Mark:
+        return self.row.done
 
     def result(self) -> ForwardResult:
-        self.done.wait()
-        batch, requests, layout = self.step.batch, len(self.step.counts), self.layout
-        row = self.row.numpy()
+        row = self.row
+        row.done.wait()
+        batch, requests, layout, values = self.step.batch, len(self.step.counts), self.layout, row.values
         probed = self.probes.finish()
         return ForwardResult(
             ticket=self.ticket,
-            tokens=row[layout.tokens :].copy(),
-            accepted=row[layout.accepted : layout.accepted + requests].copy(),
-            draft_indptr=np.zeros(requests + 1, np.int32),
-            draft_tokens=np.empty(0, np.int32),
+            tokens=values[layout.tokens : layout.tokens + len(self.step.sampler_requests)].copy(),
+            accepted=values[layout.accepted : layout.accepted + requests].copy(),
+            draft_indptr=one_row_each(requests).zeros_and_one,
+            draft_tokens=_NO_TOKENS,
             probe_indptr=probed.indptr,
             probe_values=probed.values,
             probe_token_indptr=probed.token_indptr,
             probe_tokens=probed.tokens,
-            failed=self._failed(row[:requests], batch, probed),
-            busy_s=max(0.0, self.done.seconds_since(self.started)),
+            failed=self._failed(values[:requests], batch, probed),
+            busy_s=max(0.0, row.done.seconds_since(row.started)),
         )
 
     def forgo(self) -> None:
@@ -68,6 +77,8 @@ class PendingStep:
 
     def _failed(self, codes: Int32, batch: ForwardBatch, probed: ProbeValues) -> dict[int, str]:
         failed = dict(self.step.failed)
+        if not np.count_nonzero(codes) and not probed.failed:
+            return failed
         for request in np.flatnonzero(codes).tolist():
             if request not in failed:
                 failed[request] = CAUSES[Failure(int(codes[request]))]
@@ -76,6 +87,9 @@ class PendingStep:
                 int(self.step.row_request[batch.probes.rows[probe]]), "a probed value is not a number"
             )
         return failed
+
+
+_NO_TOKENS: Int32 = np.empty(0, np.int32)
 
 
 class Recorded(Protocol):
@@ -90,11 +104,11 @@ class Recorded(Protocol):
     @property
     def logits(self) -> Tensor: ...
 
-    def whole(self, step: HostStep, base: int) -> Mark:
-        """All of a step whose logits nobody else reads. The mark stands where the device began."""
+    def whole(self, step: HostStep, row: RingRow) -> None:
+        """All of a step whose logits nobody else reads. The row's mark says when the device begins."""
         ...
 
-    def forward(self, step: HostStep, base: int) -> Mark:
+    def forward(self, step: HostStep, row: RingRow) -> None:
         """Up to the logits."""
         ...
 
@@ -127,17 +141,19 @@ class StepRunner:
     def enqueue(self, ticket: Ticket, batch: ForwardBatch) -> PendingStep:
         step = self._reader.read(batch, self._outcomes)
         self._check_size(step)
-        base = self._outcomes.claim()
+        row, layout = self._outcomes.claim(), self._outcomes.layout
         recorded = self._find(step)
         probes = ProbeReader(batch.probes, self._timeline)
-        started = (
-            self._replay(recorded, step, base, probes) if recorded else self._run_eagerly(step, base, probes)
+        if recorded:
+            self._replay(recorded, step, row, probes)
+        else:
+            self._run_eagerly(step, row, probes)
+        row.fetch(layout.tokens + len(step.sampler_requests))
+        self._outcomes.keep(
+            ticket, row, KeptStep(row.base, len(step.counts), step.sampler_requests, step.failed)
         )
-        layout, count = self._outcomes.layout, len(step.sampler_requests)
-        end = base + layout.tokens + count
-        row = self._timeline.fetch(self._outcomes.ring[base:end], self._outcomes.mirror[base:end])
-        self._outcomes.keep(ticket, KeptStep(base, len(step.counts), step.sampler_requests, step.failed))
-        return PendingStep(ticket, step, row, probes, layout, started, self._timeline.mark())
+        row.done.set()
+        return PendingStep(ticket, step, row, probes, layout)
 
     def trial(self, batch: ForwardBatch) -> PendingStep:
         """A step that nobody refers to, to see what it takes."""
@@ -145,23 +161,20 @@ class StepRunner:
 
     def _check_size(self, step: HostStep) -> None:
         layout = self._outcomes.layout
-        for what, seen, limit in (
-            ("requests", len(step.counts), layout.max_requests),
-            ("samplers", len(step.sampler_requests), layout.max_samplers),
-        ):
-            if seen > limit:
-                raise ForwardError(f"driver cuda_native: the step has {seen} {what}, at most {limit} fit")
+        _check_count("requests", len(step.counts), layout.max_requests)
+        _check_count("samplers", len(step.sampler_requests), layout.max_samplers)
 
     def _find(self, step: HostStep) -> Recorded | None:
         bucket = self.buckets.find(step) if self.buckets else None
         return bucket or (self.prompts.find(step) if self.prompts else None)
 
-    def _replay(self, recorded: Recorded, step: HostStep, base: int, probes: ProbeReader) -> Mark:
+    def _replay(self, recorded: Recorded, step: HostStep, row: RingRow, probes: ProbeReader) -> None:
         samplers, is_probed = step.batch.samplers, bool(len(step.batch.probes.rows))
         is_changed = changes_logits(samplers)
         if not is_probed and not is_changed:
-            return recorded.whole(step, base)
-        started = recorded.forward(step, base)
+            recorded.whole(step, row)
+            return
+        recorded.forward(step, row)
         if is_probed:
             probes.read(recorded.probed(step), recorded.logits, recorded.normalized)
         if is_changed:
@@ -170,11 +183,10 @@ class StepRunner:
             self._settle(replace(recorded.tensors, max_drafts=_most_drafts(step)), logits)
         else:
             recorded.sample(step)
-        return started
 
-    def _run_eagerly(self, step: HostStep, base: int, probes: ProbeReader) -> Mark:
-        tensors = self._tensors(step, base)
-        started = self._timeline.mark()
+    def _run_eagerly(self, step: HostStep, row: RingRow, probes: ProbeReader) -> None:
+        tensors = self._tensors(step, row.base)
+        row.started.set()
         self._runner.kernels.prepare(tensors, self._outcomes.ring, self._runner.vocab_size)
         samplers, probed = step.batch.samplers, step.batch.probes
         asked, places = np.unique(np.concatenate([samplers.rows, probed.rows]), return_inverse=True)
@@ -188,7 +200,6 @@ class StepRunner:
             own = own.to(torch.float32, copy=True)
             self._changes.apply(own, step, tensors.fail)
         self._settle(tensors, own)
-        return started
 
     def _rows(self, logits: Tensor, places: Int64) -> Tensor:
         """The rows of the samplers; as they lie, where every row has one."""
@@ -216,6 +227,11 @@ class StepRunner:
     def _mask_tensors(self, masks: RowMasks) -> MaskTensors:
         up = self._timeline.upload
         return MaskTensors(up(masks.index), up(masks.causal), up(masks.words))
+
+
+def _check_count(what: str, seen: int, limit: int) -> None:
+    if seen > limit:
+        raise ForwardError(f"driver cuda_native: the step has {seen} {what}, at most {limit} fit")
 
 
 def _most_drafts(step: HostStep) -> int:

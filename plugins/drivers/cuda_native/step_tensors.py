@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from pie_core.contracts.forward import Int32, Int64
 from pie_plugins.drivers.cuda_native.attention_work import UNUSED, WorkList, WorkRoom, plan_work
-from pie_plugins.drivers.cuda_native.batch_tensors import GroupTable, HostStep
+from pie_plugins.drivers.cuda_native.batch_tensors import GroupTable, HostStep, OneRowEach, one_row_each
 from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure
+from pie_plugins.drivers.cuda_native.timeline import Room
 
 ROW_PARTS = ("token", "token_source", "token_dependency", "position", "row_request", "first_sampler")
 REQUEST_PARTS = ("length", "length_source", "length_dependency", "fail", "drafts", "by_rows", "shared")
@@ -44,7 +47,7 @@ ITEM_PARTS = {
     "item_slot": "slot",
 }  # part of the block -> of the list
 MERGED_PARTS = ("merged_row", "merged_slot", "merged_parts")
-
+FLOAT_PARTS = frozenset({"temperature", "top_p", "min_p"})  # their bits lie among the words
 
 MOST_DECODED = 16  # rows of a request that verifies drafts, and still decodes
 ALIGNED = 4  # every part starts on 16 bytes: kernels are compiled anew for pointers that do not
@@ -205,97 +208,166 @@ def room_to_make(block: Tensor, sizes: Sizes, groups: int) -> tuple[Tensor, ...]
     return room
 
 
-def pack(
-    step: HostStep, layout: BlockLayout, base: int, scratch_pages: Sequence[int], words: Int32 | None = None
-) -> Int32:
-    """The words of a block, up to the last one in use; in new memory, or in `words`, whatever stood there."""
-    words = np.zeros(layout.words, np.int32) if words is None else words
-    words[: layout.parts["pages0"][0]] = 0  # parts may be shorter than their room
-    packer = _Packer(words, layout)
-    packer.put("base", np.array([base]), 0)
-    _pack_rows(packer, step)
-    _pack_requests(packer, step)
-    _pack_samplers(packer, step)
-    if layout.sizes.work is not None:
-        packer.put("asked", asked_rows(step), 0)
-        _pack_work(packer, plan_step(step, layout.sizes.work))
-    used = layout.words
-    for group, (table, scratch) in enumerate(zip(step.groups, scratch_pages, strict=True)):
-        used = _pack_group(packer, group, table, scratch, len(step.row_request))
-    return words[:used]
+def pack(step: HostStep, layout: BlockLayout, base: int, scratch_pages: Sequence[int]) -> Int32:
+    """The words of a block, up to the last one in use."""
+    words = np.zeros(layout.words, np.int32)
+    return words[: _BlockWords(layout, words).fill(step, base, scratch_pages)]
 
 
-class _Packer:
-    def __init__(self, words: Int32, layout: BlockLayout) -> None:
-        self.words, self.layout = words, layout
+class BlockPacker:
+    """Puts the blocks of one layout together, each in the room it is given."""
 
-    def put(self, name: str, values: NDArray[np.generic], padding: int) -> None:
-        first, count = self.layout.parts[name]
-        used = len(values)
-        part = self.words[first : first + count]
-        part[:used] = values if values.dtype.kind == "i" else values.view(np.int32)
-        part[used:] = padding
+    def __init__(self, layout: BlockLayout, scratch_pages: Sequence[int]) -> None:
+        self._layout, self._scratch_pages = layout, scratch_pages
+        self._known: dict[Room, _BlockWords] = {}
+
+    def pack(self, step: HostStep, base: int, room: Room) -> int:
+        """How many words are in use. Of what this layout left in the room, only what is new is written."""
+        words = self._known.get(room)
+        if words is None:
+            words = self._known[room] = _BlockWords(self._layout, room.words)
+        if room.written is not words:
+            words.clear()
+            room.written = words
+        return words.fill(step, base, self._scratch_pages)
+
+
+class _BlockWords:
+    """The words of one block, and what was put into each part last."""
+
+    def __init__(self, layout: BlockLayout, words: Int32) -> None:
+        self.sizes = layout.sizes
+        self._head = words[: layout.parts["pages0"][0]]
+        self.parts: dict[str, NDArray[Any]] = {
+            name: words[first : first + count].view(np.float32 if name in FLOAT_PARTS else np.int32)
+            for name, (first, count) in layout.parts.items()
+        }
+        self._ends = {name: first for name, (first, _) in layout.parts.items()}
+        # how many values, the padding behind them, and the array where nobody writes to it
+        self._held: dict[str, tuple[int, float, object]] = {}
+        self._shape: OneRowEach | None = None  # of the step that was put in last, if it was a plain one
+
+    def clear(self) -> None:
+        """Somebody else has written into the words."""
+        self._head[:] = 0  # parts may be shorter than their room
+        self._held.clear()
+        self._shape = None
+
+    def fill(self, step: HostStep, base: int, scratch_pages: Sequence[int]) -> int:
+        """The first word behind what is in use."""
+        self.parts["base"][0] = base
+        shape = one_row_each(len(step.counts)) if step.is_plain else None
+        if shape is None or shape is not self._shape:
+            _pack_shape(self, step)
+            self._shape = shape
+        _pack_rows(self, step)
+        _pack_requests(self, step)
+        _pack_samplers(self, step)
+        if self.sizes.work is not None:
+            self.put("asked", asked_rows(step), 0)
+            _pack_work(self, plan_step(step, self.sizes.work))
+        used = 0
+        for group, (table, scratch) in enumerate(zip(step.groups, scratch_pages, strict=True)):
+            name = f"pages{group}"
+            used = self._ends[name] + _pack_group(self, group, table, scratch, len(step.row_request))
+        return used
+
+    def put(self, name: str, values: NDArray[np.generic], padding: float) -> None:
+        used, (held, held_padding, array) = len(values), self._held.get(name, _NOTHING_HELD)
+        is_padded = used == held and padding == held_padding
+        if array is values and is_padded:
+            return
+        part = self.parts[name]
+        part[:used] = values if values.dtype.kind != "u" else values.view(np.int32)
+        if not is_padded:
+            part[used:] = padding
+        self._held[name] = used, padding, None if values.flags.writeable else values
 
     def count_up(self, name: str, values: NDArray[np.generic], repeated: int = 1, by: int = 1) -> None:
         """Values that go on counting where they are padded, each so often."""
-        first, count = self.layout.parts[name]
-        part = self.words[first : first + count]
-        part[: len(values)] = values
-        last = int(values[-1]) if len(values) else -by
-        part[len(values) :] = last + by * (1 + np.arange(count - len(values)) // repeated)
+        used, (_, _, array) = len(values), self._held.get(name, _NOTHING_HELD)
+        if array is values:
+            return
+        part = self.parts[name]
+        part[:used] = values
+        if used < len(part):
+            last = int(values[-1]) if used else -by
+            np.add(_steps(len(part) - used, repeated, by), np.int32(last), out=part[used:])
+        self._held[name] = used, by, None if values.flags.writeable else values
 
     def put_owners(self, name: str, requests: Int64, real: int) -> None:
         """Requests of rows or samplers; those left over belong to requests behind the real ones."""
-        if self.layout.sizes.rows_each:
-            self.count_up(name, requests, repeated=self.layout.sizes.rows_each)
+        if self.sizes.rows_each:
+            self.count_up(name, requests, repeated=self.sizes.rows_each)
         else:
             self.put(name, requests, real)
 
 
-def _pack_rows(packer: _Packer, step: HostStep) -> None:
-    packer.put("token", step.tokens.literal, 0)
-    packer.put("token_source", step.tokens.source, NOWHERE)
-    packer.put("token_dependency", step.tokens.dependency, NOWHERE)
-    packer.put("position", step.positions, 0)
-    packer.put_owners("row_request", step.row_request, len(step.counts))
-    first = np.full(len(step.row_request), NOWHERE, np.int32)
+_NOTHING_HELD: tuple[int, float, object] = (-1, 0, None)
+
+
+@lru_cache(maxsize=1024)
+def _steps(count: int, repeated: int, by: int) -> Int32:
+    """1, 2, 3 … times `by`, each so often."""
+    steps: Int32 = (by * (1 + np.arange(count, dtype=np.int32) // repeated)).astype(np.int32)
+    return steps
+
+
+def _pack_shape(words: _BlockWords, step: HostStep) -> None:
+    """What all plain steps of so many requests have in common."""
+    requests = len(step.counts)
+    words.put_owners("row_request", step.row_request, requests)
+    words.put("drafts", step.batch.num_drafts, 0)
+    if words.sizes.rows_each:
+        words.count_up("row_indptr", step.batch.indptr, by=words.sizes.rows_each)
+    else:
+        words.put("row_indptr", step.batch.indptr, words.sizes.rows)
+    words.put("by_rows", np.argsort(-step.counts, kind="stable"), 0)
+    words.count_up("sampler_row", step.batch.samplers.rows)
+    words.put_owners("sampler_request", step.sampler_requests, requests)
+
+
+def _pack_rows(words: _BlockWords, step: HostStep) -> None:
+    words.put("token", step.tokens.literal, 0)
+    words.put("token_source", step.tokens.source, NOWHERE)
+    words.put("token_dependency", step.tokens.dependency, NOWHERE)
+    words.put("position", step.positions, 0)
+    words.put("first_sampler", _first_samplers(step), NOWHERE)
+
+
+def _first_samplers(step: HostStep) -> Int32:
+    """[T] of each row, NOWHERE where it has none."""
     samplers = step.batch.samplers
+    if step.is_plain and not np.count_nonzero(samplers.slot):
+        return one_row_each(len(step.counts)).rows
+    first = np.full(len(step.row_request), NOWHERE, np.int32)
     leading = np.flatnonzero(samplers.slot == 0)
     first[samplers.rows[leading]] = leading
-    packer.put("first_sampler", first, NOWHERE)
+    return first
 
 
-def _pack_requests(packer: _Packer, step: HostStep) -> None:
-    packer.put("length", step.lengths, 0)
-    packer.put("length_source", step.length_source, NOWHERE)
-    packer.put("length_dependency", step.length_dependency, NOWHERE)
-    packer.put("fail", step.fail, int(Failure.REFUSED))
-    packer.put("drafts", step.batch.num_drafts, 0)
-    sizes = packer.layout.sizes
-    if sizes.rows_each:
-        packer.count_up("row_indptr", step.batch.indptr, by=sizes.rows_each)
-    else:
-        packer.put("row_indptr", step.batch.indptr, sizes.rows)
-    packer.put("by_rows", np.argsort(-step.counts, kind="stable"), 0)
-    packer.put("shared", step.tiles.columns, 0)
-    packer.put("tile_first", step.tiles.first, 0)
-    packer.put("tile_stop", step.tiles.stop, 0)
+def _pack_requests(words: _BlockWords, step: HostStep) -> None:
+    words.put("length", step.lengths, 0)
+    words.put("length_source", step.length_source, NOWHERE)
+    words.put("length_dependency", step.length_dependency, NOWHERE)
+    words.put("fail", step.fail, int(Failure.REFUSED))
+    words.put("shared", step.tiles.columns, 0)
+    words.put("tile_first", step.tiles.first, 0)
+    words.put("tile_stop", step.tiles.stop, 0)
 
 
-def _pack_samplers(packer: _Packer, step: HostStep) -> None:
+def _pack_samplers(words: _BlockWords, step: HostStep) -> None:
     samplers = step.batch.samplers
-    packer.count_up("sampler_row", samplers.rows)
-    packer.put_owners("sampler_request", step.sampler_requests, len(step.counts))
-    packer.put("temperature", samplers.temperature, 0)
-    packer.put("top_k", samplers.top_k, 0)
-    packer.put("top_p", samplers.top_p, _ONE)
-    packer.put("min_p", samplers.min_p, 0)
-    stream = samplers.stream.astype("<u8").view(np.uint32).reshape(-1, 2)
-    packer.put("stream_low", np.ascontiguousarray(stream[:, 0]), 0)
-    packer.put("stream_high", np.ascontiguousarray(stream[:, 1]), 0)
-    packer.put("index", samplers.index, 0)
-    packer.put("slot", samplers.slot, 0)
-    packer.put("epoch", samplers.epoch, 0)
+    words.put("temperature", samplers.temperature, 0)
+    words.put("top_k", samplers.top_k, 0)
+    words.put("top_p", samplers.top_p, 1)
+    words.put("min_p", samplers.min_p, 0)
+    stream = samplers.stream.astype("<u8", copy=False).view(np.uint32)
+    words.put("stream_low", stream[::2], 0)
+    words.put("stream_high", stream[1::2], 0)
+    words.put("index", samplers.index, 0)
+    words.put("slot", samplers.slot, 0)
+    words.put("epoch", samplers.epoch, 0)
 
 
 def asked_rows(step: HostStep) -> Int64:
@@ -311,28 +383,25 @@ def plan_step(step: HostStep, room: WorkRoom) -> WorkList:
     return plan_work(step.counts, step.lengths + step.counts, step.batch.indptr, room)
 
 
-def _pack_work(packer: _Packer, work: WorkList) -> None:
+def _pack_work(words: _BlockWords, work: WorkList) -> None:
     for name, attribute in ITEM_PARTS.items():
-        packer.put(name, getattr(work, attribute), UNUSED)
+        words.put(name, getattr(work, attribute), UNUSED)
     for name in MERGED_PARTS:
-        packer.put(name, getattr(work, name), UNUSED)
+        words.put(name, getattr(work, name), UNUSED)
 
 
-_ONE = int(np.float32(1.0).view(np.int32))
-
-
-def _pack_group(packer: _Packer, group: int, table: GroupTable, scratch: int, rows: int) -> int:
-    """The first word behind what is in use."""
-    packer.put(f"holes{group}", table.holes, 0)
-    sizes, requests = packer.layout.sizes, len(table.holes)
+def _pack_group(words: _BlockWords, group: int, table: GroupTable, scratch: int, rows: int) -> int:
+    """How many of its pages are in use."""
+    sizes, requests = words.sizes, len(table.holes)
     if not sizes.rows_each and requests < sizes.requests:  # its rows have no columns: all go to one slot
-        first, _ = packer.layout.parts[f"holes{group}"]
-        packer.words[first + requests] = sizes.rows - rows
+        words.put(f"holes{group}", np.append(table.holes, sizes.rows - rows), 0)
+    else:
+        words.put(f"holes{group}", table.holes, 0)
     idle_pages = sizes.idle_pages[group] if sizes.idle_pages else 1
-    packer.count_up(f"page_indptr{group}", table.indptr, by=idle_pages)
-    first, _ = packer.layout.parts[f"pages{group}"]
-    padded = idle_pages * (sizes.requests - len(table.holes))
-    end = first + len(table.pages)
-    packer.words[first:end] = table.pages
-    packer.words[end : end + padded] = scratch
-    return end + padded
+    words.count_up(f"page_indptr{group}", table.indptr, by=idle_pages)
+    listed = len(table.pages)
+    used = listed + idle_pages * (sizes.requests - requests)
+    pages = words.parts[f"pages{group}"]
+    pages[:listed] = table.pages
+    pages[listed:used] = scratch
+    return used

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
@@ -18,11 +18,17 @@ from torch import Tensor
 from pie_core.contracts.forward import Int32
 
 
-@dataclass(frozen=True, slots=True)
 class Mark:
-    """A point on the timeline of a CPU: always reached."""
+    """A point on the timeline, set as often as one likes. On a CPU it is reached at once."""
 
-    at: float
+    __slots__ = ("at",)
+
+    def __init__(self) -> None:
+        self.at = 0.0
+
+    def set(self) -> None:
+        """It stands behind what is queued now."""
+        self.at = perf_counter()
 
     def is_reached(self) -> bool:
         """Whether `wait` would return, or raise, at once."""
@@ -45,16 +51,41 @@ class Download:
         """Nobody reads them any more; their memory may be written."""
 
 
+@dataclass(slots=True, eq=False)
+class Room:
+    """Host memory in which a block is put together; what stands there is old."""
+
+    words: Int32
+    written: object | None = None  # by whom, last: it knows what stands there
+    sent: tuple[Tensor, int, Tensor, Tensor] | None = (
+        None  # last: into which block, how much; both ends of the copy
+    )
+
+
 class Staging:
-    """Host memory for blocks that are sent again and again. On a CPU a block is its own."""
+    """Host memory for blocks that are sent again and again. On a CPU a block has arrived when a call returns."""
 
-    def room(self, words: int) -> Int32:
-        """Where the next block is put together; what stands there is old."""
-        return np.zeros(words, np.int32)
+    def __init__(self) -> None:
+        self._room = Room(np.zeros(0, np.int32))
 
-    def send(self, block: Int32, target: Tensor) -> None:
-        """The block that was put together last, or its beginning, into that of the target; without waiting."""
-        target[: len(block)].copy_(torch.from_numpy(block))
+    def room(self, words: int) -> Room:
+        """Where the next block is put together."""
+        if len(self._room.words) < words:
+            self._room = Room(np.zeros(words, np.int32))
+        return self._room
+
+    def send(self, room: Room, count: int, target: Tensor) -> None:
+        """The beginning of a block into that of the target, without waiting. Steps of one size follow each other."""
+        if room.sent is None or room.sent[0] is not target or room.sent[1] != count:
+            room.sent = target, count, self._host(room)[:count], target[:count]
+        _, _, source, place = room.sent
+        place.copy_(source, non_blocking=True)
+
+    def _host(self, room: Room) -> Tensor:
+        return torch.from_numpy(room.words)
+
+
+_ON_CPU = nullcontext()
 
 
 class Timeline:
@@ -63,10 +94,9 @@ class Timeline:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    @contextmanager
-    def main(self) -> Iterator[None]:
-        """Everything inside is queued on the main line."""
-        yield
+    def main(self) -> AbstractContextManager[object]:
+        """Everything inside is queued on the main line; not to be entered twice."""
+        return _ON_CPU
 
     @contextmanager
     def aside(self, *used: Tensor) -> Iterator[None]:
@@ -76,8 +106,14 @@ class Timeline:
     def wait_for_aside(self) -> None:
         """Later work on the main line comes behind what was queued aside."""
 
+    def unset_mark(self) -> Mark:
+        return Mark()
+
     def mark(self) -> Mark:
-        return Mark(perf_counter())
+        """Behind what is queued now."""
+        mark = self.unset_mark()
+        mark.set()
+        return mark
 
     def upload(self, values: NDArray[np.generic]) -> Tensor:
         """A tensor on the device, without waiting for it; the array may be reused at once."""
@@ -94,9 +130,9 @@ class Timeline:
         """Without waiting for the values."""
         return Download(values.clone())
 
-    def fetch(self, values: Tensor, host: Tensor) -> Tensor:
-        """Likewise, into a pinned tensor of the same shape, which is returned."""
-        return host.copy_(values)
+    def fetch(self, values: Tensor, host: Tensor) -> None:
+        """Likewise, into a tensor on the host that stays there."""
+        host.copy_(values)
 
     def pinned(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         return torch.zeros(tuple(shape), dtype=dtype)
@@ -112,9 +148,15 @@ class Timeline:
         return False
 
 
-@dataclass(frozen=True, slots=True)
 class CudaMark(Mark):
-    event: torch.cuda.Event
+    __slots__ = ("_stream", "event")
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+        self._stream = stream
+
+    def set(self) -> None:
+        self.event.record(self._stream)
 
     def is_reached(self) -> bool:
         try:
@@ -182,22 +224,27 @@ class CudaStaging(Staging):
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._stream = stream
-        self._buffers: list[Tensor] = []
+        self._rooms: list[Room] = []
+        self._buffers: dict[Room, Tensor] = {}
         self._sent = [torch.cuda.Event() for _ in range(self.TURNS)]
         self._turn = 0
 
-    def room(self, words: int) -> Int32:
+    def room(self, words: int) -> Room:
         self._turn = (self._turn + 1) % self.TURNS
-        if not self._buffers or len(self._buffers[0]) < words:
+        if not self._rooms or len(self._rooms[0].words) < words:
             self._stream.synchronize()
-            self._buffers = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in self._sent]
+            buffers = [torch.zeros(words, dtype=torch.int32, pin_memory=True) for _ in self._sent]
+            self._rooms = [Room(buffer.numpy()) for buffer in buffers]
+            self._buffers = dict(zip(self._rooms, buffers, strict=True))
         self._sent[self._turn].synchronize()
-        array: Int32 = self._buffers[self._turn].numpy()
-        return array[:words]
+        return self._rooms[self._turn]
 
-    def send(self, block: Int32, target: Tensor) -> None:
-        target[: len(block)].copy_(self._buffers[self._turn][: len(block)], non_blocking=True)
+    def send(self, room: Room, count: int, target: Tensor) -> None:
+        super().send(room, count, target)
         self._sent[self._turn].record(self._stream)
+
+    def _host(self, room: Room) -> Tensor:
+        return self._buffers[room]
 
 
 _idle_streams: defaultdict[torch.device, list[tuple[torch.cuda.Stream, torch.cuda.Stream]]] = defaultdict(
@@ -217,10 +264,11 @@ class CudaTimeline(Timeline):
         self._blocks = PinnedBlocks(_pinned_block)
         self._used_aside: deque[tuple[torch.cuda.Event, tuple[Tensor, ...]]] = deque()
 
-    @contextmanager
-    def main(self) -> Iterator[None]:
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-            yield
+    def main(self) -> AbstractContextManager[object]:
+        on_stream: AbstractContextManager[object] = (
+            self.stream
+        )  # with its device, a tenth of torch.cuda.stream's time
+        return on_stream
 
     @contextmanager
     def aside(self, *used: Tensor) -> Iterator[None]:
@@ -238,11 +286,8 @@ class CudaTimeline(Timeline):
     def wait_for_aside(self) -> None:
         self.stream.wait_stream(self._aside)
 
-    def mark(self) -> Mark:
-        self._drop_what_was_used()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(self.stream)
-        return CudaMark(0.0, event)
+    def unset_mark(self) -> Mark:
+        return CudaMark(self.stream)
 
     def upload(self, values: NDArray[np.generic]) -> Tensor:
         block, staged = self._staged(values)
@@ -275,8 +320,9 @@ class CudaTimeline(Timeline):
     def staging(self) -> Staging:
         return CudaStaging(self.stream)
 
-    def fetch(self, values: Tensor, host: Tensor) -> Tensor:
-        return host.copy_(values, non_blocking=True)
+    def fetch(self, values: Tensor, host: Tensor) -> None:
+        self._drop_what_was_used()  # here, because every step comes by
+        host.copy_(values, non_blocking=True)
 
     def download(self, values: Tensor) -> Download:
         block = self._blocks.lend(values.nbytes)
