@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from pie_core.sandbox.alarm import alarm_every
+
 SLICE_S = 0.02  # a step's guests are resumed together, also when there are a thousand of them
 TICK_S = 0.005
-IDLE_TICKS = 20
 
 
 class Runnable(Protocol):
@@ -120,9 +121,8 @@ class Ticker:
         self.ticks = 0  # how often the epoch was advanced
         self.resumes = 0  # counted by the pump: while it stands still, one guest runs
         self._increment = increment
-        self._tick_s = tick_s
+        self._alarm = alarm_every(tick_s)
         self._busy = False
-        self._awake = threading.Event()
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="pie-epochs", daemon=True)
         self._thread.start()
@@ -130,33 +130,25 @@ class Ticker:
     def start_ticking(self) -> None:
         """Guests are about to run."""
         self._busy = True
-        if not self._awake.is_set():
-            self._awake.set()
+        self._alarm.set()
 
     def may_rest(self) -> None:
-        """No guest runs now; the thread sleeps after a while without any."""
+        """No guest runs now."""
         self._busy = False
+        self._alarm.clear()
 
     def stop(self) -> None:
         """Ends the thread; the engine may be freed afterwards."""
         self._stopped = True
-        self._awake.set()
+        self._alarm.ring()
         self._thread.join()
+        self._alarm.close()
 
     def _run(self) -> None:
-        idle, seen = 0, -1
+        seen = -1
         while not self._stopped:
-            self._awake.wait()
-            time.sleep(self._tick_s)
-            if self._busy and self.resumes == seen:
+            self._alarm.wait()
+            if self._busy and self.resumes == seen and not self._stopped:
                 self._increment()
                 self.ticks += 1
             seen = self.resumes
-            idle = 0 if self._busy else idle + 1
-            if idle > IDLE_TICKS:
-                self._rest()
-
-    def _rest(self) -> None:
-        self._awake.clear()
-        if self._busy or self._stopped:  # they came between the last look and the clear
-            self._awake.set()

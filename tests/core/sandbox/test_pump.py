@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pie_core.errors import Cancelled
+from pie_core.sandbox import pump as pump_module
+from pie_core.sandbox.alarm import SleepingAlarm
 from pie_core.sandbox.guest import Guest
 from pie_core.sandbox.program import Program
-from pie_core.sandbox.pump import IDLE_TICKS, Pump, Ticker
+from pie_core.sandbox.pump import Pump, Ticker
 from pie_core.sandbox.runtime import Runtime
 from tests.core.sandbox.scenarios import State, drive
 from tests.core.sandbox.test_guest import echo, sleeper, spinner
@@ -179,23 +184,39 @@ def test_guests_that_are_answered_at_once_again_and_again_leave_the_loop_its_tur
     pumped(scenario)
 
 
+@pytest.fixture(params=["timer", "sleeping"])
+def any_alarm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's timer, and what stands in for it elsewhere."""
+    if request.param == "sleeping":
+        monkeypatch.setattr(pump_module, "alarm_every", SleepingAlarm)
+    elif sys.platform != "linux":
+        pytest.skip("only Linux has such timers")
+
+
+@pytest.mark.usefixtures("any_alarm")
 def test_the_ticker_rests_when_no_guest_runs_and_wakes_when_one_does() -> None:
-    ticked = threading.Event()
+    ticked, waits = threading.Event(), itertools.count()
     ticker = Ticker(ticked.set, tick_s=0.001)
+    wait = ticker._alarm.wait
+    ticker._alarm.wait = lambda: (next(waits), wait())[1]  # type: ignore[method-assign]
     try:
         ticker.start_ticking()
         assert ticked.wait(5)
         ticker.may_rest()
-        waiting = threading.Event()
-        while ticker._awake.is_set():
-            waiting.wait(0.001 * IDLE_TICKS)
+        time.sleep(0.1)
+        before, ticks = next(waits), ticker.ticks
+        time.sleep(0.1)
+        assert next(waits) - before == 1, "the thread went on waking up"
+        assert ticker.ticks == ticks
         ticked.clear()
         ticker.start_ticking()
         assert ticked.wait(5)
     finally:
         ticker.stop()
+    assert not ticker._thread.is_alive()
 
 
+@pytest.mark.usefixtures("any_alarm")
 def test_the_epoch_advances_only_under_a_guest_that_runs_on() -> None:
     advanced = threading.Event()
     ticker = Ticker(advanced.set, tick_s=0.001)
