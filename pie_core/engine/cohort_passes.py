@@ -48,18 +48,18 @@ class CohortPasses:
     def steps(self, seats: Int64, tokens: Int64, requests: Int64, moment: float) -> Sequence[int]:
         """Serves what it can of many steps, one of each context; the places of the others."""
         is_here = seats >= 0
-        if is_here.all():
+        if np.count_nonzero(is_here) == len(seats):
             served = self._serve(seats, tokens, requests, moment)
         else:
             served = is_here
             served[is_here] = self._serve(seats[is_here], tokens[is_here], requests[is_here], moment)
-        others: list[int] = [] if served.all() else np.flatnonzero(~served).tolist()
+        others: list[int] = [] if _are_all(served) else np.flatnonzero(~served).tolist()
         return others
 
     def _serve(self, places: Int64, tokens: Int64, requests: Int64, moment: float) -> Bool:
         """Which of these it has served."""
         served = self._cohort.claim(places, tokens, requests, are_steps=True)
-        self._claimed(places if served.all() else places[served], moment)
+        self._claimed(places if _are_all(served) else places[served], moment)
         return served
 
     def step_now(self, context: Context, token: int) -> tuple[int, int] | None:
@@ -139,9 +139,10 @@ class CohortPasses:
     def hear(self, drawn: Drawn) -> None:
         """A step gave these tokens."""
         loops = self._cohort.columns.loops[drawn.places]
-        if loops.all():
+        looping = np.count_nonzero(loops)
+        if looping == len(loops):
             self._hear_generations(drawn)
-        elif loops.any():
+        elif looping:
             self._hear_generations(drawn.of(loops))
             self._hear_programs(drawn.of(~loops))
         else:
@@ -153,12 +154,14 @@ class CohortPasses:
         columns, places = self._cohort.columns, drawn.places
         stopped, full = self._cohort.extend(drawn)
         ended = stopped | full
-        self._drew(columns.process[places[~stopped]] if stopped.any() else columns.process[places])
+        going_on = places[~stopped] if np.count_nonzero(stopped) else places
+        self._drew(columns.process[going_on])
         told = columns.is_told[places] & ~ended
-        if told.any():
-            self._emit(Progress(*self._lists(drawn if told.all() else drawn.of(told), 1)))
-        for at in np.flatnonzero(ended).tolist():
-            self._end_generation(int(places[at]), is_stopped=bool(stopped[at]))
+        if np.count_nonzero(told):
+            self._emit(Progress(*self._lists(drawn if _are_all(told) else drawn.of(told), 1)))
+        if np.count_nonzero(ended):
+            for at in np.flatnonzero(ended).tolist():
+                self._end_generation(int(places[at]), is_stopped=bool(stopped[at]))
 
     def _end_generation(self, place: int, *, is_stopped: bool) -> None:
         request = RequestId(int(self._cohort.columns.request[place]))
@@ -167,7 +170,8 @@ class CohortPasses:
 
     def _hear_programs(self, drawn: Drawn) -> None:
         waiting = self._cohort.columns.request[drawn.places] != NOBODY
-        done = self._cohort.answered(drawn.places[waiting])
+        places = drawn.places if _are_all(waiting) else drawn.places[waiting]
+        done = self._cohort.answered(places)
         self.unasked += len(waiting) - len(done.places)
         self.awaited += self._cohort.held_back(done.places)
         if len(done.places):
@@ -177,10 +181,10 @@ class CohortPasses:
     def _answer(self, done: Drawn) -> None:
         columns, places = self._cohort.columns, done.places
         steps = columns.is_step[places]
-        if steps.all():
+        if _are_all(steps):
             self._emit(Stepped(*self._lists(done, 0)))
         else:
-            if steps.any():
+            if np.count_nonzero(steps):
                 self._emit(Stepped(*self._lists(done.of(steps), 0)))
             for request, token, length, position in zip(*self._lists(done.of(~steps), 0), strict=True):
                 self._emit(ForwardDone(request, [token], [], length, position))
@@ -213,3 +217,8 @@ class CohortPasses:
             self._cohort.leave(self._cohort.context_at(place))
             if is_asked:
                 self._passes.end_request(request, cause)
+
+
+def _are_all(flags: Bool) -> bool:
+    """As `all`, in a fifth of its time for few flags."""
+    return bool(np.count_nonzero(flags) == len(flags))

@@ -81,7 +81,9 @@ class Chooser:
         first, later = self._policy.beside(asked, rows.asked, self._cohort.order)
         places, scarce = self._cohort.take(first)
         policy, are_all = self._policy.without(len(places)), len(places) == len(rows.asked)
-        chunks = policy.choose(asked, take_chunk, overtake=False, guesses=guesses if are_all else ())
+        chunks: list[Chunk] = []
+        if asked or guesses:
+            chunks = policy.choose(asked, take_chunk, overtake=False, guesses=guesses if are_all else ())
         if not are_all:
             others = np.concatenate([scarce, later])[: policy.room_behind(chunks)]
             places = np.concatenate([places, self._cohort.take_scarce(others)])

@@ -234,14 +234,18 @@ class Cohort:
         can_go_on = submitted[:count] < columns.goal[:count]
         if not self._refers:
             can_go_on &= submitted[:count] == columns.written[:count]
-        places = np.flatnonzero(can_go_on)
+        (places,) = can_go_on.nonzero()
         loops = columns.loops[places]
-        if loops.all():
-            return Ripe(places, _NOBODY, len(places))
-        steps = places[~loops]
+        looping = int(np.count_nonzero(loops))
+        if looping == len(places):
+            return Ripe(places, _NOBODY, looping)
+        steps = places[~loops] if looping else places
         waiting = submitted[steps] < columns.claimed[steps]
-        asked = places[loops] if not waiting.any() else np.concatenate([places[loops], steps[waiting]])
-        return Ripe(asked, steps[~waiting], len(places) - int(np.count_nonzero(waiting)))
+        behind = int(np.count_nonzero(waiting))
+        asked = places[loops] if looping else _NOBODY
+        if behind:
+            asked, steps = np.concatenate([asked, steps[waiting]]), steps[~waiting]
+        return Ripe(asked, steps, len(places) - behind)
 
     def in_turn(self, places: Int64, count: int) -> Int64:
         """At most so many: those that no step has taken for longest."""
@@ -307,7 +311,7 @@ class Cohort:
         self.rows += len(step)
         here = columns.stamp[step.places] == step.stamps
         drawn = Drawn(step.places, tokens, step.rows + 1)
-        if not here.all():
+        if np.count_nonzero(here) < len(step):
             drawn = drawn.of(here)
         columns.written[drawn.places] = drawn.written
         columns.tokens[drawn.places, drawn.written & self._mask] = drawn.tokens
@@ -316,7 +320,7 @@ class Cohort:
 
     def _flush_fullest(self, places: Int64, unflushed: Int32) -> None:
         """Some of those whose ring is half full, so that all are in time: a thousand at once would hold a step up."""
-        full = np.flatnonzero(unflushed > (self._mask >> 1))
+        (full,) = (unflushed > (self._mask >> 1)).nonzero()
         if len(full):
             fullest_first = full[np.argsort(-unflushed[full], kind="stable")]
             steps_left = max((self._mask - int(unflushed[fullest_first[0]])) // 2, 1)
@@ -331,9 +335,10 @@ class Cohort:
     def extend(self, drawn: Drawn) -> tuple[Bool, Bool]:
         """The tokens are theirs, but for stop tokens: which are those, and which generations have all they want."""
         columns, places = self.columns, drawn.places
-        stopped = (columns.stops[places] == drawn.tokens[:, None]).any(axis=1)
-        columns.claimed[places] = drawn.written + ~stopped
-        return stopped, ~stopped & (drawn.written + 1 == columns.end[places])
+        stopped = np.logical_or.reduce(columns.stops[places] == drawn.tokens[:, None], axis=1)
+        goes_on = ~stopped
+        columns.claimed[places] = drawn.written + goes_on
+        return stopped, goes_on & (drawn.written + 1 == columns.end[places])
 
     # ---- programs that step
 
@@ -342,20 +347,18 @@ class Cohort:
         columns = self.columns
         claimed, submitted = columns.claimed[places], columns.submitted[places]
         is_ahead = submitted > claimed
-        drawn = columns.tokens[places, claimed & self._mask]
-        fits = np.where(
-            is_ahead, (drawn == tokens) & (columns.written[places] >= claimed), self._may_feed(tokens)
-        )
-        fits &= (
-            (columns.request[places] == NOBODY)
-            & ~columns.is_staged[places]
-            & (claimed < columns.bound[places])
-        )
-        fits &= ~columns.loops[places]
-        if not fits.all():
+        fits: Bool = columns.tokens[places, claimed & self._mask] == tokens
+        fits &= columns.written[places] >= claimed
+        if np.count_nonzero(is_ahead) < len(places):
+            fits = np.where(is_ahead, fits, self._may_feed(tokens))
+        fits &= columns.request[places] == NOBODY
+        fits &= claimed < columns.bound[places]
+        fits &= ~(columns.is_staged[places] | columns.loops[places])
+        if np.count_nonzero(fits) < len(places):
             places, tokens, requests, claimed = places[fits], tokens[fits], requests[fits], claimed[fits]
+            is_ahead = is_ahead[fits]
         columns.request[places] = requests
-        self.hits += int(np.count_nonzero(is_ahead[fits]))
+        self.hits += int(np.count_nonzero(is_ahead))
         columns.tokens[places, claimed & self._mask] = tokens
         columns.claimed[places] = claimed + 1
         columns.goal[places] = np.minimum(claimed + 1 + self._depth, columns.bound[places])
@@ -395,7 +398,8 @@ class Cohort:
         columns = self.columns
         claimed = columns.claimed[places]
         done = columns.written[places] >= claimed
-        places, claimed = places[done], claimed[done]
+        if np.count_nonzero(done) < len(places):
+            places, claimed = places[done], claimed[done]
         return Drawn(places, columns.tokens[places, claimed & self._mask], claimed)
 
     def held_back(self, places: Int64) -> int:

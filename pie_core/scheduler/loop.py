@@ -109,7 +109,8 @@ class Loop:
             if not len(chosen):
                 return None
             try:
-                self._copy_pages(chosen.chunks)
+                if chosen.chunks:
+                    self._copy_pages(chosen.chunks)
                 ticket = self._driver.submit(self._lay_out(chosen))
             except Exception as error:  # whatever the driver raises ends this step's passes, not the engine
                 self._undo(chosen.chunks)
@@ -165,7 +166,8 @@ class Loop:
         self._cache.begin_step()
         self._prefixes.submitted(chosen.chunks)
         self._chooser.submitted(chosen)
-        self.shared_rows += chosen.prefixes.saved_rows
+        if len(chosen.prefixes.first):
+            self.shared_rows += chosen.prefixes.saved_rows
         samplers = 0
         for chunk in chosen.chunks:
             running = chunk.running

@@ -29,12 +29,15 @@ class Prefixes:
 
     def submitted(self, chunks: Iterable[Chunk]) -> None:
         keys = self._blocks_of(chunks)
-        self._computing.update(keys)
+        if keys:
+            self._computing.update(keys)
         self._steps.append(keys)
 
     def finished(self) -> None:
         """The oldest step is over, whatever came of it."""
-        self._computing -= Counter(self._steps.popleft())
+        keys = self._steps.popleft()
+        if keys:
+            self._computing -= Counter(keys)
 
     def written(self, context: Context, *, turn_ended: bool) -> None:
         """More rows have their KV: whole blocks of them can be taken over by others, and the rest where a turn ends."""

@@ -56,11 +56,12 @@ def _tokens(columns: Columns, places: Int64, rows: Int32) -> TokenRefs:
     """The token drawn last, or where it will be."""
     known = rows == columns.written[places]
     ids = columns.tokens[places, rows & (columns.tokens.shape[1] - 1)]
-    if known.all():
+    count = np.count_nonzero(known)
+    if count == len(places):
         same = _same_for(len(places), 0)
         return TokenRefs(ids, same.no_tickets, same.zeros)
     tickets, samplers = columns.ticket[places], columns.sampler[places]
-    if known.any():
+    if count:
         tickets[known], samplers[known] = NO_TICKET, 0
     return TokenRefs(ids, tickets, samplers)
 
