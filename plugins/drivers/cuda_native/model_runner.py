@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from pie_core.errors import Unsupported
 from pie_plugins.drivers.cuda_native.attention import AttentionPlan
 from pie_plugins.drivers.cuda_native.kernels import Angles, Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
@@ -18,7 +17,6 @@ from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 from pie_plugins.models.layers.architecture import Model
 from pie_plugins.models.layers.linear import one_by_one
 from pie_plugins.models.layers.rope import Rope
-from pie_plugins.models.layers.rope_variants import AxesRope
 from pie_plugins.models.layers.step import Around, AttentionHeads, CacheRef, Step
 
 
@@ -36,8 +34,6 @@ class AngleTables:
         return known[1]
 
     def _computed(self, rope: Rope) -> Angles:
-        if isinstance(rope, AxesRope):
-            raise Unsupported("driver cuda_native: positions of three axes are not implemented; use portable")
         angles = self._positions[:, None] * rope.frequencies.to(self._positions.device)
         return Angles(angles.cos() * rope.magnitude, angles.sin() * rope.magnitude)
 
@@ -110,5 +106,5 @@ class ModelRunner:
         return normalized, self._model.logits(normalized, step)
 
     def _step(self, tensors: StepTensors, attention: AttentionPlan) -> Step:
-        # A model that needs more of a step than CudaStep offers is refused when it loads, by its cache layouts.
+        # A model that needs more of a step than CudaStep offers is refused when it loads, by what `weights` checks.
         return cast(Step, CudaStep(self, tensors, attention))

@@ -24,7 +24,15 @@ from pie_plugins.drivers.cuda_native.parallel import (
 )
 from pie_plugins.drivers.cuda_native.random_weights import draw_weights
 from pie_plugins.drivers.cuda_native.read_ahead import ReadAhead, in_memory, pinned
-from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig, PagedLayout
+from pie_plugins.models.layers.architecture import (
+    Architecture,
+    CacheLayout,
+    Model,
+    ModelConfig,
+    PagedLayout,
+    position_axes,
+    streams,
+)
 from pie_plugins.models.layers.checkpoint import Checkpoint, read_json
 from pie_plugins.models.layers.loading import load_weights, open_checkpoint
 from pie_plugins.models.layers.parameters import Parameters
@@ -60,6 +68,7 @@ def load_model(
         declaration = _architecture(checkpoint, architectures)
         architecture: Architecture[Any] = declaration.load()
         config = architecture.config(checkpoint.config, _config_origin(checkpoint))
+        _check_rows(declaration.name, config)
         table = architecture.weights(config)
         first = str(device) if ranks.size == 1 else "cpu"
         loaded = load_weights(checkpoint, table, dtype, first, progress, place)
@@ -83,6 +92,7 @@ def draw_model(
     declaration = _declared(str(values.get("model_type")), architectures, str(file))
     architecture: Architecture[Any] = declaration.load()
     config = architecture.config(values, str(file))
+    _check_rows(declaration.name, config)
     table = architecture.weights(config)
     drawn = share_of_weights(table, draw_weights(table, dtype, device), ranks)
     built = _built(declaration.name, architecture, config, drawn, linear, ranks)
@@ -105,6 +115,16 @@ def _built(
     model = architecture.build(own, parameters)
     parameters.finish()
     return name, config, layouts, model
+
+
+def _check_rows(architecture: str, config: ModelConfig) -> None:
+    """Before anything is read: rows of one token each, at one position."""
+    for what, seen in (("tokens", streams(config)), ("positions", position_axes(config))):
+        if seen > 1:
+            raise LoadError(
+                f"driver cuda_native: architecture {architecture!r} has {what} of {seen} columns, this driver computes"
+                " with one: use the driver portable"
+            )
 
 
 def _plain_layouts(architecture: str, layouts: tuple[CacheLayout, ...]) -> tuple[PagedLayout, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import ARCHITECTURES, CONFIGS, YARN, portable, tiny, tiny_moe
+from tests.plugins.models.test_csm import tiny_csm
+from tests.plugins.models.test_qwen3_vl import beside_tower
 
 PROMPT = np.random.default_rng(3).integers(0, 320, 24).tolist()
 
@@ -104,6 +107,22 @@ def test_layers_never_look_at_the_device(
     monkeypatch.setattr(TorchKernels, "attend", unwatched)
     logits(Stepper(driver), [PROMPT[:20], [3]])
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize(
+    ("architecture", "config", "refusal"),
+    [
+        ("csm", tiny_csm(), "has tokens of 4 columns"),
+        ("qwen3_vl", beside_tower(tiny("qwen3_vl")), "has positions of 3 columns"),
+    ],
+)
+def test_rows_of_several_columns_are_refused_before_weights_are_read(
+    architecture: str, config: dict[str, Any], refusal: str, graphs: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LoadError, match=rf"{refusal}.*use the driver portable"):
+        cuda_native(tmp_path, cuda_graphs=graphs, random_weights=True)
 
 
 @pytest.mark.parametrize("architecture", ["deepseek_v3", "glm5"])
