@@ -38,11 +38,14 @@ def write_call(pipe: IO[bytes], name: str, *arguments: Any) -> None:
 
 
 def read_call(pipe: IO[bytes]) -> tuple[str, list[Any]] | None:
-    """None at the end of the stream."""
+    """None at the end of the stream, be it within a call: who wrote it has ended."""
     head = pipe.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         return None
-    body = pipe.read(_LENGTH.unpack(head)[0])
+    (length,) = _LENGTH.unpack(head)
+    body = pipe.read(length)
+    if len(body) < length:
+        return None
     name, arguments = msgspec.msgpack.decode(body, ext_hook=_decode_array)
     return name, [_rebuilt(each) for each in arguments]
 

@@ -53,13 +53,16 @@ class CudaNativeOptions:
     products: Literal["auto", "library"] = field(
         default="auto",
         metadata={
-            "help": "matrix products of up to 16 rows; auto: the driver's own kernel where it is measured, at loading,"
+            "help": "matrix products of up to 64 rows; auto: the driver's own kernel where it is measured, at loading,"
             " to be faster than the library's"
         },
     )
     cuda_graphs: bool = field(
         default=True,
-        metadata={"help": "replay steps that only decode from CUDA graphs, one for each batch bucket"},
+        metadata={
+            "help": "replay steps from CUDA graphs, one for each batch bucket; with plain torch kernels, which wait for"
+            " the GPU, none is"
+        },
     )
     graph_rows: int = field(
         default=2048,

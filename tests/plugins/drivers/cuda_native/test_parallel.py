@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from socket import socket
 from time import sleep
@@ -159,6 +160,9 @@ def test_a_batch_comes_out_of_the_pipe_as_it_went_in(checkpoint: Path, tmp_path:
     batch = build_batch([request], driver.capabilities)
     with (tmp_path / "pipe").open("wb") as pipe:
         write_call(pipe, "submit", batch, [1, 2])
+    written = (tmp_path / "pipe").read_bytes()
+    for size in (3, 8, 100, len(written) - 1):  # whoever wrote it has ended meanwhile
+        assert read_call(BytesIO(written[:size])) is None
     with (tmp_path / "pipe").open("rb") as pipe:
         call = read_call(pipe)
         assert read_call(pipe) is None
