@@ -56,6 +56,7 @@ class CudaNativeDriver:
         assert self._steps is not None
         ticket = Ticket(next(self._tickets))
         try:
+            self._check_not_lost()
             with self._inference, self._timeline.main():
                 self._open[ticket] = self._steps.enqueue(ticket, batch)
         except Exception as error:  # whatever a step raises belongs to it, not to the thread that submits

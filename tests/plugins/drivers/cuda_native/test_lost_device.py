@@ -18,7 +18,7 @@ from pie_core.errors import EngineLost, LoadError
 from pie_core.testing.batches import Probe, Request, Sample, Stepper
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
-from pie_plugins.drivers.cuda_native.step_runner import PendingStep
+from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
 from pie_plugins.drivers.cuda_native.timeline import Timeline
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import tiny
@@ -62,7 +62,10 @@ def test_a_gpu_that_faulted_is_told_as_a_lost_engine_from_then_on(
         first = driver.submit(asked(stepper))
         with pytest.raises(EngineLost, match=rf"faulted in or before step {first}.*device-side assert"):
             driver.collect(first)
+    enqueued: list[object] = []
+    monkeypatch.setattr(StepRunner, "enqueue", lambda *step: enqueued.append(step))
     again = driver.submit(asked(stepper))
+    assert enqueued == []
     with pytest.raises(EngineLost, match=rf"faulted in or before step {first}"):
         driver.collect(again)
     with pytest.raises(EngineLost, match="nothing of this process"):
