@@ -31,7 +31,7 @@ from pie_core.contracts.forward import (
 )
 from pie_core.errors import ForwardError
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
-from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure, Outcomes
+from pie_plugins.drivers.cuda_native.outcomes import NOWHERE, Failure, KeptStep, Outcomes
 from pie_plugins.drivers.cuda_native.shared_prefixes import PrefixTiles, no_tiles, plan_tiles
 
 
@@ -283,7 +283,7 @@ class _Reading:
         places = np.where(by_request, -1 - rows, rows)
         outside = places >= np.where(by_request, kept.num_requests, len(kept.sampler_requests))
         if outside.any():
-            self._fail(owners[outside], f"ticket {ticket} has no such sampler or request")
+            self._fail(owners[outside], _missing(ticket, kept, int(rows[outside][0])))
             places = np.where(outside, 0, places)
         requests = np.where(by_request, places, _take(kept.sampler_requests, places))
         if kept.failed:
@@ -302,7 +302,8 @@ class _Reading:
         history = self._refs(samplers.history, owners)
         wrong = self._outside(history)
         if wrong.any():
-            self._fail(owners[wrong], f"a token of the history is outside 0 … {self._limits.vocab_size - 1}")
+            seen, last = history.literal[wrong][0], self._limits.vocab_size - 1
+            self._fail(owners[wrong], f"token {seen} of the history is outside 0 … {last}")
         return history
 
     def _outside(self, refs: Refs) -> Bool:
@@ -479,6 +480,13 @@ def _take(values: Int64, places: NDArray[np.integer]) -> Int64:
         return np.zeros(len(places), np.int64)
     taken: Int64 = values[np.minimum(places, len(values) - 1)]
     return taken
+
+
+def _missing(ticket: int, kept: KeptStep, row: int) -> str:
+    asked = f"request {-1 - row}" if row < 0 else f"sampler {row}"
+    return (
+        f"ticket {ticket} has no {asked}: {kept.num_requests} requests, {len(kept.sampler_requests)} samplers"
+    )
 
 
 def _unknown(ticket: int) -> str:

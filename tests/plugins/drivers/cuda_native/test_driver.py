@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from pie_core.contracts.driver import Driver, DriverRequest, Feature
 from pie_core.contracts.forward import Float32, PrefixGroups, ProbeKind, last_accepted
 from pie_core.errors import ForwardError, LoadError
+from pie_core.ids import Ticket
 from pie_core.testing.any_architecture import WEIGHTS, write_checkpoint
 from pie_core.testing.batches import Context, FromTicket, Probe, Request, Sample, Stepper, probe_values
 from pie_plugins.drivers.cuda_native import batch_tensors, cuda_graphs, pie_drivers
@@ -255,6 +256,23 @@ def test_a_page_that_does_not_exist_fails_its_request_and_no_other() -> None:
     result = stepper.run([Request(bad, [4], samples=[Sample()]), Request(good, [4], samples=[Sample()])])
     assert result.failed == {0: "page 512 does not exist; there are 512"}
     assert result.tokens.tolist()[1:] == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "sample", "cause"),
+    [
+        (321, Sample(), "token id 321 is outside 0 … 319"),
+        (1, Sample(history=[2, -7], repetition=1.2), "token -7 of the history is outside 0 … 319"),
+        (FromTicket(Ticket(0), 3), Sample(), "ticket 0 has no sampler 3: 1 requests, 1 samplers"),
+        (FromTicket(Ticket(9), 0), Sample(), "ticket 9 is not among the last steps of this driver, or failed"),
+    ],
+)
+def test_what_does_not_exist_is_named_in_the_failure_of_its_request(
+    token: Any, sample: Sample, cause: str
+) -> None:
+    stepper = Stepper(cuda_native(checkpoint()))
+    stepper.run([Request(stepper.context(), [1], samples=[Sample()])])
+    assert stepper.run([Request(stepper.context(), [token], samples=[sample])]).failed == {0: cause}
 
 
 def test_weights_that_are_not_numbers_fail_requests_and_what_hangs_on_them() -> None:
