@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +12,15 @@ from pie_core.contracts.forward import Int32, Int64, PageTable
 from pie_core.kv_pages.context_pages import Cache, ContextPages
 from pie_core.kv_pages.page_list import PageList
 from pie_core.kv_pages.pool import PagePool
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """The pages of these places, so many each."""
+
+    places: Int64
+    counts: Int32
+    table: PageTable
 
 
 class GroupRows:
@@ -22,11 +32,13 @@ class GroupRows:
         self.pool = pool
         self.held: Int32 = np.zeros(0, np.int32)
         self._table: Int32 = np.zeros((0, 8), np.int32)
+        self._last: _Listed | None = None
 
     def enter(self, place: int, pages: PageList) -> None:
         if place >= len(self.held):
             self._grow(2 * place + 16, self._table.shape[1])
         count = pages.num_pages
+        self._last = None
         self._widen(count)
         self._table[place, :count] = pages.pages
         self.held[place] = count
@@ -38,6 +50,7 @@ class GroupRows:
     def take(self, places: Int64, lists: Sequence[PageList], pages: list[int]) -> None:
         """One more page each."""
         held = self.held[places]
+        self._last = None
         self._widen(int(held.max()) + 1)
         self._table[places, held] = pages
         self.held[places] = held + 1
@@ -45,8 +58,15 @@ class GroupRows:
             each.add(page)
 
     def table(self, places: Int64, rows: Int32) -> PageTable:
-        """For a step that writes these rows: the pages up to theirs."""
+        """For a step that writes these rows: the pages up to theirs. The same object while they stay the same, so that
+        drivers need not look at it again."""
         counts = rows // self.page_size + 1
+        last = self._last
+        if last is None or not (_are_equal(counts, last.counts) and _are_equal(places, last.places)):
+            last = self._last = _Listed(places, counts, _unwritten(self._listed(places, counts)))
+        return last.table
+
+    def _listed(self, places: Int64, counts: Int32) -> PageTable:
         width, indptr = int(counts.max()), np.zeros(len(places) + 1, np.int32)
         np.cumsum(counts, out=indptr[1:])
         pages, numbers = self._table[places, :width], _numbers(len(places), width)
@@ -109,6 +129,16 @@ def _numbers(count: int, width: int) -> Int32:
     numbers = np.tile(np.arange(width, dtype=np.int32), (count, 1))
     numbers.flags.writeable = False
     return numbers
+
+
+def _are_equal(some: Int64 | Int32, others: Int64 | Int32) -> bool:
+    return len(some) == len(others) and not np.count_nonzero(some != others)
+
+
+def _unwritten(table: PageTable) -> PageTable:
+    for each in (table.indptr, table.pages, table.logical):
+        each.flags.writeable = False
+    return table
 
 
 def _list_of(pages: ContextPages | None, group: GroupRows) -> PageList:

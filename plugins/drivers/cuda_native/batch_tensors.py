@@ -131,14 +131,23 @@ class HostStep:
         return bool((self.length_source == NOWHERE).all())
 
 
+@dataclass(frozen=True, slots=True)
+class _WholeTable:
+    """A table that nobody writes to, whose pages exist, and which lists all pages of each request from the first on."""
+
+    table: PageTable
+    rows: Int32  # [R] for so many rows
+
+
 class BatchReader:
     """Reads the batches of one model; the caches tell page sizes and limits. `cascades`: plan shared prefixes."""
 
     def __init__(self, caches: Sequence[KvCache], limits: ModelLimits, cascades: bool = True) -> None:
         self._caches, self._limits, self._cascades = caches, limits, cascades
+        self._whole: dict[int, _WholeTable] = {}  # of each group, the last one
 
     def read(self, batch: ForwardBatch, outcomes: Outcomes) -> HostStep:
-        step = _Reading(batch, outcomes, self._caches, self._limits).step()
+        step = _Reading(batch, outcomes, self._caches, self._limits, self._whole).step()
         if self._cascades and len(batch.prefixes.first) and step.rows_each == 1:
             step.tiles = plan_tiles(batch.prefixes, _may_share(step))
         return step
@@ -148,9 +157,15 @@ class _Reading:
     """One batch while it is read: collects failures and resolves references to places in the ring."""
 
     def __init__(
-        self, batch: ForwardBatch, outcomes: Outcomes, caches: Sequence[KvCache], limits: ModelLimits
+        self,
+        batch: ForwardBatch,
+        outcomes: Outcomes,
+        caches: Sequence[KvCache],
+        limits: ModelLimits,
+        whole: dict[int, _WholeTable],
     ) -> None:
         self._batch, self._outcomes, self._caches, self._limits = batch, outcomes, caches, limits
+        self._whole = whole
         self._same = same = one_row_each(batch.num_requests)
         self._has_one_row_each = _are_equal(batch.indptr, same.indptr)
         if self._has_one_row_each:
@@ -329,26 +344,39 @@ class _Reading:
             self._fail(self._row_request[wrong], cause)
 
     def _group(self, index: int, cache: KvCache, table: PageTable, lengths: Int32) -> GroupTable:
-        if not are_below(table.pages, cache.num_pages):
-            wrong = (table.pages < 0) | (table.pages >= cache.num_pages)
-            owners = np.repeat(np.arange(self._batch.num_requests), np.diff(table.indptr))
-            cause = f"page {table.pages[wrong][0]} does not exist; there are {cache.num_pages}"
-            self._fail(owners[wrong], cause)
-        holes = self._holes(cache, table, lengths)
         masks = _row_masks(self._batch, index, table, cache.page_size)
+        known, ends = self._whole.get(index), lengths + self._counts
+        if known is not None and known.table is table and not np.count_nonzero(ends > known.rows):
+            holes = self._same.zeros
+        else:
+            holes = self._holes(index, cache, table, lengths, ends)
         return GroupTable(table.indptr, table.pages, holes, masks)
 
-    def _holes(self, cache: KvCache, table: PageTable, lengths: Int32) -> Int32:
+    def _holes(self, index: int, cache: KvCache, table: PageTable, lengths: Int32, ends: Int64) -> Int32:
         """[R] rows on pages given up. A row without a page to be written to fails its request."""
-        listed, ends = table.indptr[1:] - table.indptr[:-1], lengths + self._counts
+        exist = self._check_pages(cache, table)
+        listed = table.indptr[1:] - table.indptr[:-1]
+        rows = listed * np.int32(cache.page_size)
         is_whole = _last_pages(table) == listed - 1  # ascending from 0 to listed - 1: nothing is missing
-        is_whole &= ends <= listed * cache.page_size
+        is_whole &= ends <= rows
         if np.count_nonzero(is_whole) == len(listed):
+            if exist and _is_unwritten(table):
+                self._whole[index] = _WholeTable(table, rows)
             return self._same.zeros
         holes = np.zeros(len(listed), np.int32)
         for request in np.flatnonzero(~is_whole & (self._counts > 0)).tolist():
             holes[request] = self._holes_of(request, cache, table, int(lengths[request]), int(ends[request]))
         return holes
+
+    def _check_pages(self, cache: KvCache, table: PageTable) -> bool:
+        """Whether all of them exist; where not, their requests fail."""
+        if are_below(table.pages, cache.num_pages):
+            return True
+        wrong = (table.pages < 0) | (table.pages >= cache.num_pages)
+        owners = np.repeat(np.arange(self._batch.num_requests), np.diff(table.indptr))
+        cause = f"page {table.pages[wrong][0]} does not exist; there are {cache.num_pages}"
+        self._fail(owners[wrong], cause)
+        return False
 
     def _holes_of(self, request: int, cache: KvCache, table: PageTable, length: int, end: int) -> int:
         size = cache.page_size
@@ -379,6 +407,10 @@ def _by_ticket(tickets: Int64) -> Iterator[tuple[int, NDArray[np.intp]]]:
     """Every ticket that is named, and where."""
     for ticket in sorted(set(tickets.tolist()) - {NO_TICKET}):
         yield ticket, np.flatnonzero(tickets == ticket)
+
+
+def _is_unwritten(table: PageTable) -> bool:
+    return not any(each.flags.writeable for each in (table.indptr, table.pages, table.logical))
 
 
 def _last_pages(table: PageTable) -> Int32:

@@ -295,6 +295,17 @@ class _BlockWords:
             np.add(_steps(len(part) - used, repeated, by), np.int32(last), out=part[used:])
         self._held[name] = used, by, None if values.flags.writeable else values
 
+    def put_pages(self, name: str, pages: Int32, scratch: int, idle: int) -> int:
+        """Pages, and behind them so often the scratch page; how many words that makes."""
+        used = len(pages) + idle
+        count, _, array = self._held.get(name, _NOTHING_HELD)
+        if array is not pages or count != used:
+            part = self.parts[name]
+            part[: len(pages)] = pages
+            part[len(pages) : used] = scratch
+            self._held[name] = used, scratch, None if pages.flags.writeable else pages
+        return used
+
     def put_owners(self, name: str, requests: Int64, real: int) -> None:
         """Requests of rows or samplers; those left over belong to requests behind the real ones."""
         if self.sizes.rows_each:
@@ -399,9 +410,4 @@ def _pack_group(words: _BlockWords, group: int, table: GroupTable, scratch: int,
         words.put(f"holes{group}", table.holes, 0)
     idle_pages = sizes.idle_pages[group] if sizes.idle_pages else 1
     words.count_up(f"page_indptr{group}", table.indptr, by=idle_pages)
-    listed = len(table.pages)
-    used = listed + idle_pages * (sizes.requests - requests)
-    pages = words.parts[f"pages{group}"]
-    pages[:listed] = table.pages
-    pages[listed:used] = scratch
-    return used
+    return words.put_pages(f"pages{group}", table.pages, scratch, idle_pages * (sizes.requests - requests))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from pie_core.contracts.forward import Bool, PrefixGroups
+from pie_core.contracts.forward import Bool, PageTable, PrefixGroups
 from pie_core.testing.batches import Context, FromTicket, Request, Sample, Stepper
 from pie_plugins.drivers.cuda_native import batch_tensors
 from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
@@ -126,3 +127,23 @@ def test_an_array_that_was_written_to_is_read_again(packed: list[int]) -> None:
         batch.tokens.ids[:] = [3 + int(10 * temperature), 4]
         assert not stepper.driver.collect(stepper.driver.submit(batch)).failed
     assert len(packed) >= 4
+
+
+def test_a_table_that_comes_again_is_still_checked_against_what_is_written() -> None:
+    """Tables of the engine are the same object as long as pages stay the same."""
+    stepper = Stepper(cuda_native(checkpoint(), kv_page_size=4))
+    context = stepper.context()
+    stepper.run([Request(context, [1, 2], samples=[Sample()])])
+    batch = stepper.build([Request(context, [5], samples=[Sample()])])
+    (table,) = batch.cache
+    assert isinstance(table, PageTable)
+    for each in (table.indptr, table.pages, table.logical):
+        each.flags.writeable = False
+    for length, cause in ((2, ""), (3, ""), (4, "has no page to be written to"), (3, "")):
+        told = replace(batch, kv_lengths=np.array([length], np.int32))
+        failed = stepper.driver.collect(stepper.driver.submit(told)).failed
+        assert bool(failed) == bool(cause)
+        assert cause in failed.get(0, "")
+    moved = replace(table, pages=np.array([10**6], np.int32))
+    other = replace(batch, cache=(moved,))
+    assert "does not exist" in stepper.driver.collect(stepper.driver.submit(other)).failed[0]
