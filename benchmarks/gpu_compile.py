@@ -166,12 +166,13 @@ def _decoding() -> Iterator[Variant]:
         "PAGE": 16,
     }
     same = {"DIM": 128, "DIMS": 128, "ROWS": 16, "PRECISION": "tf32"}
-    tiling = decode_attention.TILING
-    cut = listed | {"PAGES": tiling.columns // 16, "COLUMNS": tiling.columns}
-    yield Variant(triton_decode.list_tiles_kernel, cut | {"TILES": 16, "REQUESTS": 256}, pointers=_COLUMNS)
-    for group in (2, 4):
-        heads = {"GROUP": group, "MEMBERS": group, "PARTS": 16 * tiling.warps // group}
-        yield Variant(triton_decode.decode_kernel, cut | same | heads, tiling.warps, tiling.stages)
+    for tiling in (decode_attention.ALONE, decode_attention.FEW, decode_attention.MANY):
+        cut = listed | {"PAGES": tiling.columns // 16, "COLUMNS": tiling.columns}
+        tiles = cut | {"TILES": 16, "REQUESTS": 256}
+        yield Variant(triton_decode.list_tiles_kernel, tiles, pointers=_COLUMNS)
+        for group in (2, 4):
+            heads = {"GROUP": group, "MEMBERS": group, "PARTS": 16 * tiling.warps // group}
+            yield Variant(triton_decode.decode_kernel, cut | same | heads, tiling.warps, tiling.stages)
 
 
 def _sampling() -> Iterator[Variant]:

@@ -35,7 +35,10 @@ class DecodeTiling:
     programs: int  # on each multiprocessor
 
 
-TILING = DecodeTiling(64, warps=4, stages=3, programs=2)
+ALONE = DecodeTiling(64, warps=4, stages=2, programs=3)
+FEW = DecodeTiling(64, warps=4, stages=3, programs=2)
+MANY = DecodeTiling(32, warps=2, stages=3, programs=4)
+MOST_FEW = 32  # requests
 
 
 class DecodeAttention:
@@ -44,13 +47,13 @@ class DecodeAttention:
     def __init__(self) -> None:
         self._lists: dict[int, Tensor] = {}
         self._outgrown: list[Tensor] = []  # recorded graphs still write there
-        self.tiling = TILING  # of the steps that are listed from now on
+        self.tiling: DecodeTiling | None = None  # in place of what suits the number of requests, from now on
 
     def list_tiles(self, step: StepTensors) -> None:
         """Queued once a step, before the layers. Groups that are masked or that this way does not suit get no list."""
         for place, group in enumerate(step.groups):
             group.work = None
-            if step.rows_decoded and not step.tiles and _fits(group.page_size, self.tiling.columns):
+            if step.rows_decoded and not step.tiles and _fits(group.page_size, self._tiling(step).columns):
                 group.work = self._listed(place, group, step)
 
     def takes(self, q: Tensor, pages: Tensor, group: GroupTensors, step: StepTensors) -> bool:
@@ -65,7 +68,7 @@ class DecodeAttention:
     ) -> None:
         """`scale` is of powers of two."""
         assert group.work is not None
-        tiling = self.tiling
+        tiling = self._tiling(step)
         kv_heads, dim = pages.shape[2], q.shape[2]
         group_size, dims = q.shape[1] // kv_heads, triton.next_power_of_2(dim)
         members = triton.next_power_of_2(group_size)
@@ -101,8 +104,14 @@ class DecodeAttention:
             **overlapping(q.device),
         )
 
+    def _tiling(self, step: StepTensors) -> DecodeTiling:
+        """By whole steps, not by attention alone: a request by itself leaves room for the weights of the product behind
+        it; up to 32 have each a program of its own for every key head; of more, small tiles cut more evenly."""
+        requests = step.sizes.requests
+        return self.tiling or (ALONE if requests == 1 else FEW if requests <= MOST_FEW else MANY)
+
     def _listed(self, place: int, group: GroupTensors, step: StepTensors) -> Tensor:
-        columns = self.tiling.columns
+        columns = self._tiling(step).columns
         num_pages, requests = _pages(group.page_size, columns), step.sizes.requests
         words = triton.next_power_of_2(ENTRY + num_pages)
         tiles = len(group.pages) * group.page_size // columns + requests

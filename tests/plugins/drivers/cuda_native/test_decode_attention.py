@@ -14,12 +14,12 @@ from tests.plugins.drivers.cuda_native.machine import DEVICE
 from tests.plugins.drivers.cuda_native.test_layer_kernels import PAGES, assert_close, random
 
 pytest.importorskip("triton")
-from pie_plugins.drivers.cuda_native.decode_attention import TILING, DecodeTiling
+from pie_plugins.drivers.cuda_native.decode_attention import ALONE, FEW, MANY, MOST_FEW, DecodeTiling
 from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels
 
 pytestmark = needs_triton
 
-TILINGS = [DecodeTiling(32, 2, 3, programs) for programs in (1, 5)] + [TILING]
+TILINGS = [DecodeTiling(32, 2, 3, programs) for programs in (1, 5)] + [ALONE, None]
 
 
 @settings(max_examples=12, deadline=None)
@@ -31,7 +31,7 @@ TILINGS = [DecodeTiling(32, 2, 3, programs) for programs in (1, 5)] + [TILING]
     tiling=st.sampled_from(TILINGS),
 )
 def test_decoding_over_a_list_of_tiles_equals_the_plain_one(
-    lengths: list[int], rows: int, page_size: int, shape: tuple[int, int, int], tiling: DecodeTiling
+    lengths: list[int], rows: int, page_size: int, shape: tuple[int, int, int], tiling: DecodeTiling | None
 ) -> None:
     """Programs cross requests, requests cross programs, and the same list serves several layers."""
     group_size, kv_heads, dim = shape
@@ -70,6 +70,15 @@ def test_only_requests_that_decode_are_listed() -> None:
         prepare(TritonKernels(LAYOUT), step)
         assert step.rows_decoded == decoded
         assert (step.groups[0].work is not None) == (decoded > 0)
+
+
+def test_the_number_of_requests_says_which_tiles() -> None:
+    for requests, tiling in ((1, ALONE), (MOST_FEW, FEW), (MOST_FEW + 1, MANY)):
+        step = on_device(host_step([1] * requests, [99] * requests, [[1] * 7] * requests, [0] * requests), 16)
+        prepare(TritonKernels(LAYOUT), step)
+        work = step.groups[0].work
+        assert work is not None
+        assert work[0] == requests * -(-100 // tiling.columns)
 
 
 def prepare(fused: TritonKernels, step: StepTensors) -> None:
