@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from pie_core.contracts.forward import ForwardBatch, ProbeKind
 from pie_core.errors import EngineLost, LoadError
@@ -19,8 +20,8 @@ from pie_core.testing.batches import Probe, Request, Sample, Stepper
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
 from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
-from pie_plugins.drivers.cuda_native.timeline import Timeline
-from tests.plugins.drivers.cuda_native.machine import cuda_native
+from pie_plugins.drivers.cuda_native.timeline import timeline_of
+from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
 from tests.plugins.models.reference import tiny
 
 
@@ -141,7 +142,7 @@ def test_a_fault_while_a_model_is_loaded_is_told_and_frees_nothing(
 
     monkeypatch.setattr(ModelRunner, "__init__", noted)
     monkeypatch.setattr(ModelRunner, "answer", faulted)
-    monkeypatch.setattr(Timeline, "is_lost", lambda _: True)
+    monkeypatch.setattr(type(timeline_of(torch.device(DEVICE))), "is_lost", lambda _: True)
     with pytest.raises(LoadError, match=r"faulted while the model was loaded: .*device-side assert"):
         cuda_native(tmp_path, random_weights=True)
     gc.collect()
