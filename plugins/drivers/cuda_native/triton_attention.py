@@ -5,6 +5,14 @@ Requests of few rows split their columns over several programs, more of them the
 request are its new rows. Where only one program had work it writes the answer itself, else `merge_kernel` does.
 Columns that several requests share are read by tiles of those requests' rows, in a launch of their own; each request
 then begins behind them, and the merge adds what the tiles found.
+
+The softmax runs along with its greatest score and its sum (Milakov and Gimelshein, "Online normalizer calculation for
+softmax", 2018), so parts of one row's columns can be merged (Flash-Decoding, Dao et al., 2023).
+
+    q         [T, H, D], rows `q_stride` apart     pages      [P, 2 (key, value), K, PAGE, D] of one layer
+    out       [T, H, D]                            columns    [R] int32, as all that counts rows or pages
+    partial   [T, H, parts, D] float32, with       mask_words [M, mask_width], bit c % 32 of word c // 32 is column c
+              [T, H, parts] of its best and sum    scale      times log2(e): weights are powers of two
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

@@ -8,6 +8,8 @@ parts up in the order of the list.
 
 An entry is a tile: 0 the request's first row, 1 its rows, 2 its columns from this tile on, 3 the tile's number in the
 request, 4 the request's tiles, 5 where in a page the tile begins, 6 and 7 nothing, from 8 on the tile's pages.
+
+Shapes and the running softmax are those of `triton_attention`, but for the parts: [2 programs, ROWS, DIMS] float32.
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

@@ -1,6 +1,8 @@
 """Triton kernel of grouped products: rows that lie sorted by the matrix they meet, as a mixture of experts has them.
 
 Which rows a program has is found on the device: nothing waits for the router's choice, and a step can be recorded.
+
+    x [R, inputs]      matrices [E, outputs, inputs]      ends [E] int32      out [R, outputs]
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

@@ -1,4 +1,9 @@
-"""Triton kernels of the layers: norms, activation, and everything between the fused projection and attention."""
+"""Triton kernels of the layers: norms, activation, and everything between the fused projection and attention.
+
+x, delta, out  [T, hidden]         gate_up  [T, 2 I], gate first     weights in the model's dtype, sums in float32
+qkv            [T, H + 2 K, D]     norm     [H + K, D]               cos, sin [positions, D / 2] float32
+slots          [T] int32           pages    [P, 2 (key, value), K, PAGE, D]: slot is page * PAGE + place
+"""
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"

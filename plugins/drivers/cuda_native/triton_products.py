@@ -3,6 +3,9 @@
 The products of few rows take in what stands around them in a layer. GATED: the first half of the matrix is silu's, the
 second what it gates, and a program has the same columns of both. ADDED: `out` is added to in place. NORMED: the one row
 is normed on its way in; the scale multiplies the sums.
+
+    x    [rows, inputs]       weight  [outputs, inputs], [2 outputs, inputs] where it is gated
+    out  [rows, outputs]      partial [(1 + GATED) SHARES, rows, outputs] float32
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

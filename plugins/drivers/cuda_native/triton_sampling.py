@@ -10,6 +10,10 @@ A row of logits is cut into chunks, each read by one program; the last of a row'
 Pivots narrow the bracket of two logits that the cut lies in. All above the bracket stays, so a winner found there is
 the token, wherever the cut is. A bracket of too many tokens to list, such as thousands of equal logits, is searched by
 one program. Sums are those of whole chunks in a fixed order, so a row's tokens do not depend on its company.
+
+    logits         [S, vocab] in the model's dtype       temperature, top_p, min_p [S] float32; top_k [S] int32
+    best, score    [S, SHARES] float32, with their ids   pivots [S, 3 PIVOTS] float32; parts [S, CHUNKS, PIVOTS] float32
+    facts, words   [S, FACTS] float64, [S, WORDS] int32  listed [S, LISTABLE] float32, with their ids
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

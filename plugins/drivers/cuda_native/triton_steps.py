@@ -1,6 +1,8 @@
 """Triton kernels around the layers: resolving what a step refers to, and leaving what later steps refer to.
 
-Numbers that differ from step to step are not specialized on: a new variant is compiled in the middle of serving.
+Numbers that differ from step to step are not specialized on: a new variant is compiled in the middle of serving. All
+arrays are int32: what `step_tensors` packs and makes, by rows [T], requests [R] and samplers [S], and the ring of
+`outcomes`.
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

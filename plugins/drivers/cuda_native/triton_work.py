@@ -1,7 +1,8 @@
 """Triton kernels of attention by a list of work (`attention_work`): prompts and decoding in one launch of fixed size.
 
 A program takes one item and one key head; `GROUP` query heads that share it count as rows. Items that are not in use
-leave at once.
+leave at once. Shapes and the running softmax are those of `triton_attention`, but for the parts: [slots, H, D] float32,
+the places of a row's parts following each other.
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.

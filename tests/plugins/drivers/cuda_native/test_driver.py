@@ -264,7 +264,11 @@ def test_a_page_that_does_not_exist_fails_its_request_and_no_other() -> None:
         (321, Sample(), "token id 321 is outside 0 … 319"),
         (1, Sample(history=[2, -7], repetition=1.2), "token -7 of the history is outside 0 … 319"),
         (FromTicket(Ticket(0), 3), Sample(), "ticket 0 has no sampler 3: 1 requests, 1 samplers"),
-        (FromTicket(Ticket(9), 0), Sample(), "ticket 9 is not among the last steps of this driver, or failed"),
+        (
+            FromTicket(Ticket(9), 0),
+            Sample(),
+            "ticket 9 is not among the last steps of this driver, or failed",
+        ),
     ],
 )
 def test_what_does_not_exist_is_named_in_the_failure_of_its_request(
