@@ -7,7 +7,8 @@
 #             plain operations, graphs, faults; then those that need the GPU to themselves
 #   kernels   every kernel by itself against its own floor, with a sweep of attention tilings
 #   table     decode, prefill and the mixed workload of 0.6B and 8B; vLLM's result files in $PEERS give ratios
-#   guests    decode by the bare loop and by programs; needs pie installed with what it depends on, or its wheels
+#   guests    decode and the mixed workload by the bare loop and by programs; needs pie installed with what it depends
+#             on, or its wheels
 #
 # Wheels of what the machine's Python lacks are installed into a folder of their own. Results go to $OUT.
 set -uo pipefail
@@ -45,7 +46,7 @@ case $part in
     ;;
   guests)
     for model in 0.6B 8B; do
-      timeout 280 python3 -m benchmarks.gpu --models $model --batches 1 32 256 --prefill --guests \
+      timeout 280 python3 -m benchmarks.gpu --models $model --batches 1 32 256 --prefill --guests --mixed \
         --json "$out/guests_$model.json" --vllm ${PEERS:-} || true
     done
     ;;
