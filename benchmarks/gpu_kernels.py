@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 PAGE = 16
 SETS = 6  # of inputs, so that the caches hold none of them
+BYTES_OF_MATRICES = 2**28  # likewise: small ones come in more copies
 REPLAYS = 9
 LAUNCHES = 12  # of a replay, so that its own launch does not count
 CONTEXT = 256
@@ -120,7 +121,7 @@ def model_rows(shape: Shape, batches: list[int], timeline: Timeline, sweep: bool
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One matrix of a layer, in as many copies as there are sets, and what stands around it there."""
+    """One matrix of a layer, in so many copies that no cache holds them, and what stands around it there."""
 
     name: str
     matrices: list[Matrix]
@@ -141,9 +142,9 @@ def _products(shape: Shape, linear: Linear, timeline: Timeline) -> list[Product]
     heads, q_rows = shape.heads * shape.head_dim, (shape.heads + 2 * shape.kv_heads) * shape.head_dim
 
     def copies(outputs: int, inputs: int) -> list[Matrix]:
-        return [
-            linear.prepare(_random(timeline, outputs, inputs, spread=inputs**-0.5), None) for _ in range(SETS)
-        ]
+        count = max(SETS, -(-BYTES_OF_MATRICES // (outputs * inputs * ITEM)))
+        drawn = (_random(timeline, outputs, inputs, spread=inputs**-0.5) for _ in range(count))
+        return [linear.prepare(each, None) for each in drawn]
 
     products = [
         Product("product qkv", copies(q_rows, hidden), layers, is_normed=True),
@@ -266,14 +267,15 @@ class StepBench:
         norm = self._random(inputs) if each.is_normed else None
 
         def in_a_step(at: int) -> Tensor:
-            around = Around(norm, EPS, each.is_gated, rows[at] if rows else None)
+            around = Around(norm, EPS, each.is_gated, rows[at % SETS] if rows else None)
             return self.step.linear_around(x, each.matrices[at], around)
 
         def bare(at: int) -> Tensor:
             return functional.linear(x, each.matrices[at].weight)
 
-        yield self._row(each.name + each.around, in_a_step, moved, each.launches, flops)
-        yield self._row(f"  {each.name}, library", bare, moved, each.launches, flops)
+        same = (moved, each.launches, flops, len(each.matrices))
+        yield self._row(each.name + each.around, in_a_step, *same)
+        yield self._row(f"  {each.name}, library", bare, *same)
 
     def _sampling(self) -> Iterator[Row]:
         logits = self._sets(self.batch, self.shape.vocab_size, spread=LOGIT_SPREAD)
@@ -293,10 +295,16 @@ class StepBench:
         return [self._random(*shape, spread=spread) for _ in range(SETS)]
 
     def _row(
-        self, name: str, call: Callable[[int], object], moved: int, launches: int, flops: float = 0.0
+        self,
+        name: str,
+        call: Callable[[int], object],
+        moved: int,
+        launches: int,
+        flops: float = 0.0,
+        sets: int = SETS,
     ) -> Row:
         floor = 1e6 * max(moved / COPY_BYTES_PER_S, flops / MATRIX_FLOP_PER_S)
-        return Row(self.shape.name, self.batch, name, 1e6 * timed(call, self.timeline), floor, launches)
+        return Row(self.shape.name, self.batch, name, 1e6 * timed(call, self.timeline, sets), floor, launches)
 
 
 def _random(timeline: Timeline, *shape: int, spread: float) -> Tensor:

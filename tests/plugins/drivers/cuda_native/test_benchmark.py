@@ -123,6 +123,7 @@ KERNELS = [
 @torch.inference_mode()
 def test_every_kernel_of_a_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_kernels, "LONGEST", 512)
+    monkeypatch.setattr(gpu_kernels, "BYTES_OF_MATRICES", 2**16)
     timeline = timeline_of(torch.device(DEVICE))
     with timeline.main():
         rows = list(gpu_kernels.model_rows(TINY, [1, 3], timeline))
