@@ -47,7 +47,10 @@ ITEM_PARTS = {
     "item_slot": "slot",
 }  # part of the block -> of the list
 MERGED_PARTS = ("merged_row", "merged_slot", "merged_parts")
-FLOAT_PARTS = frozenset({"temperature", "top_p", "min_p"})  # their bits lie among the words
+OTHER_DTYPES = {
+    **dict.fromkeys(("temperature", "top_p", "min_p"), np.float32),
+    **dict.fromkeys(("stream_low", "stream_high", "index", "slot", "epoch"), np.uint32),
+}  # of parts whose bits lie among the words
 
 MOST_DECODED = 16  # rows of a request that verifies drafts, and still decodes
 ALIGNED = 4  # every part starts on 16 bytes: kernels are compiled anew for pointers that do not
@@ -232,30 +235,77 @@ class BlockPacker:
         return words.fill(step, base, self._scratch_pages)
 
 
+class _Part:
+    """A part of a block, and what was put there last: a step that brings the same need not write it again."""
+
+    __slots__ = ("_array", "_padding", "_used", "words")
+
+    def __init__(self, words: NDArray[Any]) -> None:
+        self.words = words
+        self.forget()
+
+    def forget(self) -> None:
+        """Somebody else has written there."""
+        self._array: object = None  # nobody writes to it
+        self._used, self._padding = -1, 0.0
+
+    def put(self, values: NDArray[np.generic], padding: float) -> None:
+        if values is self._array and padding == self._padding:
+            return
+        used = len(values)
+        self.words[:used] = values
+        if used != self._used or padding != self._padding:
+            self.words[used:] = padding
+        self._held(values, used, padding)
+
+    def count_up(self, values: NDArray[np.generic], repeated: int = 1, by: int = 1) -> None:
+        """Values that go on counting where they are padded, each so often."""
+        if values is self._array:
+            return
+        used = len(values)
+        self.words[:used] = values
+        if used < len(self.words):
+            last = int(values[-1]) if used else -by
+            np.add(_steps(len(self.words) - used, repeated, by), np.int32(last), out=self.words[used:])
+        self._held(values, -1, by)
+
+    def put_pages(self, pages: Int32, scratch: int, idle: int) -> int:
+        """Pages, and behind them so often the scratch page; how many words that makes."""
+        used = len(pages) + idle
+        if pages is not self._array or used != self._used:
+            self.words[: len(pages)] = pages
+            self.words[len(pages) : used] = scratch
+            self._held(pages, used, scratch)
+        return used
+
+    def _held(self, values: NDArray[np.generic], used: int, padding: float) -> None:
+        self._array = None if values.flags.writeable else values
+        self._used, self._padding = used, padding
+
+
 class _BlockWords:
-    """The words of one block, and what was put into each part last."""
+    """The words of one block."""
 
     def __init__(self, layout: BlockLayout, words: Int32) -> None:
         self.sizes = layout.sizes
         self._head = words[: layout.parts["pages0"][0]]
-        self.parts: dict[str, NDArray[Any]] = {
-            name: words[first : first + count].view(np.float32 if name in FLOAT_PARTS else np.int32)
+        self.parts = {
+            name: _Part(words[first : first + count].view(OTHER_DTYPES.get(name, np.int32)))
             for name, (first, count) in layout.parts.items()
         }
         self._ends = {name: first for name, (first, _) in layout.parts.items()}
-        # how many values, the padding behind them, and the array where nobody writes to it
-        self._held: dict[str, tuple[int, float, object]] = {}
         self._shape: OneRowEach | None = None  # of the step that was put in last, if it was a plain one
 
     def clear(self) -> None:
         """Somebody else has written into the words."""
         self._head[:] = 0  # parts may be shorter than their room
-        self._held.clear()
         self._shape = None
+        for part in self.parts.values():
+            part.forget()
 
     def fill(self, step: HostStep, base: int, scratch_pages: Sequence[int]) -> int:
         """The first word behind what is in use."""
-        self.parts["base"][0] = base
+        self.parts["base"].words[0] = base
         shape = one_row_each(len(step.counts)) if step.is_plain else None
         if shape is None or shape is not self._shape:
             _pack_shape(self, step)
@@ -273,48 +323,14 @@ class _BlockWords:
         return used
 
     def put(self, name: str, values: NDArray[np.generic], padding: float) -> None:
-        used, (held, held_padding, array) = len(values), self._held.get(name, _NOTHING_HELD)
-        is_padded = used == held and padding == held_padding
-        if array is values and is_padded:
-            return
-        part = self.parts[name]
-        part[:used] = values if values.dtype.kind != "u" else values.view(np.int32)
-        if not is_padded:
-            part[used:] = padding
-        self._held[name] = used, padding, None if values.flags.writeable else values
-
-    def count_up(self, name: str, values: NDArray[np.generic], repeated: int = 1, by: int = 1) -> None:
-        """Values that go on counting where they are padded, each so often."""
-        used, (_, _, array) = len(values), self._held.get(name, _NOTHING_HELD)
-        if array is values:
-            return
-        part = self.parts[name]
-        part[:used] = values
-        if used < len(part):
-            last = int(values[-1]) if used else -by
-            np.add(_steps(len(part) - used, repeated, by), np.int32(last), out=part[used:])
-        self._held[name] = used, by, None if values.flags.writeable else values
-
-    def put_pages(self, name: str, pages: Int32, scratch: int, idle: int) -> int:
-        """Pages, and behind them so often the scratch page; how many words that makes."""
-        used = len(pages) + idle
-        count, _, array = self._held.get(name, _NOTHING_HELD)
-        if array is not pages or count != used:
-            part = self.parts[name]
-            part[: len(pages)] = pages
-            part[len(pages) : used] = scratch
-            self._held[name] = used, scratch, None if pages.flags.writeable else pages
-        return used
+        self.parts[name].put(values, padding)
 
     def put_owners(self, name: str, requests: Int64, real: int) -> None:
         """Requests of rows or samplers; those left over belong to requests behind the real ones."""
         if self.sizes.rows_each:
-            self.count_up(name, requests, repeated=self.sizes.rows_each)
+            self.parts[name].count_up(requests, repeated=self.sizes.rows_each)
         else:
-            self.put(name, requests, real)
-
-
-_NOTHING_HELD: tuple[int, float, object] = (-1, 0, None)
+            self.parts[name].put(requests, real)
 
 
 @lru_cache(maxsize=1024)
@@ -330,20 +346,21 @@ def _pack_shape(words: _BlockWords, step: HostStep) -> None:
     words.put_owners("row_request", step.row_request, requests)
     words.put("drafts", step.batch.num_drafts, 0)
     if words.sizes.rows_each:
-        words.count_up("row_indptr", step.batch.indptr, by=words.sizes.rows_each)
+        words.parts["row_indptr"].count_up(step.batch.indptr, by=words.sizes.rows_each)
     else:
         words.put("row_indptr", step.batch.indptr, words.sizes.rows)
     words.put("by_rows", np.argsort(-step.counts, kind="stable"), 0)
-    words.count_up("sampler_row", step.batch.samplers.rows)
+    words.parts["sampler_row"].count_up(step.batch.samplers.rows)
     words.put_owners("sampler_request", step.sampler_requests, requests)
 
 
 def _pack_rows(words: _BlockWords, step: HostStep) -> None:
-    words.put("token", step.tokens.literal, 0)
-    words.put("token_source", step.tokens.source, NOWHERE)
-    words.put("token_dependency", step.tokens.dependency, NOWHERE)
-    words.put("position", step.positions, 0)
-    words.put("first_sampler", _first_samplers(step), NOWHERE)
+    parts = words.parts
+    parts["token"].put(step.tokens.literal, 0)
+    parts["token_source"].put(step.tokens.source, NOWHERE)
+    parts["token_dependency"].put(step.tokens.dependency, NOWHERE)
+    parts["position"].put(step.positions, 0)
+    parts["first_sampler"].put(_first_samplers(step), NOWHERE)
 
 
 def _first_samplers(step: HostStep) -> Int32:
@@ -358,27 +375,29 @@ def _first_samplers(step: HostStep) -> Int32:
 
 
 def _pack_requests(words: _BlockWords, step: HostStep) -> None:
-    words.put("length", step.lengths, 0)
-    words.put("length_source", step.length_source, NOWHERE)
-    words.put("length_dependency", step.length_dependency, NOWHERE)
-    words.put("fail", step.fail, int(Failure.REFUSED))
-    words.put("shared", step.tiles.columns, 0)
-    words.put("tile_first", step.tiles.first, 0)
-    words.put("tile_stop", step.tiles.stop, 0)
+    parts = words.parts
+    parts["length"].put(step.lengths, 0)
+    parts["length_source"].put(step.length_source, NOWHERE)
+    parts["length_dependency"].put(step.length_dependency, NOWHERE)
+    parts["fail"].put(step.fail, int(Failure.REFUSED))
+    parts["shared"].put(step.tiles.columns, 0)
+    parts["tile_first"].put(step.tiles.first, 0)
+    parts["tile_stop"].put(step.tiles.stop, 0)
 
 
 def _pack_samplers(words: _BlockWords, step: HostStep) -> None:
+    parts = words.parts
     samplers = step.batch.samplers
-    words.put("temperature", samplers.temperature, 0)
-    words.put("top_k", samplers.top_k, 0)
-    words.put("top_p", samplers.top_p, 1)
-    words.put("min_p", samplers.min_p, 0)
+    parts["temperature"].put(samplers.temperature, 0)
+    parts["top_k"].put(samplers.top_k, 0)
+    parts["top_p"].put(samplers.top_p, 1)
+    parts["min_p"].put(samplers.min_p, 0)
     stream = samplers.stream.astype("<u8", copy=False).view(np.uint32)
-    words.put("stream_low", stream[::2], 0)
-    words.put("stream_high", stream[1::2], 0)
-    words.put("index", samplers.index, 0)
-    words.put("slot", samplers.slot, 0)
-    words.put("epoch", samplers.epoch, 0)
+    parts["stream_low"].put(stream[::2], 0)
+    parts["stream_high"].put(stream[1::2], 0)
+    parts["index"].put(samplers.index, 0)
+    parts["slot"].put(samplers.slot, 0)
+    parts["epoch"].put(samplers.epoch, 0)
 
 
 def asked_rows(step: HostStep) -> Int64:
@@ -409,5 +428,6 @@ def _pack_group(words: _BlockWords, group: int, table: GroupTable, scratch: int,
     else:
         words.put(f"holes{group}", table.holes, 0)
     idle_pages = sizes.idle_pages[group] if sizes.idle_pages else 1
-    words.count_up(f"page_indptr{group}", table.indptr, by=idle_pages)
-    return words.put_pages(f"pages{group}", table.pages, scratch, idle_pages * (sizes.requests - requests))
+    words.parts[f"page_indptr{group}"].count_up(table.indptr, by=idle_pages)
+    idle = idle_pages * (sizes.requests - requests)
+    return words.parts[f"pages{group}"].put_pages(table.pages, scratch, idle)
