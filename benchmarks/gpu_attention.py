@@ -28,11 +28,11 @@ from benchmarks.gpu_loop import Contexts, Story
 from benchmarks.gpu_models import COPY_BYTES_PER_S, MATRIX_FLOP_PER_S, SHAPES, Shape
 from pie_core.contracts.driver import CacheGroup, CacheSpace, DriverCapabilities
 from pie_core.contracts.forward import PrefixGroups
+from pie_plugins.drivers.cuda_native.assembly import choose_kernels
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, HostStep, ModelLimits
 from pie_plugins.drivers.cuda_native.flashinfer_attention import FlashInferPlanner, page_lists
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
-from pie_plugins.drivers.cuda_native.loading import choose_kernels
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block

@@ -29,13 +29,13 @@ from benchmarks.gpu_loop import Contexts, Story
 from benchmarks.gpu_models import COPY_BYTES_PER_S, ITEM, MATRIX_FLOP_PER_S, SHAPES, Shape
 from pie_core.contracts.driver import CacheGroup, CacheSpace, DriverCapabilities
 from pie_core.contracts.forward import ForwardBatch
+from pie_plugins.drivers.cuda_native.assembly import choose_kernels, choose_linear
 from pie_plugins.drivers.cuda_native.attention import OwnAttention
 from pie_plugins.drivers.cuda_native.batch_tensors import BatchReader, ModelLimits
 from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder
 from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.linear import Linear, Matrix
-from pie_plugins.drivers.cuda_native.loading import choose_kernels, choose_linear
 from pie_plugins.drivers.cuda_native.model_runner import AngleTables, CudaStep, ModelRunner
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout

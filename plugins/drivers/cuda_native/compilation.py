@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from threading import Thread
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 from pie_core.contracts.driver import Progress, ProgressCallback
+from pie_core.errors import PieError
 from pie_plugins.drivers.cuda_native.triton_launches import rehearsing
 
 LOG = logging.getLogger(__name__)
@@ -58,9 +59,10 @@ class Compilation:
         try:
             with self._processors as processors, processors.compiling():
                 launches()
-        except (
-            Exception
-        ) as error:  # a model with an operation that needs content: what it needs is compiled later
+        except PieError:
+            return  # such a model is not loaded at all, and whoever loads it says why
+        except Exception as error:
+            # An operation of the model needs content. Its kernels are compiled where they are launched.
             LOG.warning(
                 "kernels could not all be compiled in advance, so loading takes longer: %s: %s",
                 type(error).__name__,
@@ -116,12 +118,22 @@ class _Processors(Executor):
 
 def variant(kernel: Any, arguments: tuple[Any, ...], constants: dict[str, Any]) -> Hashable:
     """Launches for which this is the same share what was compiled."""
-    return kernel.__name__, tuple(map(_kind, arguments)), tuple(constants.items())
+    kinds = tuple(map(_kind, arguments, _are_specialized(kernel)))
+    return kernel.__name__, kinds, tuple(constants.items())
 
 
-def _kind(argument: Any) -> Hashable:
+@cache
+def _are_specialized(kernel: Any) -> tuple[bool, ...]:
+    """Each argument: whether its value counts."""
+    interpreted: dict[str, Any] | None = getattr(kernel, "kwargs", None)
+    loose = kernel.do_not_specialize if interpreted is None else interpreted["do_not_specialize"]
+    return tuple(name not in (loose or ()) for name in kernel.arg_names)
+
+
+def _kind(argument: Any, is_specialized: bool) -> Hashable:
     if isinstance(argument, Tensor):
         return argument.dtype, argument.data_ptr() % ALIGNED == 0
     if isinstance(argument, int):
-        return argument == 1, argument % ALIGNED == 0, argument.bit_length() > 31
+        special = (argument == 1, argument % ALIGNED == 0) if is_specialized else ()
+        return argument.bit_length() > 31, special
     return type(argument).__name__

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,6 +37,11 @@ def is_usable(device: torch.device, dtype: torch.dtype, head_dims: Sequence[int]
         and all(dim in HEAD_DIMS for dim in head_dims)
         and find_spec("flashinfer") is not None
     )
+
+
+def import_it() -> None:
+    """Takes two seconds, and may be done beside something else."""
+    import_module("flashinfer")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ and sampled tokens too, so nothing has to be gathered. The driver's process is r
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -64,6 +64,14 @@ class Ranks:
         given = [value]
         distributed.broadcast_object_list(given, src=0)
         return given[0]
+
+    def first_before_others(self, work: Callable[[], None]) -> None:
+        """Every rank does it, the others when rank 0 is done: they find what it left on the disk."""
+        if self.rank == 0:
+            work()
+        self.first_s(None)
+        if self.rank != 0:
+            work()
 
 
 def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:

@@ -24,6 +24,16 @@ def draw_weights(table: WeightTable, dtype: torch.dtype, device: torch.device) -
     return drawn
 
 
+def outline_weights(table: WeightTable, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Their shapes and types alone; vectors as they are, for they are small and some are joined."""
+    outlines = {}
+    for entry in table.entries:
+        kept = torch.float32 if any(source.keep_float32 for source in entry.sources) else dtype
+        for target, shape in _shapes(entry):
+            outlines[target] = torch.empty(shape, dtype=kept, device="meta" if len(shape) > 1 else "cpu")
+    return outlines
+
+
 def _shapes(entry: Entry) -> Iterator[tuple[str, tuple[int, ...]]]:
     first = entry.sources[0].shape
     if entry.rows:

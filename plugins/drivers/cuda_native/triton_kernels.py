@@ -108,7 +108,7 @@ class TritonKernels:
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if weight.dim() != 1 or not x.is_contiguous():
             return self._plain.rms_norm(x, weight, eps)
-        out = torch.empty_like(x)
+        out = x.new_empty(x.shape)
         columns = x.shape[-1]
         if len(x):
             launch(
@@ -126,7 +126,7 @@ class TritonKernels:
         return out
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
-        out = torch.empty_like(x)
+        out = x.new_empty(x.shape)
         columns = x.shape[-1]
         launch(
             add_rms_norm_kernel,

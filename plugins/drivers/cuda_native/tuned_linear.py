@@ -77,8 +77,11 @@ class TunedLinear(PlainLinear):
         self._arrived: Tensor | None = None
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Matrix:
-        matrix = super().prepare(weight, bias)
-        self._matrices[weight.shape[0], weight.shape[1]].append(matrix)
+        return self.known(super().prepare(weight, bias))
+
+    def known(self, matrix: Matrix) -> Matrix:
+        outputs, inputs = matrix.weight.shape
+        self._matrices[outputs, inputs].append(matrix)
         return matrix
 
     def __call__(self, x: Tensor, matrix: Matrix) -> Tensor:
@@ -215,7 +218,7 @@ class TunedLinear(PlainLinear):
     def launch_candidates(self) -> None:
         """Everything that is going to be timed, once."""
         for choice, matrices in self._choices():
-            x, around = _input(choice.rows, matrices[0]), Around(gated=choice.gated)
+            x, around = _room(choice.rows, matrices[0]), Around(gated=choice.gated)
             _normed(x)
             for cut in _cuts(choice):
                 self.multiply(x, matrices[0], cut, around)
@@ -224,7 +227,7 @@ class TunedLinear(PlainLinear):
         """What was chosen once more, with what may stand around it."""
         for choice, matrices in self._choices():
             if choice in self.cuts:
-                x = _input(choice.rows, matrices[0])
+                x = _room(choice.rows, matrices[0])
                 for around in _likely(x, choice):
                     self.multiply(x, matrices[0], self.cuts[choice], around)
 
@@ -276,13 +279,17 @@ def _library(gated: bool, x: Tensor, matrix: Matrix) -> Tensor:
     return product
 
 
+def _room(rows: int, matrix: Matrix) -> Tensor:
+    return matrix.weight.new_empty((rows, matrix.weight.shape[1]))
+
+
 def _input(rows: int, matrix: Matrix) -> Tensor:
     weight = matrix.weight
     return torch.randn(rows, weight.shape[1], dtype=torch.float32, device=weight.device).to(weight.dtype)
 
 
 def _normed(x: Tensor) -> Tensor:
-    out = torch.empty_like(x)
+    out = x.new_empty(x.shape)
     columns = x.shape[1]
     block = triton.next_power_of_2(columns)
     launch(

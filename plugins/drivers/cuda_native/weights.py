@@ -22,7 +22,7 @@ from pie_plugins.drivers.cuda_native.parallel import (
     share_of_tensor,
     share_of_weights,
 )
-from pie_plugins.drivers.cuda_native.random_weights import draw_weights
+from pie_plugins.drivers.cuda_native.random_weights import draw_weights, outline_weights
 from pie_plugins.drivers.cuda_native.read_ahead import ReadAhead, in_memory, pinned
 from pie_plugins.models.layers.architecture import (
     Architecture,
@@ -78,6 +78,38 @@ def load_model(
     return LoadedModel(*built, f"{loaded.revision}-{dtype}")
 
 
+def outline_model(
+    path: Path,
+    architectures: Mapping[str, ArchitectureDeclaration],
+    dtype: torch.dtype,
+    linear: Linear | SharedLinear,
+    ranks: Ranks,
+    is_random: bool,
+) -> LoadedModel:
+    """The model with tensors that have shapes and no content."""
+    declaration, values, origin = _described(path, architectures, is_random)
+    architecture: Architecture[Any] = declaration.load()
+    config = architecture.config(values, origin)
+    table = architecture.weights(config)
+    outlines = share_of_weights(table, outline_weights(table, dtype), ranks)
+    return LoadedModel(*_built(declaration.name, architecture, config, outlines, linear, ranks), "")
+
+
+def _described(
+    path: Path, architectures: Mapping[str, ArchitectureDeclaration], is_random: bool
+) -> tuple[ArchitectureDeclaration, Mapping[str, Any], str]:
+    """What the model is, its configuration, and where that stands."""
+    if is_random:
+        file = path / "config.json"
+        values = read_json(file)
+        return _declared(str(values.get("model_type")), architectures, str(file)), values, str(file)
+    checkpoint = open_checkpoint(path)
+    try:
+        return _architecture(checkpoint, architectures), checkpoint.config, _config_origin(checkpoint)
+    finally:
+        checkpoint.close()
+
+
 def draw_model(
     path: Path,
     architectures: Mapping[str, ArchitectureDeclaration],
@@ -87,16 +119,14 @@ def draw_model(
     ranks: Ranks,
 ) -> LoadedModel:
     """The model that config.json describes, with random weights."""
-    file = path / "config.json"
-    values = read_json(file)
-    declaration = _declared(str(values.get("model_type")), architectures, str(file))
+    declaration, values, origin = _described(path, architectures, is_random=True)
     architecture: Architecture[Any] = declaration.load()
-    config = architecture.config(values, str(file))
+    config = architecture.config(values, origin)
     _check_rows(declaration.name, config)
     table = architecture.weights(config)
     drawn = share_of_weights(table, draw_weights(table, dtype, device), ranks)
     built = _built(declaration.name, architecture, config, drawn, linear, ranks)
-    return LoadedModel(*built, f"random-{file}-{dtype}")
+    return LoadedModel(*built, f"random-{origin}-{dtype}")
 
 
 def _built(
