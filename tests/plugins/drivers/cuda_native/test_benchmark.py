@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu_attention, gpu_kernels, gpu_page_order
+from benchmarks import gpu_attention, gpu_kernels, gpu_load, gpu_page_order
 from benchmarks.gpu import _peer, _peer_entries, mixed_stories
 from benchmarks.gpu_guests import decode_with_guests, run_with_guests
 from benchmarks.gpu_loop import Order, Story, Timed, pages_in, run
@@ -180,3 +180,34 @@ def test_kernels_that_begin_early_have_what_they_add_to_the_step() -> None:
     assert (found.inside, found.between, found.step) == (6, [4], 32)
     whole = 2 * (sum(us for _, us in found.kernels.values()) + found.inside) + sum(found.between)
     assert whole == 2 * found.step
+
+
+TINY = Shape("tiny", "qwen3", 300, 64, 96, layers=2, heads=4, kv_heads=2, tied=False, head_dim=16)
+
+
+def test_loading_is_timed_part_by_part_from_files_as_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(SHAPES, "tiny", TINY)
+    results, options = tmp_path / "loads.json", {"dtype": "float32", "total_pages": 64, "graph_rows": 16}
+    given = [f"--option={name}={json.dumps(value)}" for name, value in options.items()]
+    where = ["--device", DEVICE, "--folder", str(tmp_path), "--file-bytes", "50000", "--json", str(results)]
+    gpu_load.main(["--models", "tiny", "--cold", *where, *given])
+    first, again = json.loads(results.read_text())
+    assert (first["run"], again["run"]) == ("first", "again")
+    for loaded in (first, again):
+        assert {"loading weights", "recording graphs of prompts", "recording graphs of decoding"} <= loaded[
+            "parts"
+        ].keys()
+        assert 0 < loaded["imports"] < 600
+    assert "loading weights" in capsys.readouterr().out
+    assert [each.name for each in tmp_path.iterdir()] == ["loads.json"]  # it clears up
+
+
+def test_a_checkpoint_is_cut_into_files_with_an_index(tmp_path: Path) -> None:
+    size = gpu_load.write_checkpoint(TINY, tmp_path, file_bytes=50_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 2
+    assert sorted(set(index["weight_map"].values())) == [file.name for file in files]
+    assert index["metadata"]["total_size"] == size == 2 * (TINY.weights_read + 300 * 64 + 5 * 64 + 4 * 16)
