@@ -11,6 +11,7 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
+from threading import Timer
 from typing import IO, Any, NoReturn
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
@@ -23,6 +24,7 @@ from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.parallel import leave
 
 ANSWERED = frozenset({"export_pages"})
+LEAVE_S = 8.0  # to end what is queued, which never ends where rank 0 was killed; it waits a little longer
 
 
 def main() -> None:
@@ -39,12 +41,16 @@ def main() -> None:
     write_call(answers, "loaded", None)
     try:
         _serve(driver, calls, answers)
-        driver.close()
     except PieError as error:
         _end_at_once(str(error))
+    late = Timer(LEAVE_S, _end_at_once, ["its steps wait for a rank that is gone"])
+    late.daemon = True
+    late.start()
+    driver.close()
     if driver.is_lost:
         _end_at_once("the GPU faulted")
     leave()
+    late.cancel()
 
 
 def _end_at_once(reason: str) -> NoReturn:

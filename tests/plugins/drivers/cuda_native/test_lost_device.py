@@ -9,6 +9,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ from pie_core.contracts.forward import ForwardBatch, ProbeKind
 from pie_core.errors import EngineLost, LoadError
 from pie_core.testing.batches import Probe, Request, Sample, Stepper
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
+from pie_plugins.drivers.cuda_native.framing import write_call
+from pie_plugins.drivers.cuda_native.loading import _described
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
 from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
 from pie_plugins.drivers.cuda_native.timeline import timeline_of
 from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
-from tests.plugins.models.reference import tiny
+from tests.plugins.models.reference import ARCHITECTURES, tiny
 
 
 @pytest.fixture
@@ -169,3 +172,71 @@ def test_what_was_lost_is_not_freed_when_the_interpreter_ends_either(fate: str, 
     command = [sys.executable, "-c", TO_THE_END, fate]
     ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert sorted(ended.stdout.splitlines()) == freed
+
+
+RANKS = """
+import sys
+from pathlib import Path
+from pie_core.errors import EngineLost
+from pie_core.testing.batches import Request, Sample, Stepper
+from pie_plugins.drivers.cuda_native import parallel_driver
+from tests.plugins.drivers.cuda_native.machine import cuda_native
+
+parallel_driver.LEAVE_S = 0.5
+driver = cuda_native(Path(sys.argv[1]), random_weights=True, tensor_parallel=2)
+stepper = Stepper(driver)
+stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+steps, _, timeline = driver.parts()
+
+def faulted(*_):
+    raise RuntimeError("CUDA error: device-side assert triggered")
+
+timeline.is_lost = lambda: True
+steps.enqueue = faulted
+for _ in range(2):
+    try:
+        stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+    except EngineLost as error:
+        print("lost:", error)
+driver.close()
+print("closed")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE == "cuda", reason="pretends on a CPU what tests/gpu/test_faults.py sees")
+def test_ranks_end_when_one_has_lost_its_gpu(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3")))
+    command = [sys.executable, "-c", RANKS, str(tmp_path)]
+    root = Path(__file__).parents[4]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=100, check=False)
+    assert ran.returncode == 0, ran.stderr
+    first, second, last = ran.stdout.splitlines()
+    assert "the GPU faulted in or before step" in first
+    assert second.startswith("lost: driver cuda_native: ")
+    assert last == "closed"
+
+
+HANGING = """
+from threading import Event
+from pie_plugins.drivers.cuda_native import worker
+worker.LEAVE_S = 0.2
+worker.CudaNativeDriver.close = lambda driver: Event().wait()
+worker.main()
+"""
+
+
+def test_a_rank_ends_though_what_it_queued_never_does(tmp_path: Path) -> None:
+    """Rank 0 was killed, say: sums wait for it for ever, and the GPU is wanted by the next process."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny("qwen3")))
+    options = {"random_weights": True, "total_pages": 64, "graph_rows": 0, "max_batch_requests": 4}
+    setup = {"rank": 0, "size": 1, "port": 0, "device": DEVICE, "path": str(tmp_path), "swap_bytes": 0}
+    declared = _described(ARCHITECTURES["qwen3"])
+    call = BytesIO()
+    write_call(call, "load", setup | {"options": options, "architectures": [declared]})
+    command, root = [sys.executable, "-c", HANGING], Path(__file__).parents[4]
+    ran = subprocess.run(
+        command, input=call.getvalue(), capture_output=True, cwd=root, timeout=100, check=False
+    )
+    assert ran.returncode == 1, ran.stderr
+    assert b"its steps wait for a rank that is gone" in ran.stderr
