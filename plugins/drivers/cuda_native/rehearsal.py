@@ -1,13 +1,13 @@
 """Goes through all that loading launches, on tensors without content, to learn which kernels it will need.
 
 Torch's device "meta" has shapes and no memory, so nothing runs and no weights have to be there: one pass through the
-largest step and everything that is recorded takes a second of the host's time, while the weights are read. What is
-launched is told to whom `triton_launches.rehearsing` names. What measuring will choose cannot be known here.
+largest step, masked ones and everything that is recorded takes a second of the host's time, while the weights are read.
+What is launched is told to whom `triton_launches.rehearsing` names. What measuring will choose cannot be known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,29 +17,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pie_core.contracts.driver import DriverRequest, Progress
+from pie_core.contracts.forward import ForwardBatch
 from pie_plugins.drivers.cuda_native import flashinfer_attention
 from pie_plugins.drivers.cuda_native.assembly import Assembly, wants_flashinfer
 from pie_plugins.drivers.cuda_native.attention import (
-    AttentionPlan,
     AttentionPlanner,
-    OwnAttention,
     OwnPlanner,
 )
-from pie_plugins.drivers.cuda_native.batch_tensors import HostStep
-from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder
-from pie_plugins.drivers.cuda_native.kernels import Angles, Kernels
+from pie_plugins.drivers.cuda_native.cuda_graphs import Recorder, bucket_sizes
+from pie_plugins.drivers.cuda_native.kernels import Angles
 from pie_plugins.drivers.cuda_native.linear import Linear, Matrix
 from pie_plugins.drivers.cuda_native.model_runner import AngleTables, ModelRunner
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.parallel import Ranks
-from pie_plugins.drivers.cuda_native.step_tensors import StepTensors
 from pie_plugins.drivers.cuda_native.timeline import Timeline
+from pie_plugins.drivers.cuda_native.trial import masked, prefill_step
 from pie_plugins.drivers.cuda_native.tuned_linear import TunedLinear
 from pie_plugins.drivers.cuda_native.weights import outline_model
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import Around
 
 META = torch.device("meta")
+MASKED_PROMPT = 64  # rows: more than requests have that decode
 PAGES = 2**16  # as many as any context needs; no kernel is compiled for their number
 
 
@@ -59,7 +58,7 @@ class Rehearsal(Assembly):
             self._launch_steps()
             if isinstance(self._plain_linear, _Products):
                 self._plain_linear.launch_candidates()
-        if self._goes_to_flashinfer:
+        if self._imports_flashinfer():
             flashinfer_attention.import_it()
 
     def _choose_linear(self) -> Linear:
@@ -79,17 +78,29 @@ class Rehearsal(Assembly):
         self._dims = [layout.head_dim for layout in loaded.layouts]
         runner = self._runner(loaded, self._lay_out(loaded, PAGES, 0), angles)
         steps = self._steps(loaded, runner)
-        steps.trial(self._largest_step(runner.caches))
+        for batch in self._eager_steps([cache.page_size for cache in runner.caches]):
+            steps.trial(batch)
         if self._options.cuda_graphs:
             self._add_graphs(steps, runner, loaded, _Once(self._timeline))
 
-    @property
-    def _goes_to_flashinfer(self) -> bool:
-        usable = flashinfer_attention.is_usable(self._gpu, self._dtype, self._dims)
-        return wants_flashinfer(self._options, usable)
+    def _eager_steps(self, page_sizes: Sequence[int]) -> Iterator[ForwardBatch]:
+        """The largest, and those with a masked row: a prompt, and as few or many requests that decode as cut their
+        columns differently."""
+        options = self._options
+        most = options.max_batch_requests
+        yield prefill_step(page_sizes, options.max_batch_tokens, most)
+        yield masked(prefill_step(page_sizes, min(MASKED_PROMPT, options.max_batch_tokens), 1))
+        for requests in bucket_sizes(most):
+            yield masked(prefill_step(page_sizes, requests, requests))
 
     def _planner(self, runner: ModelRunner) -> AttentionPlanner:
-        return _FlashInfersPlace(runner.kernels) if self._goes_to_flashinfer else OwnPlanner(runner.kernels)
+        """FlashInfer's kernels are compiled already, and steps of lengths that only the device knows are not its."""
+        return OwnPlanner(runner.kernels)
+
+    def _imports_flashinfer(self) -> bool:
+        return wants_flashinfer(
+            self._options, flashinfer_attention.is_usable(self._gpu, self._dtype, self._dims)
+        )
 
 
 class _Nowhere(Timeline):
@@ -140,22 +151,6 @@ class _Once(Recorder):
         if not is_warm:
             function()
         return function
-
-
-class _FlashInfersPlace(OwnPlanner):
-    """Prompts go to kernels that are compiled already."""
-
-    def __init__(self, kernels: Kernels) -> None:
-        super().__init__(kernels)
-        self._kernels = kernels
-
-    def plan(self, host: HostStep, step: StepTensors) -> AttentionPlan:
-        return OwnAttention(self._kernels, step) if step.max_rows == 1 else _Nothing()
-
-
-class _Nothing:
-    def run(self, group: int, q: Tensor, pages: Tensor, scale: float) -> Tensor:
-        return q.new_empty((q.shape[0], q.shape[1] * q.shape[2]))
 
 
 def _ignore(_: Progress) -> Any:

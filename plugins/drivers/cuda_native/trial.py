@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,6 +46,13 @@ def prefill_step(page_sizes: Sequence[int], tokens: int, requests: int) -> Forwa
         adapter_scales=np.zeros(requests, np.float32),
         media=_no_media(),
     )
+
+
+def masked(batch: ForwardBatch) -> ForwardBatch:
+    """Its first row sees itself alone, and a mask says so."""
+    first = np.zeros(1, np.int32)
+    runs, ends = np.array([0, 1], np.int32), np.array([0, 2], np.int32)
+    return replace(batch, masks=AttentionMasks(first, first - 1, np.ones(1, np.bool_), ends, runs))
 
 
 def idle_step(groups: int) -> HostStep:

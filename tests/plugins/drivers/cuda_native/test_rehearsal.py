@@ -16,7 +16,7 @@ import torch
 
 from pie_core.contracts.driver import DriverRequest, Progress
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.batches import FromTicket, Request, Sample, Stepper
+from pie_core.testing.batches import FromTicket, Mask, Request, Sample, Stepper
 from pie_plugins.drivers.cuda_native import load_times
 from pie_plugins.drivers.cuda_native.load_times import LoadTimes
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
@@ -92,7 +92,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Variants:
 
 
 def serve(stepper: Stepper) -> None:
-    """Prompts, then decoding at the border of every bucket."""
+    """Prompts, then decoding at the border of every bucket, and rows that see what a mask says."""
     contexts = [stepper.context() for _ in range(4)]
     for count in (1, 4):
         requests = [Request(each, list(range(3, 9)), samples=[Sample()]) for each in contexts[:count]]
@@ -106,6 +106,11 @@ def serve(stepper: Stepper) -> None:
             ]
             ticket = stepper.submit(following)
         stepper.collect(ticket)
+        for rows in (5, 1):
+            hidden = Mask(0, [(0, 1)])
+            stepper.run(
+                [Request(each, [7] * rows, samples=[Sample()], masks=[hidden]) for each in contexts[:count]]
+            )
 
 
 @needs_triton
