@@ -36,7 +36,7 @@ from pie_plugins.models.layers.architecture import (
 from pie_plugins.models.layers.checkpoint import Checkpoint, read_json
 from pie_plugins.models.layers.loading import load_weights, open_checkpoint
 from pie_plugins.models.layers.parameters import Parameters
-from pie_plugins.models.weight_table import Entry, Format
+from pie_plugins.models.weight_table import Entry, Format, WeightTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +66,12 @@ def load_model(
 
     try:
         declaration = _architecture(checkpoint, architectures)
-        architecture: Architecture[Any] = declaration.load()
-        config = architecture.config(checkpoint.config, _config_origin(checkpoint))
-        _check_rows(declaration.name, config)
-        table = architecture.weights(config)
+        plan = _planned(declaration, checkpoint.config, _config_origin(checkpoint), ranks)
         first = str(device) if ranks.size == 1 else "cpu"
-        loaded = load_weights(checkpoint, table, dtype, first, progress, place)
+        loaded = load_weights(checkpoint, plan.table, dtype, first, progress, place)
     finally:
         checkpoint.close()
-    built = _built(declaration.name, architecture, config, loaded.tensors, linear, ranks)
-    return LoadedModel(*built, f"{loaded.revision}-{dtype}")
+    return plan.built(loaded.tensors, linear, f"{loaded.revision}-{dtype}")
 
 
 def outline_model(
@@ -88,11 +84,9 @@ def outline_model(
 ) -> LoadedModel:
     """The model with tensors that have shapes and no content."""
     declaration, values, origin = _described(path, architectures, is_random)
-    architecture: Architecture[Any] = declaration.load()
-    config = architecture.config(values, origin)
-    table = architecture.weights(config)
-    outlines = share_of_weights(table, outline_weights(table, dtype), ranks)
-    return LoadedModel(*_built(declaration.name, architecture, config, outlines, linear, ranks), "")
+    plan = _planned(declaration, values, origin, ranks)
+    outlines = share_of_weights(plan.table, outline_weights(plan.table, dtype), ranks)
+    return plan.built(outlines, linear, "")
 
 
 def _described(
@@ -120,35 +114,47 @@ def draw_model(
 ) -> LoadedModel:
     """The model that config.json describes, with random weights."""
     declaration, values, origin = _described(path, architectures, is_random=True)
+    plan = _planned(declaration, values, origin, ranks)
+    drawn = share_of_weights(plan.table, draw_weights(plan.table, dtype, device), ranks)
+    return plan.built(drawn, linear, f"random-{origin}-{dtype}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """One rank's share of a model that this driver can run, before its weights are there."""
+
+    name: str
+    architecture: Architecture[Any]
+    config: ModelConfig  # of the whole
+    share: Any
+    layouts: tuple[PagedLayout, ...]
+    table: WeightTable  # of the whole
+
+    def built(self, tensors: dict[str, Tensor], linear: Linear | SharedLinear, revision: str) -> LoadedModel:
+        parameters = (
+            SharedParameters(tensors, linear)
+            if isinstance(linear, SharedLinear)
+            else Parameters(tensors, linear)
+        )
+        model = self.architecture.build(self.share, parameters)
+        parameters.finish()
+        return LoadedModel(self.name, self.config, self.layouts, model, revision)
+
+
+def _planned(
+    declaration: ArchitectureDeclaration, values: Mapping[str, Any], origin: str, ranks: Ranks
+) -> _Plan:
+    """Raises LoadError where this driver cannot run such a model: nothing has been read yet."""
     architecture: Architecture[Any] = declaration.load()
     config = architecture.config(values, origin)
     _check_rows(declaration.name, config)
-    table = architecture.weights(config)
-    drawn = share_of_weights(table, draw_weights(table, dtype, device), ranks)
-    built = _built(declaration.name, architecture, config, drawn, linear, ranks)
-    return LoadedModel(*built, f"random-{origin}-{dtype}")
-
-
-def _built(
-    name: str,
-    architecture: Architecture[Any],
-    config: ModelConfig,
-    tensors: dict[str, Tensor],
-    linear: Linear | SharedLinear,
-    ranks: Ranks,
-) -> tuple[str, ModelConfig, tuple[PagedLayout, ...], Model]:
-    own = share_of_config(config, ranks)
-    layouts = _plain_layouts(name, architecture.cache_layouts(own))
-    parameters = (
-        SharedParameters(tensors, linear) if isinstance(linear, SharedLinear) else Parameters(tensors, linear)
-    )
-    model = architecture.build(own, parameters)
-    parameters.finish()
-    return name, config, layouts, model
+    share = share_of_config(config, ranks)
+    layouts = _plain_layouts(declaration.name, architecture.cache_layouts(share))
+    return _Plan(declaration.name, architecture, config, share, layouts, architecture.weights(config))
 
 
 def _check_rows(architecture: str, config: ModelConfig) -> None:
-    """Before anything is read: rows of one token each, at one position."""
+    """One token each, at one position."""
     for what, seen in (("tokens", streams(config)), ("positions", position_axes(config))):
         if seen > 1:
             raise LoadError(

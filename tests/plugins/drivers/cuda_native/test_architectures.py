@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from pie_core.errors import LoadError
 from pie_core.testing.any_architecture import logits, write_checkpoint
 from pie_core.testing.batches import Stepper
+from pie_plugins.drivers.cuda_native import weights
 from pie_plugins.drivers.cuda_native.model_runner import ModelRunner
 from pie_plugins.drivers.cuda_native.torch_kernels import TorchKernels
 from tests.plugins.drivers.cuda_native.machine import cuda_native
@@ -126,7 +127,10 @@ def test_rows_of_several_columns_are_refused_before_weights_are_read(
 
 
 @pytest.mark.parametrize("architecture", ["deepseek_v3", "glm5"])
-def test_latent_rows_are_refused_by_name(architecture: str, tmp_path: Path) -> None:
+def test_latent_rows_are_refused_by_name_before_weights_are_read(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_checkpoint(tmp_path, ARCHITECTURES[architecture], CONFIGS[architecture])
+    monkeypatch.delattr(weights, "load_weights")
     with pytest.raises(LoadError, match=r"group 'latent'.*use the driver portable"):
         cuda_native(tmp_path)
