@@ -23,7 +23,7 @@ from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.parallel import join, leave
 from tests.plugins.drivers.cuda_native.both_kernels import needs_triton
 from tests.plugins.drivers.cuda_native.machine import DEVICE, cuda_native
-from tests.plugins.models.reference import ARCHITECTURES, tiny
+from tests.plugins.models.reference import ARCHITECTURES, tiny, tiny_moe
 
 if find_spec("triton"):
     from pie_plugins.drivers.cuda_native import (
@@ -59,7 +59,8 @@ Variants = dict[Hashable, str]
 @cache
 def checkpoint(name: str) -> Path:
     folder = Path(mkdtemp())
-    write_checkpoint(folder, ARCHITECTURES[name], tiny(name))
+    config = tiny_moe() if name == "qwen3_moe" else tiny(name)
+    write_checkpoint(folder, ARCHITECTURES[name], config)
     return folder
 
 
@@ -115,7 +116,7 @@ def serve(stepper: Stepper) -> None:
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["qwen3", "llama"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "qwen3_moe"])
 def test_every_kernel_that_is_launched_was_rehearsed(name: str, launched: Variants) -> None:
     known = rehearsed(checkpoint(name))
     launched.clear()
