@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from pie_core.contracts.driver import DriverRequest, Progress
+from pie_core.contracts.forward import ProbeKind
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.batches import FromTicket, Mask, Request, Sample, Stepper
+from pie_core.testing.batches import FromTicket, Mask, Probe, Request, Sample, Stepper
 from pie_plugins.drivers.cuda_native import load_times
 from pie_plugins.drivers.cuda_native.load_times import LoadTimes
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
@@ -53,6 +54,7 @@ CHOSEN: dict[str, Any] = {
     "graph_rows": 32,
     "max_batch_tokens": 64,
 }
+DRAWN = Sample(temperature=1.0, top_p=0.8, stream=7)
 Variants = dict[Hashable, str]
 
 
@@ -93,35 +95,47 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> Variants:
 
 
 def serve(stepper: Stepper) -> None:
-    """Prompts, then decoding at the border of every bucket, and rows that see what a mask says."""
+    """Prompts, then decoding at the border of every bucket."""
     contexts = [stepper.context() for _ in range(4)]
     for count in (1, 4):
         requests = [Request(each, list(range(3, 9)), samples=[Sample()]) for each in contexts[:count]]
         ticket = stepper.submit(requests)
         for size in (count, 1):
             following = [
-                Request(
-                    each, [FromTicket(ticket, row)], samples=[Sample(temperature=1.0, top_p=0.8, stream=7)]
-                )
-                for row, each in enumerate(contexts[:size])
+                Request(contexts[row], [FromTicket(ticket, row)], samples=[DRAWN]) for row in range(size)
             ]
             ticket = stepper.submit(following)
         stepper.collect(ticket)
-        for rows in (5, 1):
-            hidden = Mask(0, [(0, 1)])
-            stepper.run(
-                [Request(each, [7] * rows, samples=[Sample()], masks=[hidden]) for each in contexts[:count]]
-            )
+
+
+def serve_what_is_rare(stepper: Stepper) -> None:
+    """Steps that no recording is there for."""
+    one, other = stepper.context(), stepper.context()
+    long, row, penal = [7] * 45, [7], Sample(temperature=0.7, repetition=1.2, presence=0.1)
+    hidden = [Mask(0, [(0, 1)])]
+    drafts = Request(one, [5, 6, 7], samples=[Sample()] * 3, drafts=2)
+    for requests in (
+        [Request(one, row, samples=[Sample()]), Request(other, long, samples=[Sample()])],
+        [drafts],
+        [drafts, Request(other, long, samples=[Sample()])],
+        [Request(one, row, samples=[penal]), Request(other, row, samples=[DRAWN] * 3)],
+        [Request(each, row, samples=[Sample()], masks=hidden) for each in (one, other)],
+        [Request(one, row, samples=[Sample()]), Request(other, long, samples=[Sample()], masks=hidden)],
+        [Request(one, long, probes=[Probe(ProbeKind.LOGITS)])],
+    ):
+        stepper.run(requests)
 
 
 @needs_triton
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # rows that only fill a block hold what lay in memory
 @pytest.mark.parametrize("name", ["qwen3", "llama", "qwen3_moe"])
 def test_every_kernel_that_is_launched_was_rehearsed(name: str, launched: Variants) -> None:
     known = rehearsed(checkpoint(name))
     launched.clear()
     driver = cuda_native(checkpoint(name), **CHOSEN)
     serve(Stepper(driver))
+    serve_what_is_rare(Stepper(driver))
     driver.close()
     assert {"decode_kernel", "finish_kernel", "attend_items_kernel"} <= set(launched.values())
     assert {name for key, name in launched.items() if key not in known} == set()
