@@ -207,9 +207,8 @@ class Assembly:
         steps.trial(self._largest_step(caches)).result()
         peak = torch.cuda.max_memory_allocated(self._device) - before
         weights = before - sum(cache.num_bytes for cache in caches)
-        return weights + (
-            2 * peak if replays_prompts(options) else peak
-        )  # recordings have memory of their own
+        recorded = peak if replays_prompts(options) else 0  # recordings have memory of their own
+        return weights + peak + recorded
 
     def _largest_step(self, caches: Sequence[KvCache]) -> ForwardBatch:
         options = self._options
@@ -250,7 +249,9 @@ class Assembly:
         ).result()  # shows its heads
         limits = PromptLimits(
             rows=prompt_rows(options),
-            full_rows=options.max_batch_tokens,
+            full_rows=options.max_batch_tokens
+            if self._ranks.size == 1
+            else 0,  # sums over ranks may keep their memory
             requests=options.max_batch_requests,
             pages=tuple(options.max_batch_requests * (each + 1) for each in pages),
             products=steps.planner.most_recorded,
