@@ -21,6 +21,7 @@ from pie_core.errors import EngineLost, ForwardError, InvalidRequest, PieError, 
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.lost_device import keep_until_exit
+from pie_plugins.drivers.cuda_native.memory import is_out_of_memory
 from pie_plugins.drivers.cuda_native.step_runner import PendingStep, StepRunner
 from pie_plugins.drivers.cuda_native.timeline import Timeline
 
@@ -147,7 +148,7 @@ class CudaNativeDriver:
         if self._steps is None:
             return
         if not self.is_lost and self._timeline.is_lost():  # waits for open steps
-            self._lose("the last step", None)
+            self._lose("the GPU faulted in or before the last step", None)
         self._open, self._caches, self._steps = OrderedDict(), (), None
         if not self.is_lost:
             self._free()
@@ -204,8 +205,8 @@ class CudaNativeDriver:
         if isinstance(error, ForwardError | EngineLost):
             return error
         if self._timeline.is_lost():
-            return self._lose(what, error, *seen)
-        if isinstance(error, torch.OutOfMemoryError):
+            return self._lose(f"the GPU faulted in or before {what}", error, *seen)
+        if is_out_of_memory(error):
             torch.cuda.empty_cache()
             return ForwardError(
                 f"driver cuda_native: {what} found no memory on the GPU; lower max_batch_tokens or"
@@ -214,11 +215,11 @@ class CudaNativeDriver:
         kind = "" if isinstance(error, PieError) else f"{type(error).__name__}: "
         return ForwardError(f"driver cuda_native: {what} failed: {kind}{error}")
 
-    def _lose(self, what: str, error: Exception | None, *seen: object) -> EngineLost:
+    def _lose(self, why: str, error: Exception | None, *seen: object) -> EngineLost:
         """From here on nothing is asked of the device, and nothing that it knows of is freed."""
         keep_until_exit(self._steps, self._caches, self._open, self._timeline, error, *seen)
         self._loss = (
-            f"driver cuda_native: the GPU faulted in or before {what}, and nothing of this process can run on it any"
-            " more; with engine_process the model is started again"
+            f"driver cuda_native: {why}, and nothing of this process can run on the GPU any more; with engine_process"
+            " the model is started again"
         )
-        return EngineLost(f"{self._loss}: {error}")
+        return EngineLost(f"{self._loss}: {error}" if error else self._loss)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from socket import socket
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,10 @@ from pie_plugins.drivers.cuda_native.assembly import Assembly
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.load_times import LoadTimes
 from pie_plugins.drivers.cuda_native.lost_device import keep_until_exit
+from pie_plugins.drivers.cuda_native.memory import is_out_of_memory
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
-from pie_plugins.drivers.cuda_native.parallel import Ranks, devices_of, join, leave
-from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver, Worker
+from pie_plugins.drivers.cuda_native.parallel import Ranks, devices_of, join, leave_at_once
+from pie_plugins.drivers.cuda_native.parallel_driver import NOTICED_S, ParallelDriver, Worker, watched
 from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 
 if TYPE_CHECKING:
@@ -52,12 +53,12 @@ def load_rank(
         with torch.inference_mode(), timeline.main():
             ranks = join(rank, size, port, device) if size > 1 else Ranks()
             return _timed(request, options, timeline, ranks)
-    except torch.OutOfMemoryError as error:
-        raise LoadError(
-            f"driver cuda_native: {device} has too little memory for this model with these options: {error};"
-            " lower gpu_mem_utilization, total_pages or max_batch_tokens"
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise LoadError(
+                f"driver cuda_native: {device} has too little memory for this model with these options: {error};"
+                " lower gpu_mem_utilization, total_pages or max_batch_tokens"
+            ) from error
         if not timeline.is_lost():
             raise
         keep_until_exit(error)
@@ -111,15 +112,26 @@ def _load_parallel(request: DriverRequest, options: CudaNativeOptions) -> Parall
         for rank in range(1, size)
     ]
     try:
-        own = load_rank(replace(request, device=devices[0]), options, 0, size, port)
+        with watched(workers):
+            own = load_rank(replace(request, device=devices[0]), options, 0, size, port)
         for worker in workers:
             worker.wait_until_loaded()
     except BaseException:
-        for worker in workers:
-            worker.end()
-        leave()
+        _end(workers)
         raise
     return ParallelDriver(own, workers)
+
+
+def _end(workers: Sequence[Worker]) -> None:
+    """Raises what a rank says that ended by itself: it is why the others failed."""
+    try:
+        for worker in workers:
+            if worker.has_ended(NOTICED_S):
+                worker.wait_until_loaded()
+    finally:
+        for worker in workers:
+            worker.end()
+        leave_at_once()
 
 
 def _described(declaration: ArchitectureDeclaration) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from pie_core.errors import LoadError
 
 GRAPH_RESERVE = 768 * 2**20  # what the recorded graphs and the library's workspaces may take beside it
@@ -34,3 +36,8 @@ def pages_that_fit(use: MemoryUse, utilization: float, page_bytes: int) -> int:
             " max_batch_tokens"
         )
     return pages
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Torch has a type for what its own allocator misses; what CUDA itself misses, for a recording say, has none."""
+    return isinstance(error, torch.OutOfMemoryError) or "CUDA error: out of memory" in str(error)

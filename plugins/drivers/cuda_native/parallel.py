@@ -96,19 +96,18 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def abandon() -> None:
-    """Ends what `join` began after another rank has ended: sums that wait for it are given up."""
-    if not distributed.is_initialized():
-        return
-    if distributed.get_backend() == "nccl":
+def give_up_sums() -> None:
+    """Another rank has ended: sums on this one end without it, and later ones fail."""
+    if distributed.is_initialized() and distributed.get_backend() == "nccl":
         distributed.distributed_c10d._abort_process_group()
+
+
+def leave_at_once() -> None:
+    """Ends what `join` began where ranks have failed. NCCL would wait for them, and for all that is recorded."""
+    if distributed.is_initialized() and distributed.get_backend() == "nccl":
+        keep_until_exit(distributed.distributed_c10d._world)
     else:
-        distributed.destroy_process_group()
-
-
-def keep_group() -> None:
-    """Instead of ending what `join` began: the device is lost, and nothing may be asked of it."""
-    keep_until_exit(distributed.distributed_c10d._world)
+        leave()
 
 
 def share_of_config(config: ModelConfig, ranks: Ranks) -> Any:

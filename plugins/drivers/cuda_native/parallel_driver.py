@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from threading import Event, Thread
 from time import sleep
 from typing import IO, Any
 
@@ -19,7 +20,7 @@ from pie_core.errors import EngineLost, ForwardError, LoadError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.driver import CudaNativeDriver
 from pie_plugins.drivers.cuda_native.framing import read_call, write_call
-from pie_plugins.drivers.cuda_native.parallel import abandon, keep_group, leave
+from pie_plugins.drivers.cuda_native.parallel import give_up_sums, leave, leave_at_once
 
 WORKER = "pie_plugins.drivers.cuda_native.worker"
 LEAVE_S = 10.0  # how long a worker may take to end by itself
@@ -34,13 +35,12 @@ class Worker:
         self.rank = rank
         command = [sys.executable, "-m", WORKER]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.tell("load", setup)
+        with suppress(BrokenPipeError):  # it ended at once, which its answer will say
+            self.tell("load", setup)
 
     def tell(self, name: str, *arguments: Any) -> None:
-        try:
-            write_call(_pipe(self._process.stdin), name, *arguments)
-        except OSError as error:
-            raise EngineLost(f"driver cuda_native: rank {self.rank} has ended: {error}") from error
+        """Raises OSError once the rank has ended."""
+        write_call(_pipe(self._process.stdin), name, *arguments)
 
     def wait_until_loaded(self) -> None:
         """Raises LoadError."""
@@ -80,51 +80,63 @@ class Worker:
             self._process.wait()
 
 
+@contextmanager
+def watched(workers: Sequence[Worker]) -> Iterator[None]:
+    """While this rank loads, its sums do not wait for a rank that has ended."""
+    is_over = Event()
+
+    def watch() -> None:
+        while not is_over.wait(NOTICED_S):
+            if any(worker.has_ended() for worker in workers):
+                give_up_sums()
+                return
+
+    Thread(target=watch, name="pie-ranks", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
+
+
 class ParallelDriver(CudaNativeDriver):
-    """Rank 0. A step that raises here may hang the others, so nothing more is taken after one."""
+    """Rank 0. Where one rank does not do what another does, sums wait for ever; so the first step that fails as a whole
+    is the last, and from then on the device is treated as one that has faulted."""
 
     def __init__(self, own: CudaNativeDriver, workers: Sequence[Worker]) -> None:
         super().__init__(_whole(own.capabilities, len(workers) + 1), *own.parts())
         self._workers = workers
-        self._broken = False
 
     def submit(self, batch: ForwardBatch) -> Ticket:
         self._check_open()
-        if self._broken:
-            raise EngineLost(
-                "driver cuda_native: a step failed on one rank and left the others behind; load anew"
-            )
         self._tell("submit", batch)
         return super().submit(batch)
 
     def is_done(self, ticket: Ticket) -> bool:
-        return super().is_done(ticket) or self._waits_for_nobody()
+        return super().is_done(ticket) or self.is_lost or self._waits_for_nobody()
 
     def collect(self, ticket: Ticket) -> ForwardResult:
+        is_open = ticket in self._open
+        while not super().is_done(ticket) and not self.is_lost:
+            if self._waits_for_nobody():
+                raise self._part(f"step {ticket} needs", None)
+            sleep(LOOK_S)
         try:
-            while not super().is_done(ticket):
-                if self._waits_for_nobody():
-                    raise self._parted(ticket)
-                sleep(LOOK_S)
             return super().collect(ticket)
-        except EngineLost:
-            self._broken = True
-            raise
         except ForwardError as error:
-            self._broken = True
+            if not is_open:
+                raise
             if self._waits_for_nobody(NOTICED_S):
-                raise self._parted(ticket) from error
+                raise self._part(f"step {ticket} needs", error) from error
+            self._lose(f"step {ticket} failed on one rank and left the others behind", error)
             raise
 
     def _waits_for_nobody(self, within_s: float = 0.0) -> bool:
         """A rank has ended, so sums of steps that are queued never end."""
         return any(worker.has_ended(within_s) for worker in self._workers)
 
-    def _parted(self, ticket: Ticket) -> EngineLost:
+    def _part(self, what: str, error: Exception | None) -> EngineLost:
         gone = ", ".join(str(worker.rank) for worker in self._workers if worker.has_ended())
-        return EngineLost(
-            f"driver cuda_native: rank {gone} has ended, which step {ticket} waits for; load anew"
-        )
+        return self._lose(f"rank {gone} has ended, which {what}", error)
 
     def copy_pages(self, group: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         self._cache(group).check_pages([*sources, *targets])
@@ -154,28 +166,26 @@ class ParallelDriver(CudaNativeDriver):
         own, *others = np.split(content, len(self._workers) + 1, axis=1)
         cache.check_content(pages, own)
         for worker, part in zip(self._workers, others, strict=True):
-            worker.tell("import_pages", group, list(pages), np.ascontiguousarray(part))
+            self._tell_one(worker, "import_pages", group, list(pages), np.ascontiguousarray(part))
         super().import_pages(group, pages, own)
 
     def close(self) -> None:
-        if self._broken and not self.is_lost:
-            abandon()  # or the device would wait for a rank that is gone
         super().close()
         for worker in self._workers:
             worker.end()
         self._workers = ()
-        if self.is_lost:
-            keep_group()
-        else:
-            leave()
+        (leave_at_once if self.is_lost else leave)()
 
     def _tell(self, name: str, *arguments: Any) -> None:
+        for worker in self._workers:
+            self._tell_one(worker, name, *arguments)
+
+    def _tell_one(self, worker: Worker, name: str, *arguments: Any) -> None:
+        self._check_not_lost()
         try:
-            for worker in self._workers:
-                worker.tell(name, *arguments)
-        except EngineLost:
-            self._broken = True
-            raise
+            worker.tell(name, *arguments)
+        except OSError as error:
+            raise self._lose(f"rank {worker.rank} has ended", error) from error
 
 
 def _whole(capabilities: DriverCapabilities, size: int) -> DriverCapabilities:

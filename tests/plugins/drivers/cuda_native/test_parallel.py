@@ -23,9 +23,10 @@ from pie_core.contracts.forward import ProbeKind
 from pie_core.errors import EngineLost, LoadError
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, build_batch, probe_values
+from pie_plugins.drivers.cuda_native import loading
 from pie_plugins.drivers.cuda_native.framing import read_call, write_call
 from pie_plugins.drivers.cuda_native.parallel import Ranks, share_of_config, share_of_weights
-from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver
+from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver, Worker
 from pie_plugins.models.layers.config import ConfigKeys
 from pie_plugins.models.qwen3 import Qwen3
 from tests.plugins.drivers.cuda_native.both_kernels import needs_triton
@@ -119,11 +120,34 @@ def test_a_rank_that_dies_while_a_step_waits_for_it_ends_the_step_by_type(two: D
     ticket = stepper.submit([Request(stepper.context(), [1, 2], samples=[Sample()])])
     while not two.is_done(ticket):
         sleep(0.01)
-    with pytest.raises(EngineLost, match=f"rank 1 has ended, which step {ticket} waits for"):
+    with pytest.raises(EngineLost, match=f"rank 1 has ended, which step {ticket} needs"):
         two.collect(ticket)
     with pytest.raises(EngineLost):
         two.submit(stepper.build([Request(stepper.context(), [1, 2], samples=[Sample()])]))
     two.close()
+
+
+@needs_devices
+def test_a_rank_that_dies_while_the_model_is_loaded_ends_loading(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It dies when all have their weights, and rank 0 asks for how many pages all have room."""
+    started: list[Worker] = []
+
+    class Known(Worker):
+        def __init__(self, *what: Any) -> None:
+            super().__init__(*what)
+            started.append(self)
+
+    def least(ranks: Ranks, value: int, device: torch.device) -> int:
+        started[0]._process.kill()
+        return asked(ranks, value, device)
+
+    asked = Ranks.least
+    monkeypatch.setattr(loading, "Worker", Known)
+    monkeypatch.setattr(Ranks, "least", least)
+    with pytest.raises(LoadError, match="rank 1 ended with exit code -9"):
+        cuda_native(checkpoint, tensor_parallel=2)
 
 
 def test_a_number_of_ranks_that_does_not_divide_the_heads_is_refused() -> None:
