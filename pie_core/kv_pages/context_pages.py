@@ -200,7 +200,7 @@ class ContextPages:
             return 0
         for pages in self._paged:
             if pages.window is not None:
-                pages.pool.has(pages.missing(written, written + count))
+                pages.pool.free_up(pages.missing(written, written + count))
                 count = min(count, pages.room(written))
             elif not pages.pool.has(pages.missing(written, written + reserved)):
                 return 0

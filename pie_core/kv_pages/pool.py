@@ -66,11 +66,20 @@ class PagePool:
         return len(self._free) + self._num_leaving
 
     def has(self, count: int) -> bool:
-        """Whether so many pages can be taken now, after others have given back what they need not hold."""
-        missing = count + self.promised - len(self._free) - self._num_leaving
-        if missing > 0 and self.num_idle and self.reclaim is not None:
+        """Whether so many pages can be taken now; if that is what it takes, others have given back idle ones.
+
+        Nothing is given back where it would not be enough: what a cache keeps is of more use than pages that wait.
+        """
+        missing = count + self.promised - self.num_unheld
+        if 0 < missing <= self.num_idle and self.reclaim is not None:
             self.reclaim(self, missing)
         return count <= len(self._free) - self.promised
+
+    def free_up(self, count: int) -> None:
+        """Others give back idle pages until so many can be taken, or there are no more."""
+        missing = count + self.promised - self.num_unheld
+        if missing > 0 and self.num_idle and self.reclaim is not None:
+            self.reclaim(self, missing)
 
     def will_have(self, count: int) -> bool:
         """Like `has`, with those that are free once the driver's steps are over."""

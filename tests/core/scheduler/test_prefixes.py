@@ -62,6 +62,26 @@ def test_what_outlives_its_context_is_found_and_given_back_when_it_is_needed() -
     assert engine.status().cached_pages == [0]
 
 
+def test_whoever_lacks_more_pages_than_there_are_takes_none_from_the_cache() -> None:
+    engine = SteppedEngine(dummy(num_pages=16))
+    engine.create(1)
+    engine.forward(1, PROMPT)
+    engine.send(DropContext(ContextId(1)))
+    engine.create(2)
+    running = engine.begin_generation(2, [9] * 9, 12)
+    engine.start()
+    engine.create(3)
+    waiting = engine.submit(3, [4] * 54)  # 14 pages; 8 are cached and 5 free
+    for _ in range(4):
+        engine.start()
+        assert engine.status().cached_pages == [8]
+        engine.finish()
+    assert not engine.is_answered(running)
+    engine.run()
+    assert engine.is_answered(running)
+    assert engine.is_answered(waiting)
+
+
 def test_a_prompt_that_parts_shares_what_stands_before() -> None:
     engine = engine_with_prompt()
     engine.create(2)
