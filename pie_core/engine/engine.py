@@ -120,6 +120,10 @@ class Engine:
             self._cache, identity, enabled=options.prefix_cache, states_every=options.checkpoint_tokens
         )
         self._prefixes = Prefixes(self._prefix_cache)
+        self._prefixes.fetch, self._suspensions.swapped_out = (
+            self._suspensions.fetch,
+            self._prefixes.swapped_out,
+        )
         arrivals, endings, tokens = itertools.count(), itertools.count(1), self._quotas.tokens
         self._cohort = Cohort(can, options, self._cache, self._prefixes, tokens.number, arrivals)
         self._passes = Passes(

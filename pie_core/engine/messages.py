@@ -365,6 +365,10 @@ class SwapUse(msgspec.Struct, frozen=True):
     bytes_out: int = 0
     pages_in: int = 0  # ... and back
     bytes_in: int = 0
+    cached_pages: list[
+        int
+    ] = []  # per cache group: of host memory, as good as free; the prefix cache holds them
+    pages_fetched: int = 0  # of pages_in, those that the prefix cache wanted
 
 
 class PageCounts(Message, frozen=True):

@@ -11,16 +11,20 @@ refuses a swap is not asked to explain: the context is replayed, and the failure
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pie_core.contracts.driver import Driver, Feature
+from pie_core.contracts.forward import Int32
 from pie_core.engine.context import Context
 from pie_core.engine.messages import SwapUse
 from pie_core.engine.options import EngineOptions
 from pie_core.kv_pages.context_pages import Cache
 from pie_core.kv_pages.moves import Move
 from pie_core.scheduler.request import Pass
+
+# Pages of one cache group to pages on the other side.
+Swap = Callable[[int, list[int], list[int]], None]
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +42,8 @@ class Suspensions:
         self.swaps = self.replays = 0  # suspensions by kind
         self.failures = 0  # swaps that the driver refused
         self.replayed_tokens = 0
-        self._out, self._back = Moved(), Moved()
+        self._out, self._back, self._fetched = Moved(), Moved(), Moved()
+        self.swapped_out: Callable[[Context], None] = lambda _: None  # is told of contexts in host memory
         self._gave_way: set[Context] = set()  # for the step that is being chosen
         self._was_let_back = False
         self._driver = driver
@@ -73,8 +78,8 @@ class Suspensions:
         pages = context.pages.num_pages
         return (
             self._can_swap
-            and self._host.has(pages)
             and self._is_cheaper(self._host.bytes_of(pages), context.written)
+            and self._host.has(pages)
         )
 
     def cheapest(self, idle: Iterable[Context]) -> Context:
@@ -126,7 +131,7 @@ class Suspensions:
         return SwapUse(
             contexts=sum(each.pages.is_swapped for each in contexts),
             bytes=self._host.used_bytes,
-            pages=[pool.num_used for pool in self._host.pools],
+            pages=self._host.used_pages,
             total_pages=[pool.num_pages for pool in self._host.pools],
             suspensions=self.swaps,
             failures=self.failures,
@@ -134,22 +139,33 @@ class Suspensions:
             bytes_out=self._out.bytes,
             pages_in=self._back.pages,
             bytes_in=self._back.bytes,
+            cached_pages=[pool.num_idle for pool in self._host.pools],
+            pages_fetched=self._fetched.pages,
         )
 
     # ---- there and back
 
     def _swap_out(self, context: Context) -> bool:
-        move = context.pages.plan_swap_out(context.written)
-        num_bytes = self._host.bytes_of(move.num_copied)
-        if not self._host.has(move.num_copied) or not self._is_cheaper(num_bytes, context.written):
+        move = self._move_to_host(context)
+        if move is None or not self._is_cheaper(self._host.bytes_of(move.num_copied), context.written):
             return False
         move.take()
         if not self._copy(move, self._driver.swap_out):
             return False
         context.pages.swapped(move, context.written)
         context.submitted = context.written
-        self._count(self._out, move)
+        self._count(self._out, move.num_copied)
+        self.swapped_out(context)
         return True
+
+    def _move_to_host(self, context: Context) -> Move | None:
+        """The way there, if there is room."""
+        while True:
+            move = context.pages.plan_swap_out(context.written)
+            if not self._host.has(move.num_copied):
+                return None
+            if context.pages.plan_swap_out(context.written).num_copied == move.num_copied:
+                return move  # what gave room was no twin
 
     def _is_cheaper(self, num_bytes: int, rows: int) -> bool:
         return not self._row_s or 2 * num_bytes / self._bytes_per_s <= rows * self._row_s
@@ -165,7 +181,7 @@ class Suspensions:
             self.replayed_tokens += context.written
             context.suspend()
             return True
-        self._count(self._back, move)
+        self._count(self._back, move.num_copied)
         context.pages.swapped(move, context.written)
         return True
 
@@ -181,19 +197,33 @@ class Suspensions:
                 self._cache.promise(behind)
                 return move
 
-    def _copy(self, move: Move, swap: Callable[[int, list[int], list[int]], None]) -> bool:
+    def fetch(self, sources: Sequence[Int32], targets: Sequence[Int32]) -> bool:
+        """Copies pages of host memory to the device, both by cache group; whether the driver has taken all of it."""
+        pairs = [(held.tolist(), taken.tolist()) for held, taken in zip(sources, targets, strict=True)]
+        is_fetched = self._copy_pages(pairs, self._driver.swap_in)
+        if is_fetched:
+            for moved in (self._back, self._fetched):
+                self._count(moved, [len(held) for held in sources])
+        return is_fetched
+
+    def _copy(self, move: Move, swap: Swap) -> bool:
         """Whether the driver has taken all of it."""
-        try:
-            for group, each in enumerate(move.groups):
-                if len(each.missing):
-                    swap(group, each.sources, each.targets)
-        except Exception as error:  # whatever the driver raises, the rows can be computed again
-            _log.warning("a swap failed, its context is computed again: %s: %s", type(error).__name__, error)
-            self.failures += 1
+        is_copied = self._copy_pages([(each.sources, each.targets) for each in move.groups], swap)
+        if not is_copied:
             move.undo()
+        return is_copied
+
+    def _copy_pages(self, pairs: Iterable[tuple[list[int], list[int]]], swap: Swap) -> bool:
+        try:
+            for group, (sources, targets) in enumerate(pairs):
+                if sources:
+                    swap(group, sources, targets)
+        except Exception as error:  # whatever the driver raises, the rows can be computed again
+            _log.warning("a swap failed, its rows are computed again: %s: %s", type(error).__name__, error)
+            self.failures += 1
             return False
         return True
 
-    def _count(self, moved: Moved, move: Move) -> None:
-        moved.pages += sum(move.num_copied)
-        moved.bytes += self._host.bytes_of(move.num_copied)
+    def _count(self, moved: Moved, copied: Sequence[int]) -> None:
+        moved.pages += sum(copied)
+        moved.bytes += self._host.bytes_of(copied)

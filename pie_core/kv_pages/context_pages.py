@@ -40,6 +40,10 @@ class Cache:
             default=sys.maxsize,
         )
 
+    def could_have(self, counts: Sequence[int]) -> bool:
+        """Whether there are so many pages of each group that nobody needs; asking changes nothing."""
+        return all(pool.could_have(count) for count, pool in zip(counts, self.pools, strict=True))
+
     def will_have(self, counts: Sequence[int]) -> bool:
         """Whether so many pages of each group can be taken, now or once the driver's steps are over."""
         return all(pool.will_have(count) for count, pool in zip(counts, self.pools, strict=True))
@@ -262,12 +266,22 @@ class ContextPages:
 
     def promise_behind(self, length: int, stop: int, outcomes: int) -> bool:
         """Whether rows up to `stop` fit once the first `length` are shared with others; then there will be room."""
-        return self._cache.promise(
-            [
-                outcomes if isinstance(each, StateSlots) else each.missing_behind(length, stop)
-                for each in self.groups
-            ]
-        )
+        return self._cache.promise(self._missing_behind(length, stop, outcomes))
+
+    def could_fit_behind(self, length: int, stop: int, outcomes: int) -> bool:
+        """Whether they might fit; others may have been promised the pages."""
+        return self._cache.could_have(self._missing_behind(length, stop, outcomes))
+
+    def has_room_beside(self, taken: Sequence[int], length: int, stop: int, outcomes: int) -> bool:
+        """Whether so many pages of each group can be taken and rows up to `stop` fit behind `length` shared ones."""
+        missing = self._missing_behind(length, stop, outcomes)
+        return self._cache.has_beside_promises([*map(sum, zip(taken, missing, strict=True))])
+
+    def _missing_behind(self, length: int, stop: int, outcomes: int) -> list[int]:
+        return [
+            outcomes if isinstance(each, StateSlots) else each.missing_behind(length, stop)
+            for each in self.groups
+        ]
 
     def adopt(self, written: int, length: int, pages: Sequence[Int32], states: Sequence[int]) -> None:
         """Goes on from `length` rows that others have written, on pages and slots that are held for it already."""

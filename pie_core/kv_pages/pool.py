@@ -75,6 +75,10 @@ class PagePool:
             self.reclaim(self, missing)
         return count <= len(self._free) - self.promised
 
+    def could_have(self, count: int) -> bool:
+        """Whether so many are free, or would be with those that are idle; sooner or later."""
+        return count + self.promised <= self.num_unheld + self.num_idle
+
     def free_up(self, count: int) -> None:
         """Others give back idle pages until so many can be taken, or there are no more."""
         missing = count + self.promised - self.num_unheld

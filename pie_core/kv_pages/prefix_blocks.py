@@ -41,6 +41,8 @@ class Block:
     states: dict[int, tuple[int, ...]] = field(
         default_factory=dict
     )  # by rows: a slot of each group of states
+    host_pages: list[Int32] = field(default_factory=list)  # likewise, if it lies in host memory
+    is_away: bool = False  # it lies there alone
     uses: int = 0
     since: float = 0.0  # when it was last used, by the clock of those that can go
 
@@ -72,3 +74,17 @@ def lengths_within(
         yield tail[1], [*chain, tail[0]]
     for count in range(len(chain), 0, -1):
         yield chain[count - 1].stop, chain[:count] if count < len(chain) else chain
+
+
+def pages_in_host(blocks: Sequence[Block]) -> list[Int32]:
+    """By cache group; all of them lie there."""
+    return [np.concatenate(held) for held in zip(*(block.host_pages for block in blocks), strict=True)]
+
+
+def shared_out(pages: Sequence[Int32], blocks: Sequence[Block]) -> Iterator[list[Int32]]:
+    """By block, its part of these, which are as many as its pages in host memory."""
+    starts = [0] * len(pages)
+    for block in blocks:
+        stops = [start + len(held) for start, held in zip(starts, block.host_pages, strict=True)]
+        yield [held[start:stop] for held, start, stop in zip(pages, starts, stops, strict=True)]
+        starts = stops

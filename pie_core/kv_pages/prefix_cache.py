@@ -9,25 +9,27 @@ A block has up to three parts, by kind of cache group: rows on pages that every 
 that only a window's length reads (window), and states after some of its rows (state). Going on from a length takes the
 first part of all blocks before it, the second of those within a window of it, and a state after just that many rows.
 
-The cache holds pages like any context does. When a pool runs short, it lets go of what nobody else holds and is worth
-least (`kv_pages.priorities`): of the first part only blocks that no cached block follows, for it would not be found
-without them. Worth is what it costs to compute again, times how often it was used and once more: rows cost more the
-more rows they read, and a state as much as the rows since the state before it.
+The cache holds pages like any context does. Where a model keeps nothing but rows, blocks of contexts that are swapped
+out lie in host memory, too (`kv_pages.host_blocks`), and come back from there. When a pool runs short, the cache lets
+go of what nobody else holds and is worth least (`kv_pages.priorities`): of the first part only blocks that none on the
+device follows, for they would not be found without them. Worth is what it costs to compute again, times how often it
+was used and once more: rows cost more the more rows they read, and a state as much as the rows since the state before.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from pie_core.contracts.forward import Int32
 from pie_core.kv_pages.context_pages import Cache
+from pie_core.kv_pages.host_blocks import HostBlocks
 from pie_core.kv_pages.page_list import first_needed
 from pie_core.kv_pages.pool import PagePool
-from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows, lengths_within
+from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows, lengths_within, pages_in_host, shared_out
 from pie_core.kv_pages.priorities import Priorities
 
 MAX_USES = 8  # beyond, more of them say nothing
@@ -37,6 +39,9 @@ MAX_TRIED = 8  # blocks that begin alike
 MAX_BLOCKS_SINCE_STATE = 64
 
 _NO_PAGES: Int32 = np.empty(0, np.int32)
+
+# Copies pages of host memory to pages of the device, both by cache group; whether the driver has taken all of it.
+Fetch = Callable[[Sequence[Int32], Sequence[Int32]], bool]
 
 
 class PrefixCache:
@@ -52,6 +57,7 @@ class PrefixCache:
         self._windows: Priorities[bytes] = Priorities()
         self._states: Priorities[tuple[bytes, int]] = Priorities()
         self._kinds = [space.group.kind for space in cache.spaces]
+        self._in_host = HostBlocks(cache.host, self._forget)
         self.rows = cache.block_rows
         self.enabled = enabled and bool(self._kinds)
         self.keeps_rows_only = set(self._kinds) <= {"paged", "latent"}
@@ -63,7 +69,8 @@ class PrefixCache:
                 cache.states_every = max(states_every // self.rows, 1) * self.rows
         # Blocks without pages, where a model has states alone, cost no more than what is found by them.
         blocks_of_a_page = max(cache.states_every // self.rows, 1)
-        self._max_blocks = FEWEST_BLOCKS + 2 * blocks_of_a_page * sum(pool.num_pages for pool in cache.pools)
+        pages = sum(pool.num_pages for pool in (*cache.pools, *cache.host.pools))
+        self._max_blocks = FEWEST_BLOCKS + 2 * blocks_of_a_page * pages
 
     def root(self, tenant: str) -> bytes:
         return _digest(part.encode() for part in (*self._identity, tenant))
@@ -142,6 +149,7 @@ class PrefixCache:
             self._rank(block)
         if hit.length in last.states:
             self._states.set((last.key, hit.length), self._worth_of_state(last))
+        self._in_host.use(hit.blocks)
 
     def _first_row(self, group: int, written: int, length: int) -> int:
         """Of those that a row at `length` reads and that a context of `written` rows has not got itself."""
@@ -197,6 +205,8 @@ class PrefixCache:
         block = self._blocks.get(key)
         if block is None:
             block = self._new_block(key, parent, start, rows, pages)
+        elif block.is_away:
+            self._take_place(block, pages)
         elif not self._has_windows(block) and self._has_windows_in(pages):
             self._take_windows(block, pages)
         if state and block.stop not in block.states:
@@ -208,7 +218,11 @@ class PrefixCache:
         self, keys: Sequence[bytes], parent: bytes, start: int, rows: Rows, pages: list[Int32]
     ) -> None:
         """Many blocks at once, one behind the other, of a model that keeps nothing but rows."""
-        new = [place for place, key in enumerate(keys) if key not in self._blocks]
+        new = [
+            place
+            for place, key in enumerate(keys)
+            if (known := self._blocks.get(key)) is None or known.is_away
+        ]
         if not new:
             return
         size, parents = self.rows, (parent, *keys)
@@ -216,6 +230,9 @@ class PrefixCache:
         by_block = [held.reshape(len(keys), -1) for held in pages]
         self._keep([held[new].reshape(-1) for held in by_block])
         for place in new:
+            if (away := self._blocks.get(keys[place])) is not None:
+                self._stand(away, [held[place] for held in by_block])
+                continue
             first = place * size
             own = Rows(tokens[first : first + size], positions[first : first + size])
             block = Block(keys[place], parents[place], start + first, own, [held[place] for held in by_block])
@@ -225,14 +242,19 @@ class PrefixCache:
 
     def _enter(self, block: Block) -> None:
         """Its pages are held."""
-        block.since = self._leaves.clock
         self._blocks[block.key] = block
-        self._followers[block.parent] += 1
-        self._leaves.remove(block.parent)
+        self._stand(block, block.pages)
         place = (block.parent, int(block.rows.tokens[0]))
         if place in self._beginnings:
             self._drop_beginnings_of(block, self._beginnings[place])
         self._beginnings.setdefault(place, []).append(block)
+
+    def _stand(self, block: Block, pages: list[Int32]) -> None:
+        """It is on these pages of the device from now on."""
+        block.pages, block.is_away = pages, False
+        block.since = self._leaves.clock
+        self._followers[block.parent] += 1
+        self._leaves.remove(block.parent)
 
     def _keep_within_bounds(self) -> None:
         while len(self._blocks) > self._max_blocks and (worst := self._leaves.pop()) is not None:
@@ -281,6 +303,42 @@ class PrefixCache:
         for pool, held in self._held_by(pages, states):
             pool.let_go(held)
 
+    # ---- in host memory
+
+    def also_in_host(self, keys: Sequence[bytes], pages: Sequence[Int32]) -> None:
+        """By cache group, pages of host memory that hold the same as these blocks, each as many."""
+        by_block = [held.reshape(len(keys), -1) for held in pages]
+        for place in range(len(keys) - 1, -1, -1):
+            if (block := self._blocks.get(keys[place])) is not None:
+                self._in_host.keep(block, [held[place] for held in by_block])
+
+    def bring_back(self, blocks: Sequence[Block], fetch: Fetch) -> None:
+        """Blocks that lie in host memory alone get pages of the device, which has them. What is not fetched is lost."""
+        pools, sources = self._cache.pools, pages_in_host(blocks)
+        taken = [pool.allocate(len(held)) for pool, held in zip(pools, sources, strict=True)]
+        targets = [np.array(held, np.int32) for held in taken]
+        if fetch(sources, targets):
+            self._come_back(blocks, targets)
+        else:
+            for block in blocks:
+                self._in_host.drop(block)
+        for pool, held in zip(pools, targets, strict=True):
+            pool.release(held)
+
+    def _come_back(self, blocks: Sequence[Block], pages: Sequence[Int32]) -> None:
+        for block, own in zip(blocks, shared_out(pages, blocks), strict=True):
+            self._take_place(block, own)
+            if len(block.rows.tokens) == self.rows:  # nobody writes to them
+                for pool, held, twins in zip(self._cache.pools, own, block.host_pages, strict=True):
+                    for page, twin in zip(held.tolist(), twins.tolist(), strict=True):
+                        pool.pair(page, twin)
+
+    def _take_place(self, block: Block, pages: list[Int32]) -> None:
+        """On these pages of the device."""
+        self._keep(pages)
+        self._stand(block, pages)
+        self._rank(block)
+
     # ---- what it is worth, and letting go
 
     def _rank(self, block: Block) -> None:
@@ -327,7 +385,7 @@ class PrefixCache:
             return False
         block = self._blocks[key]
         if self._cache.pools[group].is_idle(block.pages[group]):
-            self._remove(block)
+            self._leave_device(block)
         else:
             used.append(block)
         return True
@@ -386,22 +444,39 @@ class PrefixCache:
         self._states.remove((block.key, length))
         self._release([_NO_PAGES] * len(self._kinds), block.states.pop(length))
 
+    def _leave_device(self, block: Block) -> None:
+        if not block.host_pages:
+            self._remove(block)
+        else:
+            self._give_up_place(block)
+            block.pages, block.is_away = [_NO_PAGES] * len(self._kinds), True
+
     def _remove(self, block: Block) -> None:
-        for length in list(block.states):
-            self._drop_state(block, length)
+        if not block.is_away:
+            for length in list(block.states):
+                self._drop_state(block, length)
+            self._windows.remove(block.key)
+            self._give_up_place(block)
+            self._forget(block)
+        self._in_host.drop(block)
+
+    def _give_up_place(self, block: Block) -> None:
+        """On the device."""
         self._release(block.pages)
         self._leaves.remove(block.key)
-        self._windows.remove(block.key)
+        self._followers[block.parent] -= 1
+        if not self._followers[block.parent]:
+            del self._followers[block.parent]
+            if (parent := self._blocks.get(block.parent)) is not None and not parent.is_away:
+                self._rank_leaf(parent)
+
+    def _forget(self, block: Block) -> None:
+        """It is neither on the device nor in host memory."""
         del self._blocks[block.key]
         place = (block.parent, int(block.rows.tokens[0]))
         self._beginnings[place].remove(block)
         if not self._beginnings[place]:
             del self._beginnings[place]
-        self._followers[block.parent] -= 1
-        if not self._followers[block.parent]:
-            del self._followers[block.parent]
-            if block.parent in self._blocks:
-                self._rank_leaf(self._blocks[block.parent])
 
 
 def _digest(parts: Iterable[bytes]) -> bytes:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable
+from itertools import takewhile
 
 from pie_core.engine.context import Context
-from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows
-from pie_core.kv_pages.prefix_cache import TAIL_SHARE, PrefixCache
+from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows, pages_in_host
+from pie_core.kv_pages.prefix_cache import TAIL_SHARE, Fetch, PrefixCache
 from pie_core.scheduler.request import Chunk, Pass
+
+Tail = tuple[Block, int]  # some block that begins like what is wanted, and the rows up to where it parts
 
 
 class Prefixes:
@@ -16,6 +19,7 @@ class Prefixes:
 
     def __init__(self, cache: PrefixCache) -> None:
         self.hit_tokens = self.lookup_tokens = 0
+        self.fetch: Fetch = lambda *_: False
         self._cache = cache
         self._computing: Counter[bytes] = Counter()  # blocks, by how many steps compute them
         self._steps: deque[list[bytes]] = deque()  # what each of them computes
@@ -45,6 +49,24 @@ class Prefixes:
             self._offer_blocks(context, context.written)
         if turn_ended:
             self.turn_ended(context)
+
+    def swapped_out(self, context: Context) -> None:
+        """What others found of it on the device they find in host memory, once it is nowhere else."""
+        if (
+            not (self._cache.enabled and self._cache.keeps_rows_only)
+            or context.raw
+            or context.evictions.evicted
+        ):
+            return
+        self._extend(context, context.written)
+        blocks = context.written // self._cache.rows
+        start = blocks * self._cache.rows
+        if start < context.written:  # the end before the beginning: what is noted last stays longest
+            tail = _rows(context, start, context.written)
+            key = self._cache.key(self._key_before(context, blocks), tail)
+            self._cache.also_in_host([key], context.pages.block(start, context.written))
+        if blocks:
+            self._cache.also_in_host(context.prefix[:blocks], context.pages.block(0, start))
 
     def committed(self, context: Context) -> None:
         """Pages that the program manages can be taken over by others once they stay as they are."""
@@ -125,20 +147,51 @@ class Prefixes:
         if missing in begun and not is_computed:
             return False  # others need these pages more
         tail = None if is_computed else self._tail(context, context.written + len(chain) * rows, limit)
+        chain, tail = self._on_device(waiting, limit, chain, tail)
         hit = self._cache.hit(context.written, chain, tail)
         if hit is not None and not is_computed and not _promise_behind(hit.length, waiting):
+            must_wait = context.pages.is_empty and _could_fit(hit.length, waiting)
             self._cache.let_go(hit)
-            return True
+            return not must_wait
         if hit is not None:
             self._adopt(context, hit)
         if missing is not None and not is_computed:
             begun.add(missing)
         return not is_computed
 
-    def _tail(self, context: Context, start: int, limit: int) -> tuple[Block, int] | None:
+    def _tail(self, context: Context, start: int, limit: int) -> Tail | None:
         """Some block that begins like the rows from `start`, as far as they need not be computed."""
         before = self._key_before(context, start // self._cache.rows)
         return self._cache.beginning_like(before, _rows(context, start, min(limit, start + self._cache.rows)))
+
+    def _on_device(
+        self, waiting: Pass, limit: int, chain: list[Block], tail: Tail | None
+    ) -> tuple[list[Block], Tail | None]:
+        """These as far as they are on the device: what lies in host memory alone comes back if the pass has room."""
+        if not any(each.is_away for each in _both(chain, tail)):
+            return chain, tail
+        context, here = waiting.context, _first_here(chain)
+        held = self._cache.hit(context.written, here, None)
+        if any(self._bring_back(waiting, chain, end) for end in dict.fromkeys((tail, None))):
+            # Making room may have taken some of them, and those that could not be fetched are gone.
+            chain = self._cache.chain(each.key for each in chain)
+            tail = self._tail(context, context.written + len(chain) * self._cache.rows, limit)
+            here = _first_here(chain)
+        if held is not None:
+            self._cache.let_go(held)
+        is_whole = len(here) == len(chain) and tail is not None and not tail[0].is_away
+        return here, tail if is_whole else None
+
+    def _bring_back(self, waiting: Pass, chain: list[Block], tail: Tail | None) -> bool:
+        """Whether there is room."""
+        away = [each for each in _both(chain, tail) if each.is_away]
+        if not away:
+            return True
+        length, wanted = tail[1] if tail else chain[-1].stop, [len(held) for held in pages_in_host(away)]
+        has_room = waiting.context.pages.has_room_beside(wanted, length, waiting.stop, 1 + waiting.num_drafts)
+        if has_room:
+            self._cache.bring_back(away, self.fetch)
+        return has_room
 
     def _adopt(self, context: Context, hit: Hit) -> None:
         context.pages.adopt(context.written, hit.length, hit.pages, hit.states)
@@ -186,6 +239,18 @@ def _rows(context: Context, start: int, stop: int) -> Rows:
     masks = context.history.masks
     masked = [(row, masks[row]) for row in range(start, stop) if row in masks] if masks else []
     return Rows(tokens, positions, masked)
+
+
+def _both(chain: list[Block], tail: Tail | None) -> list[Block]:
+    return chain if tail is None else [*chain, tail[0]]
+
+
+def _first_here(chain: Iterable[Block]) -> list[Block]:
+    return list(takewhile(lambda each: not each.is_away, chain))
+
+
+def _could_fit(length: int, waiting: Pass) -> bool:
+    return waiting.context.pages.could_fit_behind(length, waiting.stop, 1 + waiting.num_drafts)
 
 
 def _promise_behind(length: int, waiting: Pass) -> bool:

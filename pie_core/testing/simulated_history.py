@@ -69,7 +69,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 EXPECTED_FAILURES = {"cancelled", "deadline-exceeded", "forward"}
 COVERAGE = (
     *("events", "oversubscribed_64", "evictions", "suspensions", "prefix_hits"),
-    *("pages_swapped_out", "pages_swapped_in", "failed_swaps", "replayed_tokens"),
+    *("pages_swapped_out", "pages_swapped_in", "pages_fetched", "failed_swaps", "replayed_tokens"),
     *("run_ahead_hits", "run_ahead_misses", "run_ahead_drops", "forks_of_staged"),
     *("steps_together", "steps_now", "cohort_rows", "managed_pages"),
     *("crashes", "cancellations", "cancel_storms", "timeouts", "bursts", "slow_steps", "draws_checked"),
@@ -630,6 +630,7 @@ class History:
         self.counts["replayed_tokens"] += status.replayed_tokens
         self.counts["pages_swapped_out"] += status.swapping.pages_out
         self.counts["pages_swapped_in"] += status.swapping.pages_in
+        self.counts["pages_fetched"] += status.swapping.pages_fetched
         self.counts["failed_swaps"] += status.swapping.failures
         self.counts["prefix_hits"] += status.prefix_hit_tokens
         self.counts["cohort_rows"] += status.cohort_rows

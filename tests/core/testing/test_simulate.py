@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pie_core.contracts.forward import Int64
+from pie_core.contracts.forward import Int32, Int64
+from pie_core.kv_pages import prefix_cache
 from pie_core.kv_pages.page_list import PageList
+from pie_core.kv_pages.prefix_blocks import Block, shared_out
 from pie_core.scheduler import run_ahead
 from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.request import Pass
@@ -67,6 +70,17 @@ def test_a_leaked_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrongly_shared_page_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PageList, "writes_shared", lambda self, written: False)
     report = simulate(20, seed=0)
+    assert "alone it draws" in failures(report)
+
+
+def test_rows_of_host_memory_on_the_wrong_page_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = shared_out
+
+    def swapped(pages: Sequence[Int32], blocks: Sequence[Block]) -> Iterator[list[Int32]]:
+        yield from reversed(list(honest(pages, blocks)))
+
+    monkeypatch.setattr(prefix_cache, "shared_out", swapped)
+    report = simulate(60, seed=0)
     assert "alone it draws" in failures(report)
 
 
