@@ -63,7 +63,7 @@ from pie_core.engine.messages import (
     TruncateContext,
 )
 from pie_core.engine.options import EngineOptions
-from pie_core.engine.passes import Passes
+from pie_core.engine.passes import Passes, by_age, oldest
 from pie_core.engine.quotas import Quotas
 from pie_core.engine.snapshots import Snapshots
 from pie_core.engine.suspensions import Suspensions
@@ -622,11 +622,12 @@ class Engine:
         and where there are none, so do the youngest of those that lack pages."""
         if not self._loop.waiting:
             return
-        waiting = [each for each in self._passes.waiting_by_age() if not each.in_flight]
-        wanted = self._cache.first_that_take_little([each.wanted_pages for each in waiting[:_SERVED_AT_ONCE]])
+        waiting = [each for each in self._loop.waiting if not each.in_flight]
+        first = oldest(waiting, _SERVED_AT_ONCE)
+        wanted = self._cache.first_that_take_little(each.wanted_pages for each in first)
         while not self._cache.will_have(wanted):
             if not self._suspend_idle():
-                self._make_youngest_give_way([each for each in waiting if each.holds_pages], chosen)
+                self._make_youngest_give_way(by_age(each for each in waiting if each.holds_pages), chosen)
                 return
 
     def _make_youngest_give_way(self, holding: list[Pass], chosen: int) -> None:

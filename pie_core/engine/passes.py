@@ -6,7 +6,8 @@ was ended, its context stays busy and keeps its pages. Passes that nobody has as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from heapq import nsmallest
 
 from pie_core.engine.context import Context, GenerationEnd
 from pie_core.engine.latencies import Latencies
@@ -93,7 +94,7 @@ class Passes:
 
     def waiting_by_age(self) -> list[Pass]:
         """Oldest first, and those of higher priority before them."""
-        return sorted(self.loop.waiting, key=lambda each: (-each.priority, each.arrival))
+        return by_age(self.loop.waiting)
 
     def end(self, running: Pass, error: PieError) -> None:
         """Answers the request with an error and undoes it, now or when the driver is done with it."""
@@ -262,6 +263,19 @@ class Passes:
             self._generations.pop(_request_of(running), None)
         context.rewind(running.base)
         context.busy = False
+
+
+def by_age(passes: Iterable[Pass]) -> list[Pass]:
+    return sorted(passes, key=_age)
+
+
+def oldest(passes: Iterable[Pass], count: int) -> list[Pass]:
+    """So many of them, likewise in order."""
+    return nsmallest(count, passes, key=_age)
+
+
+def _age(each: Pass) -> tuple[int, int]:
+    return -each.priority, each.arrival
 
 
 def _request_of(running: Pass) -> RequestId:

@@ -105,8 +105,8 @@ class Suspensions:
         self._was_let_back = True
         return may
 
-    def ready(self, waiting: Iterable[Pass], *, is_short: bool) -> Iterable[Pass]:
-        """Those whose contexts are on the device; swapped ones have come back, if there is room for their rows.
+    def begin_choice(self, waiting: Iterable[Pass], *, is_short: bool) -> tuple[list[Pass], list[Pass]]:
+        """Those that are there, and those that would come (back).
 
         Whoever gave way for this step stays away from it: else giving way might never end. If memory `is_short`, those
         that come leave room for those that are there: else they push each other out again and again.
@@ -114,18 +114,22 @@ class Suspensions:
         self._cache.begin_choice()
         if self._gave_way:
             waiting = [each for each in waiting if each.context not in self._gave_way]
-        if is_short:
-            self._promise_to_those_there(waiting)
-        if not self._host.is_used:
-            return waiting
-        return [each for each in waiting if not each.context.pages.is_swapped or self._swap_in(each)]
+        there: list[Pass] = []
+        coming: list[Pass] = []
+        for each in waiting:
+            (coming if each.is_coming else there).append(each)
+        if is_short and coming:
+            self._promise_to_those_there(there, max(each.priority for each in coming))
+        return there, coming
 
-    def _promise_to_those_there(self, waiting: Iterable[Pass]) -> None:
+    def _promise_to_those_there(self, there: Iterable[Pass], coming: int) -> None:
         """The pages that they lack, unless somebody of higher priority comes."""
-        coming = [each.priority for each in waiting if each.is_coming]
-        if coming:
-            there = [each for each in waiting if each.holds_pages and each.priority >= max(coming)]
-            self._cache.promise_all(each.wanted_pages for each in there)
+        first = [each for each in there if each.holds_pages and each.priority >= coming]
+        self._cache.promise_all(each.wanted_pages for each in first)
+
+    def is_on_device(self, waiting: Pass) -> bool:
+        """A context that was swapped has come back, if there is room for it and for the rows of the pass."""
+        return not waiting.context.pages.is_swapped or self._swap_in(waiting)
 
     def use(self, contexts: Iterable[Context]) -> SwapUse:
         return SwapUse(

@@ -40,8 +40,10 @@ class Cache:
             default=sys.maxsize,
         )
 
-    def could_have(self, counts: Sequence[int]) -> bool:
+    def could_have(self, counts: Sequence[int], *, beside_promises: bool) -> bool:
         """Whether there are so many pages of each group that nobody needs; asking changes nothing."""
+        if beside_promises:
+            counts = self.sum_of([counts, self._promised])
         return all(pool.could_have(count) for count, pool in zip(counts, self.pools, strict=True))
 
     def will_have(self, counts: Sequence[int]) -> bool:
@@ -150,7 +152,7 @@ class ContextPages:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is held on the device."""
-        return not any(self.num_pages)
+        return self.is_swapped or not any(group.num_pages for group in self.groups)
 
     def pages_of(self, group: int) -> Int32:
         """What a copy of the context would share of one group: pages, or the slot of the current state."""
@@ -268,14 +270,18 @@ class ContextPages:
         """Whether rows up to `stop` fit once the first `length` are shared with others; then there will be room."""
         return self._cache.promise(self._missing_behind(length, stop, outcomes))
 
-    def could_fit_behind(self, length: int, stop: int, outcomes: int) -> bool:
-        """Whether they might fit; others may have been promised the pages."""
-        return self._cache.could_have(self._missing_behind(length, stop, outcomes))
+    def could_fit_behind(
+        self, length: int, stop: int, outcomes: int, taken: Sequence[int], *, beside_promises: bool
+    ) -> bool:
+        """Whether they might fit, so many pages of each group taken before; others may have been promised them."""
+        missing = self._missing_behind(length, stop, outcomes)
+        wanted = self._cache.sum_of([missing, taken]) if taken else missing
+        return self._cache.could_have(wanted, beside_promises=beside_promises)
 
     def has_room_beside(self, taken: Sequence[int], length: int, stop: int, outcomes: int) -> bool:
         """Whether so many pages of each group can be taken and rows up to `stop` fit behind `length` shared ones."""
         missing = self._missing_behind(length, stop, outcomes)
-        return self._cache.has_beside_promises([*map(sum, zip(taken, missing, strict=True))])
+        return self._cache.has_beside_promises(self._cache.sum_of([taken, missing]))
 
     def _missing_behind(self, length: int, stop: int, outcomes: int) -> list[int]:
         return [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -79,6 +79,12 @@ def lengths_within(
 def pages_in_host(blocks: Sequence[Block]) -> list[Int32]:
     """By cache group; all of them lie there."""
     return [np.concatenate(held) for held in zip(*(block.host_pages for block in blocks), strict=True)]
+
+
+def pages_away(blocks: Iterable[Block]) -> list[int]:
+    """By cache group, of those that are not on the device; nothing if there are none."""
+    away = [block.host_pages for block in blocks if block.is_away]
+    return [sum(map(len, held)) for held in zip(*away, strict=True)]
 
 
 def shared_out(pages: Sequence[Int32], blocks: Sequence[Block]) -> Iterator[list[Int32]]:

@@ -5,7 +5,8 @@ Passes and rows share the step's tokens and requests as `scheduler.policy` says,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,15 @@ from pie_core.engine.options import EngineOptions
 from pie_core.engine.suspensions import Suspensions
 from pie_core.scheduler.batching import take_chunk
 from pie_core.scheduler.cohort import Cohort, Ripe
+from pie_core.scheduler.fairness import in_turns
 from pie_core.scheduler.policy import Policy
 from pie_core.scheduler.prefixes import Prefixes
-from pie_core.scheduler.request import Chunk, Pass
+from pie_core.scheduler.request import Chunk, Pass, Readiness
 from pie_core.scheduler.run_ahead import RunAhead
 from pie_core.scheduler.shared_reads import SharedReads
+
+TRIED_IN_VAIN = 32  # of those that would come, in one step: a long queue must not be gone through for each
+MOST_OVERTAKEN = 8  # then whoever lacks room is the next to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +68,10 @@ class Chooser:
         ripe, rows = self._ahead.ripe(), self._cohort.ripe()
         if not is_idle and 2 * (len(ripe) + rows.following + self._continued) < self._last_size:
             return _NOTHING  # what runs and what waits would take turns in half-empty steps from now on
-        on_device = self._suspensions.ready(waiting, is_short=self._left_some) if waiting else ()
-        passes = self._prefixes.ready(on_device) if waiting else []
+        passes = self._ready(waiting) if waiting else []
         chunks, places = self._fill(passes, ripe, rows)
-        if not chunks and not len(places) and is_idle:
+        if not chunks and not len(places) and is_idle and waiting:
+            passes = self._ready(waiting, all_of_them=True)
             chunks = self._policy.choose(passes, take_chunk, overtake=True)
         self.stalled = bool(waiting) and is_idle and not chunks and not len(places)
         for chunk in chunks:
@@ -74,6 +79,43 @@ class Chooser:
             chunk.running.in_flight += 1
         self._left_some = bool(waiting)
         return Chosen(*self._shared.arrange(chunks, places))
+
+    def _ready(self, waiting: Iterable[Pass], *, all_of_them: bool = False) -> list[Pass]:
+        """Those that are on the device now and have something to compute: all that are there, and of those that would
+        come the first in line, as many as a step can take."""
+        there, coming = self._suspensions.begin_choice(waiting, is_short=self._left_some)
+        self._prefixes.begin_choice()
+        ready = [each for each in there if self._readiness(each) is Readiness.READY]
+        if all_of_them:
+            return ready + [each for each in coming if self._readiness(each) is Readiness.READY]
+        if len(coming) <= TRIED_IN_VAIN:
+            return ready + list(self._first_ready(coming, sys.maxsize, sys.maxsize))
+        lines: tuple[list[Pass], list[Pass]] = [], []  # long passes do not keep short ones out of a step
+        for each in coming:
+            lines[each.remaining <= each.indivisible].append(each)
+        limits = self._policy.max_tokens, self._policy.max_requests
+        return ready + [each for line in lines for each in self._first_ready(in_turns(line), *limits)]
+
+    def _first_ready(self, line: Iterable[Pass], tokens: int, requests: int) -> Iterator[Pass]:
+        """Whoever lacks room is overtaken by those that need less, but not again and again."""
+        tries, first = TRIED_IN_VAIN, None
+        for each in line:
+            if min(tokens, requests, tries) <= 0 or (first is not None and first.overtaken >= MOST_OVERTAKEN):
+                return
+            readiness = self._readiness(each)
+            if readiness is not Readiness.READY:
+                tries -= 1
+                first = each if first is None and readiness is Readiness.NO_ROOM else first
+                continue
+            tokens, requests = tokens - each.remaining, requests - 1
+            if first is not None:
+                first.overtaken += 1
+            yield each
+
+    def _readiness(self, waiting: Pass) -> Readiness:
+        if not self._suspensions.is_on_device(waiting):
+            return Readiness.NO_ROOM
+        return self._prefixes.readiness(waiting)
 
     def _fill(self, passes: list[Pass], ripe: list[Pass], rows: Ripe) -> tuple[list[Chunk], Int64]:
         asked = passes + [self._ahead.guess(each) for each in ripe if each.generation is not None]

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pie_core.contracts.forward import Int64
+from pie_core.ids import ProcessId, Tenant
 from pie_core.scheduler.request import Pass
 
 T = TypeVar("T")
 
 
-def in_turns(waiting: Sequence[Pass]) -> list[Pass]:
-    """Higher priorities first; among equals one of each tenant, one of each of its programs, and so on round."""
-    ordered: list[Pass] = []
-    for alike in _grouped(sorted(waiting, key=lambda each: -each.priority), lambda each: each.priority):
-        tenants = _grouped(alike, lambda each: each.context.tenant)
-        ordered += _alternating([list(_alternating(_by_process(passes))) for passes in tenants])
-    return ordered
+def in_turns(waiting: Iterable[Pass]) -> Iterator[Pass]:
+    """Higher priorities first; among equals one of each tenant, one of each of its programs, and so on round.
 
-
-def _by_process(waiting: Iterable[Pass]) -> list[list[Pass]]:
-    return _grouped(waiting, lambda each: each.context.process)
-
-
-def _grouped(waiting: Iterable[Pass], key: Callable[[Pass], object]) -> list[list[Pass]]:
-    groups: dict[object, list[Pass]] = {}
+    Whoever wants but the first of a thousand pays for little more than looking at each once.
+    """
+    queues: dict[int, dict[Tenant, dict[ProcessId, list[Pass]]]] = {}
     for each in waiting:
-        groups.setdefault(key(each), []).append(each)
-    return list(groups.values())
+        context = each.context
+        tenants = queues.setdefault(each.priority, {})
+        processes = tenants.get(context.tenant)
+        if processes is None:
+            tenants[context.tenant] = processes = {}
+        if context.process in processes:
+            processes[context.process].append(each)
+        else:
+            processes[context.process] = [each]
+    for priority in sorted(queues, reverse=True):
+        yield from _alternating([_alternating(each.values()) for each in queues[priority].values()])
 
 
-def _alternating(queues: Sequence[Sequence[T]]) -> Iterator[T]:
-    for place in range(max(map(len, queues), default=0)):
-        for queue in queues:
-            if place < len(queue):
-                yield queue[place]
+def _alternating(queues: Iterable[Iterable[T]]) -> Iterator[T]:
+    """One of each that has some left, round and round."""
+    left = deque(map(iter, queues))
+    while left:
+        queue = left.popleft()
+        for each in queue:
+            yield each
+            left.append(queue)
+            break
 
 
 Numbers = NDArray[np.integer[Any]]

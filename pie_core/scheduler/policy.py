@@ -41,7 +41,7 @@ class Policy:
         if not self.max_requests:
             return []
         if self._compete(waiting):
-            waiting = in_turns(waiting)
+            waiting = list(in_turns(waiting))
         chosen = self._choose(waiting, take, overtake)
         if len(chosen) == len(waiting):
             candidates = [(each, each.remaining) for each in guesses]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
 from pie_core.engine.context import Context
-from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows, pages_in_host
+from pie_core.kv_pages.prefix_blocks import Block, Hit, Rows, pages_away
 from pie_core.kv_pages.prefix_cache import TAIL_SHARE, Fetch, PrefixCache
-from pie_core.scheduler.request import Chunk, Pass
+from pie_core.scheduler.request import Chunk, Pass, Readiness
 
 Tail = tuple[Block, int]  # some block that begins like what is wanted, and the rows up to where it parts
 
@@ -21,15 +21,17 @@ class Prefixes:
         self.hit_tokens = self.lookup_tokens = 0
         self.fetch: Fetch = lambda *_: False
         self._cache = cache
+        self._begun: set[bytes] = set()  # blocks that passes of the step being chosen would compute
         self._computing: Counter[bytes] = Counter()  # blocks, by how many steps compute them
         self._steps: deque[list[bytes]] = deque()  # what each of them computes
 
-    def ready(self, waiting: Iterable[Pass]) -> list[Pass]:
-        """Those that have something to compute now; they have taken over what there is."""
-        if not self._cache.enabled:
-            return list(waiting)
-        begun: set[bytes] = set()
-        return [each for each in waiting if not self._can_take_over(each) or self._take_over(each, begun)]
+    def begin_choice(self) -> None:
+        """Of a step: nothing has begun to be computed for it."""
+        self._begun.clear()
+
+    def readiness(self, waiting: Pass) -> Readiness:
+        """It has taken over what there is."""
+        return self._take_over(waiting) if self._can_take_over(waiting) else Readiness.READY
 
     def submitted(self, chunks: Iterable[Chunk]) -> None:
         keys = self._blocks_of(chunks)
@@ -132,8 +134,7 @@ class Prefixes:
         is_settled = context.written == context.submitted and context.written % self._cache.rows == 0
         return waiting.remaining > 1 and is_settled and self._applies(context)
 
-    def _take_over(self, waiting: Pass, begun: set[bytes]) -> bool:
-        """False: the next block is being computed, or about to be."""
+    def _take_over(self, waiting: Pass) -> Readiness:
         context, rows = waiting.context, self._cache.rows
         if not waiting.looked_up:
             waiting.looked_up = True
@@ -144,20 +145,27 @@ class Prefixes:
         chain = self._cache.chain(keys)
         missing = keys[len(chain)] if len(chain) < len(keys) else None
         is_computed = missing is not None and missing in self._computing
-        if missing in begun and not is_computed:
-            return False  # others need these pages more
-        tail = None if is_computed else self._tail(context, context.written + len(chain) * rows, limit)
+        if missing in self._begun and not is_computed:
+            return Readiness.JOINS  # others need these pages more
+        length, away, has_none = (
+            context.written + len(chain) * rows,
+            pages_away(chain),
+            context.pages.is_empty,
+        )
+        if has_none and not _could_fit(length, waiting, away, beside_promises=bool(chain)):
+            return Readiness.NO_ROOM
+        tail = None if is_computed else self._tail(context, length, limit)
         chain, tail = self._on_device(waiting, limit, chain, tail)
         hit = self._cache.hit(context.written, chain, tail)
         if hit is not None and not is_computed and not _promise_behind(hit.length, waiting):
-            must_wait = context.pages.is_empty and _could_fit(hit.length, waiting)
+            must_wait = has_none and _could_fit(hit.length, waiting, beside_promises=False)
             self._cache.let_go(hit)
-            return not must_wait
+            return Readiness.NO_ROOM if must_wait else Readiness.READY
         if hit is not None:
             self._adopt(context, hit)
         if missing is not None and not is_computed:
-            begun.add(missing)
-        return not is_computed
+            self._begun.add(missing)
+        return Readiness.JOINS if is_computed else Readiness.READY
 
     def _tail(self, context: Context, start: int, limit: int) -> Tail | None:
         """Some block that begins like the rows from `start`, as far as they need not be computed."""
@@ -184,13 +192,13 @@ class Prefixes:
 
     def _bring_back(self, waiting: Pass, chain: list[Block], tail: Tail | None) -> bool:
         """Whether there is room."""
-        away = [each for each in _both(chain, tail) if each.is_away]
-        if not away:
+        blocks = _both(chain, tail)
+        wanted, length = pages_away(blocks), tail[1] if tail else chain[-1].stop if chain else 0
+        if not wanted:
             return True
-        length, wanted = tail[1] if tail else chain[-1].stop, [len(held) for held in pages_in_host(away)]
         has_room = waiting.context.pages.has_room_beside(wanted, length, waiting.stop, 1 + waiting.num_drafts)
         if has_room:
-            self._cache.bring_back(away, self.fetch)
+            self._cache.bring_back([each for each in blocks if each.is_away], self.fetch)
         return has_room
 
     def _adopt(self, context: Context, hit: Hit) -> None:
@@ -249,8 +257,11 @@ def _first_here(chain: Iterable[Block]) -> list[Block]:
     return list(takewhile(lambda each: not each.is_away, chain))
 
 
-def _could_fit(length: int, waiting: Pass) -> bool:
-    return waiting.context.pages.could_fit_behind(length, waiting.stop, 1 + waiting.num_drafts)
+def _could_fit(length: int, waiting: Pass, taken: Sequence[int] = (), *, beside_promises: bool) -> bool:
+    """Behind `length` rows, for which so many pages of each group have to be taken."""
+    return waiting.context.pages.could_fit_behind(
+        length, waiting.stop, 1 + waiting.num_drafts, taken, beside_promises=beside_promises
+    )
 
 
 def _promise_behind(length: int, waiting: Pass) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from pie_core.contracts.forward import NO_TICKET, Float32, Int32, UInt32
 from pie_core.engine.context import Context
@@ -18,6 +19,14 @@ _NO_TICKET = Ticket(NO_TICKET)
 # The numbers of a sampler, by place.
 Settings = tuple[float, float, float, float, float, float, float]
 TEMPERATURE, TOP_K, TOP_P, MIN_P, REPETITION, PRESENCE, FREQUENCY = range(7)
+
+
+class Readiness(Enum):
+    """Of a pass that waits, for the step that is being chosen."""
+
+    READY = "it has rows to compute"
+    NO_ROOM = "it lacks pages"
+    JOINS = "others are computing what it begins with"
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +95,7 @@ class Pass:
     computed: bool = False
     dropped: bool = False
     since: int = 0  # the turn at which it began to wait, see Cohort.next_turn
+    overtaken: int = 0  # how often others came while it lacked room
     looked_up: bool = False  # its rows were looked for in the prefix cache
     # A predictable pass: where its token is drawn, and the token once it is known.
     ticket: Ticket = _NO_TICKET
@@ -111,7 +121,8 @@ class Pass:
     @property
     def is_coming(self) -> bool:
         """Nothing of it is on the device yet, or any more."""
-        return self.context.pages.is_swapped or self.context.submitted == 0
+        context = self.context
+        return context.submitted == 0 or context.pages.is_swapped
 
     @property
     def wanted_pages(self) -> list[int]:
