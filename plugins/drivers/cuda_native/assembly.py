@@ -99,6 +99,8 @@ class Assembly:
         angles = AngleTables(loaded.config.max_position_embeddings, self._device)
         pages = options.total_pages or self._pages_that_fit(loaded, angles, others)
         pages = self._ranks.least(pages, self._device)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # what torch keeps of the loading is counted as free, for recordings among others
         caches = self._lay_out(loaded, pages, self._host_pages(loaded, pages))
         runner = self._runner(loaded, caches, angles)
         steps = self._steps(loaded, runner)
