@@ -89,7 +89,7 @@ class Chooser:
         if all_of_them:
             return ready + [each for each in coming if self._readiness(each) is Readiness.READY]
         if len(coming) <= TRIED_IN_VAIN:
-            return ready + list(self._first_ready(coming, sys.maxsize, sys.maxsize))
+            return ready + list(self._first_ready(in_turns(coming), sys.maxsize, sys.maxsize))
         lines: tuple[list[Pass], list[Pass]] = [], []  # long passes do not keep short ones out of a step
         for each in coming:
             lines[each.remaining <= each.indivisible].append(each)

@@ -105,3 +105,21 @@ def test_the_first_in_turn_come_first_however_many_wait() -> None:
         engine.start()
         engine.finish()
     assert engine.status().waiting > 180
+
+
+def test_higher_priorities_overtake_whoever_is_the_next_to_come() -> None:
+    crowd = Crowd(SteppedEngine(dummy(num_pages=32)), count=12)
+    engine = crowd.engine
+    for _ in range(40):
+        crowd.step()
+    engine.create(1, process="large")
+    large = engine.begin_generation(1, [5] * 88, 4)
+    waiting = next(each for each in engine.engine._loop.waiting if each.request == large)
+    while waiting.overtaken < MOST_OVERTAKEN:
+        crowd.step()
+    engine.create(2, process="urgent")
+    urgent = engine.begin_generation(2, [*SYSTEM, 1, 3], 2, priority=1)
+    for _ in range(4):
+        crowd.step()
+    assert engine.is_answered(urgent)
+    assert not engine.is_answered(large)
