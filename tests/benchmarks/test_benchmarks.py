@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks import boundary, completion, hf_export, launch, peers
+from benchmarks import boundary, completion, engine_queue, hf_export, launch, peers
 from benchmarks.bare_loop import greedy
 from benchmarks.pie_in_process import WatchedApplication, dummy, run_all
 from pie_core.testing.any_architecture import write_checkpoint
@@ -95,3 +95,14 @@ def test_an_export_holds_the_tensors_of_the_checkpoint_under_their_names(tmp_pat
 def test_a_peer_that_does_not_start_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="no-such-peer ended with status 3"):
         peers.Peer("no-such-peer", [sys.executable, "-c", "raise SystemExit(3)"], {})
+
+
+def test_the_queue_is_measured_with_and_without_prompts_that_begin_alike(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine_queue.main(["--waiting", "40", "--steps", "12"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0].split() for line in lines] == [
+        ["40", "waiting,", alike, "rows", "alike"] for alike in ("0", "500")
+    ]
+    assert all(float(line.split()[5]) > 0 for line in lines)
