@@ -76,6 +76,11 @@ class Ranks:
 
 def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
     """Waits for the others."""
+    if distributed.is_initialized():
+        raise LoadError(
+            "driver cuda_native: tensor_parallel needs a process without a process group of torch.distributed, and this"
+            " one has one: of a model over several GPUs that is loaded, or that was lost; start another process"
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -35,6 +35,8 @@ from tests.plugins.models.reference import ARCHITECTURES, tiny
 
 pytestmark = pytest.mark.slow
 
+ALONE = "PIE_TEST_ALONE"
+
 needs_devices = pytest.mark.skipif(
     DEVICE == "cuda" and torch.cuda.device_count() < 2, reason="needs two GPUs, or none"
 )
@@ -46,6 +48,22 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     write_checkpoint(folder, ARCHITECTURES["llama"], tiny("llama", attention_bias=True, mlp_bias=True))
     return folder
+
+
+def runs_here(request: pytest.FixtureRequest) -> bool:
+    """On GPUs a loss stays with the process, so whatever loses a rank runs in a process of its own."""
+    if DEVICE == "cpu" or ALONE in os.environ:
+        return True
+    name = f"{Path(__file__)}::{request.node.name}"
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name],
+        env={**os.environ, ALONE: "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in run.stdout, run.stdout + run.stderr
+    return False
 
 
 @pytest.fixture
@@ -97,7 +115,12 @@ def test_two_ranks_tell_the_story_of_one(two: Driver, checkpoint: Path) -> None:
 
 
 @needs_devices
-def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(two: Driver) -> None:
+def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(
+    checkpoint: Path, request: pytest.FixtureRequest
+) -> None:
+    if not runs_here(request):
+        return
+    two = cuda_native(checkpoint, tensor_parallel=2)
     assert isinstance(two, ParallelDriver)
     (worker,) = two._workers
     os.kill(worker._process.pid, signal.SIGKILL)
@@ -109,8 +132,13 @@ def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(two: Driver) -> N
 
 
 @needs_devices
-def test_a_rank_that_dies_while_a_step_waits_for_it_ends_the_step_by_type(two: Driver) -> None:
+def test_a_rank_that_dies_while_a_step_waits_for_it_ends_the_step_by_type(
+    checkpoint: Path, request: pytest.FixtureRequest
+) -> None:
     """Stopped first, so that the step is queued here and not there."""
+    if not runs_here(request):
+        return
+    two = cuda_native(checkpoint, tensor_parallel=2)
     assert isinstance(two, ParallelDriver)
     (worker,) = two._workers
     stepper = Stepper(two)
@@ -129,9 +157,11 @@ def test_a_rank_that_dies_while_a_step_waits_for_it_ends_the_step_by_type(two: D
 
 @needs_devices
 def test_a_rank_that_dies_while_the_model_is_loaded_ends_loading(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """It dies when all have their weights, and rank 0 asks for how many pages all have room."""
+    if not runs_here(request):
+        return
     started: list[Worker] = []
 
     class Known(Worker):
