@@ -206,7 +206,9 @@ class PrefixCache:
         if block is None:
             block = self._new_block(key, parent, start, rows, pages)
         elif block.is_away:
-            self._take_place(block, pages)
+            self._keep(pages)
+            self._stand(block, pages)
+            self._rank(block)
         elif not self._has_windows(block) and self._has_windows_in(pages):
             self._take_windows(block, pages)
         if state and block.stop not in block.states:
@@ -326,18 +328,15 @@ class PrefixCache:
             pool.release(held)
 
     def _come_back(self, blocks: Sequence[Block], pages: Sequence[Int32]) -> None:
-        for block, own in zip(blocks, shared_out(pages, blocks), strict=True):
-            self._take_place(block, own)
-            if len(block.rows.tokens) == self.rows:  # nobody writes to them
-                for pool, held, twins in zip(self._cache.pools, own, block.host_pages, strict=True):
-                    for page, twin in zip(held.tolist(), twins.tolist(), strict=True):
-                        pool.pair(page, twin)
-
-    def _take_place(self, block: Block, pages: list[Int32]) -> None:
-        """On these pages of the device."""
         self._keep(pages)
-        self._stand(block, pages)
-        self._rank(block)
+        for block, own in zip(blocks, shared_out(pages, blocks), strict=True):
+            self._stand(block, own)
+            self._rank(block)
+        whole = [block for block in blocks if len(block.rows.tokens) == self.rows]  # nobody writes to them
+        for group, pool in enumerate(self._cache.pools):
+            for block in whole:
+                for page, twin in zip(block.pages[group], block.host_pages[group], strict=True):
+                    pool.pair(int(page), int(twin))
 
     # ---- what it is worth, and letting go
 
