@@ -36,6 +36,9 @@ LENGTH = 512
 SMALL = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "head_dim": 64,
          "max_position_embeddings": LENGTH}  # fmt: skip
 OPTIONS = "{total_pages: 1024, products: library}"
+QUICK = (
+    "{total_pages: 1024, products: library, graph_rows: 32, max_batch_requests: 4}"  # loaded again and again
+)
 ABORTED = {"terminate", "Aborted", "SIGABRT"}
 READY_S = 90.0  # kernels are compiled by the first that loads
 
@@ -195,7 +198,7 @@ def test_a_program_runs_on_a_gpu_by_one_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("runtime", ["{workers: 0}", "{engine_process: true}"])
 def test_a_command_whose_gpu_faults_ends_with_the_reason(tmp_path: Path, runtime: str) -> None:
-    ran = pie_run(configuration(tmp_path, "cuda:0", OPTIONS, runtime), tmp_path, **faulting(tmp_path))
+    ran = pie_run(configuration(tmp_path, "cuda:0", QUICK, runtime), tmp_path, **faulting(tmp_path))
     assert ran.returncode == 1, ran.stderr
     assert "the GPU faulted" in ran.stderr
     assert not ABORTED & set(ran.stderr.split()), ran.stderr
@@ -207,7 +210,7 @@ def test_a_server_starts_an_engine_whose_gpu_faulted_again(tmp_path: Path, runti
 
 
 async def serve_through_a_fault(folder: Path, device: str, runtime: str) -> int:
-    server = Server(folder, configuration(folder, device, OPTIONS, runtime), **faulting(folder))
+    server = Server(folder, configuration(folder, device, QUICK, runtime), **faulting(folder))
     async with server as url, Client(f"ws{url}", username="alice") as client:
         assert "the GPU faulted" in str(await error_of(text_of(client, "Hello")))
         await loaded_again(url)
@@ -239,7 +242,7 @@ def test_a_server_with_its_engine_inside_outlives_the_fault(tmp_path: Path) -> N
 
 
 async def serve_without_a_gpu(folder: Path, device: str) -> int:
-    server = Server(folder, configuration(folder, device, OPTIONS, "{workers: 0}"), **faulting(folder))
+    server = Server(folder, configuration(folder, device, QUICK, "{workers: 0}"), **faulting(folder))
     async with server as url, Client(f"ws{url}", username="alice") as client:
         for _ in range(2):
             assert "the GPU faulted" in str(await error_of(text_of(client, "Hello")))
