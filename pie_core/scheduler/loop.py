@@ -26,7 +26,7 @@ from pie_core.scheduler.cohort import Cohort, Drawn, RowStep
 from pie_core.scheduler.delivery import record_step
 from pie_core.scheduler.prefixes import Prefixes
 from pie_core.scheduler.request import Chunk, Pass
-from pie_core.scheduler.row_batch import build_rows, joined
+from pie_core.scheduler.row_batch import RowBatches, joined
 from pie_core.scheduler.run_ahead import RunAhead
 
 Chunks = Sequence[Chunk]
@@ -83,7 +83,7 @@ class Loop:
         self._cache = cache
         self._prefixes = prefixes
         self._ahead = ahead
-        self._cohort = cohort
+        self._cohort, self._rows = cohort, RowBatches(cohort, self._can)
         self._options = options
         self._settle, self._row_keeper = settle, row_keeper
         self._chooser = Chooser(self._can, options, suspensions, prefixes, ahead, cohort)
@@ -158,7 +158,7 @@ class Loop:
     def _lay_out_parts(self, chosen: Chosen) -> ForwardBatch:
         if not len(chosen.places):
             return build_batch(chosen.chunks, self._can)
-        rows = build_rows(self._cohort, chosen.places, self._can)
+        rows = self._rows.build(chosen.places)
         return joined(build_batch(chosen.chunks, self._can), rows) if chosen.chunks else rows
 
     def _submitted(self, ticket: Ticket, chosen: Chosen) -> None:

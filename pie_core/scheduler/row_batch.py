@@ -26,30 +26,69 @@ from pie_core.scheduler.cohort import Cohort
 from pie_core.scheduler.columns import Columns
 
 
-def build_rows(cohort: Cohort, places: Int64, can: DriverCapabilities) -> ForwardBatch:
-    """One token row with one sampler for each place, in this order."""
-    columns, count = cohort.columns, len(places)
-    rows = columns.submitted[places]
-    same = _same_for(count, -(-can.vocab_size // 32))
-    positions = rows + columns.shift[places]
-    return ForwardBatch(
-        context_ids=columns.context[places],
-        indptr=same.indptr,
-        tokens=_tokens(columns, places, rows),
-        positions=np.repeat(positions[:, None], 3, axis=1) if can.position_axes == 3 else positions,
-        kv_lengths=rows,
-        length_tickets=same.no_tickets,
-        length_requests=same.zeros,
-        cache=tuple(group.table(places, rows) for group in cohort.pages.groups),
-        masks=same.masks,
-        samplers=_samplers(columns, places, rows, same),
-        probes=same.probes,
-        num_drafts=same.zeros,
-        num_proposals=same.zeros,
-        adapter_ids=same.minus_ones,
-        adapter_scales=same.ones,
-        media=same.media,
+class RowBatches:
+    """Lays out the next row of places in the cohort."""
+
+    def __init__(self, cohort: Cohort, can: DriverCapabilities) -> None:
+        self._cohort, self._can = cohort, can
+        self._steady: _Steady | None = None
+
+    def build(self, places: Int64) -> ForwardBatch:
+        """One token row with one sampler for each place, in this order."""
+        columns, can = self._cohort.columns, self._can
+        rows, steady = columns.submitted[places], self._steady_of(places)
+        same = _same_for(len(places), -(-can.vocab_size // 32))
+        positions = rows + steady.shift
+        return ForwardBatch(
+            context_ids=steady.context,
+            indptr=same.indptr,
+            tokens=_tokens(columns, places, rows),
+            positions=np.repeat(positions[:, None], 3, axis=1) if can.position_axes == 3 else positions,
+            kv_lengths=rows,
+            length_tickets=same.no_tickets,
+            length_requests=same.zeros,
+            cache=tuple(group.table(places, rows) for group in self._cohort.pages.groups),
+            masks=same.masks,
+            samplers=_samplers(steady, rows, same),
+            probes=same.probes,
+            num_drafts=same.zeros,
+            num_proposals=same.zeros,
+            adapter_ids=same.minus_ones,
+            adapter_scales=same.ones,
+            media=same.media,
+        )
+
+    def _steady_of(self, places: Int64) -> _Steady:
+        """Gathered anew when other contexts are there."""
+        steady, columns = self._steady, self._cohort.columns
+        stamps = columns.stamp[places]
+        if steady is None or not steady.is_of(places, stamps):
+            steady = self._steady = _Steady(places, stamps, columns)
+        return steady
+
+
+class _Steady:
+    """What stays the same of some places as long as the same contexts are there; nobody writes to it, and drivers need
+    not look at it again."""
+
+    __slots__ = (
+        *("_places", "_stamps", "context", "epoch", "min_p", "shift", "stream"),
+        *("temperature", "top_k", "top_p"),
     )
+
+    def __init__(self, places: Int64, stamps: Int64, columns: Columns) -> None:
+        self._places, self._stamps = places, stamps
+        self.context, self.shift = _fixed(columns.context[places]), _fixed(columns.shift[places])
+        self.stream, self.epoch = _fixed(columns.stream[places]), _fixed(columns.epoch[places])
+        self.temperature, self.top_k = _fixed(columns.temperature[places]), _fixed(columns.top_k[places])
+        self.top_p, self.min_p = _fixed(columns.top_p[places]), _fixed(columns.min_p[places])
+
+    def is_of(self, places: Int64, stamps: Int64) -> bool:
+        return (
+            len(places) == len(self._places)
+            and not np.count_nonzero(places != self._places)
+            and not np.count_nonzero(stamps != self._stamps)
+        )
 
 
 def _tokens(columns: Columns, places: Int64, rows: Int32) -> TokenRefs:
@@ -66,20 +105,20 @@ def _tokens(columns: Columns, places: Int64, rows: Int32) -> TokenRefs:
     return TokenRefs(ids, tickets, samplers)
 
 
-def _samplers(columns: Columns, places: Int64, rows: Int32, same: _Same) -> Samplers:
+def _samplers(steady: _Steady, rows: Int32, same: _Same) -> Samplers:
     return Samplers(
         rows=same.numbers,
-        temperature=columns.temperature[places],
-        top_k=columns.top_k[places],
-        top_p=columns.top_p[places],
-        min_p=columns.min_p[places],
+        temperature=steady.temperature,
+        top_k=steady.top_k,
+        top_p=steady.top_p,
+        min_p=steady.min_p,
         repetition=same.ones,
         presence=same.float_zeros,
         frequency=same.float_zeros,
-        stream=columns.stream[places],
-        index=(rows + 1).astype(np.uint32),
+        stream=steady.stream,
+        index=(rows + 1).view(np.uint32),
         slot=same.slots,
-        epoch=columns.epoch[places],
+        epoch=steady.epoch,
         history_indptr=same.zeros_and_one,
         history=same.no_tokens,
         history_counts=_NO_NUMBERS,

@@ -472,3 +472,30 @@ def test_stop_tokens_may_lie_outside_the_vocabulary_and_be_many() -> None:
         assert (engine.status().cohort_rows > 0) == (len(others) <= 64)
         engine = opened(1)
         assert engine.generate(1, [1], 30, stop_tokens=[free[9], *others]) == free[: free.index(free[9])]
+
+
+def test_who_takes_another_ones_place_draws_in_its_own_way() -> None:
+    driver = Recorder(num_pages=400)
+    engine = opened(2, driver)
+    drawn = []
+    for context, sampler in ((1, GREEDY), (2, RANDOM)):
+        engine.begin_generation(context, [context] * 3, 6, sampler)
+        engine.run()
+        batch = driver.batches[-1]
+        drawn.append(
+            (batch.context_ids.tolist(), batch.samplers.temperature.tolist(), batch.samplers.stream.tolist())
+        )
+    assert drawn == [([1], [0.0], [1]), ([2], [1.0], [2])]
+
+
+def test_settings_of_samplers_are_the_same_objects_while_the_same_contexts_decode() -> None:
+    driver = Recorder(num_pages=400)
+    engine = opened(2, driver)
+    for context in (1, 2):
+        engine.begin_generation(context, [context] * 3, 6, RANDOM)
+    engine.run()
+    first, second = (batch.samplers for batch in driver.batches[-3:-1])
+    assert first.stream is second.stream
+    assert first.temperature is second.temperature
+    with pytest.raises(ValueError, match="read-only"):
+        first.temperature[0] = 0.5
