@@ -646,6 +646,8 @@ class Engine:
         idle = [
             each for each in self._contexts if not each.busy and not each.pages.is_empty and each is not but
         ]
+        for each in idle:
+            each.last_used = self._cohort.last_used(each)
         if idle:
             self._suspend(self._suspensions.cheapest(idle))
         return bool(idle)

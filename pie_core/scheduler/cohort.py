@@ -433,7 +433,7 @@ class Cohort:
         self.drops += max(int(columns.submitted[place]) - claimed, 0)
         staged, request = bool(columns.is_staged[place]), int(columns.request[place])
         is_step = bool(columns.is_step[place]) and not columns.loops[place]
-        written, used = int(columns.written[place]), int(columns.used[place])
+        written, used = int(columns.written[place]), self.last_used(context)
         self._vacate(context)
         if staged:
             context.submitted = claimed
@@ -441,7 +441,7 @@ class Cohort:
             return
         context.written = context.submitted = min(written, claimed)
         context.pages.drop_latest(0, context.submitted)
-        context.last_used = max(context.last_used, used)
+        context.last_used = used
         self._prefixes.written(context, turn_ended=False)
         if request != NOBODY:
             asked_at = float(columns.asked_at[place]) if is_step else None
@@ -480,6 +480,11 @@ class Cohort:
         for context in [each for each in self._contexts if each is not None and not each.busy]:
             self.leave(context)
         return self.drops > before
+
+    def last_used(self, context: Context) -> int:
+        """A context that is stepped here is used without hearing of it."""
+        place = context.seat
+        return max(context.last_used, int(self.columns.used[place])) if place >= 0 else context.last_used
 
     def flush(self, context: Context) -> None:
         """Its history and counts are up to date, and it stays."""

@@ -10,9 +10,11 @@ import pytest
 from pie_core.engine.messages import (
     DropContext,
     EvictRows,
+    ForwardDone,
     OpenSnapshot,
     SaveSnapshot,
     SnapshotOpened,
+    Steps,
     SwapUse,
     TruncateContext,
 )
@@ -360,3 +362,26 @@ def test_rows_are_computed_again_only_where_more_stand_still_than_run(
         engine.finish()
     assert engine.status().suspensions == suspensions
     engine.run()
+
+
+def test_a_program_that_steps_is_not_idle_for_having_begun_long_ago() -> None:
+    """Its context is in the cohort, which notes by itself when it was used."""
+    engine = uncached(small(num_pages=24), speculation_depth=1)
+    engine.create(1)
+    token = engine.draw(1, [1, 2, 3])
+    engine.create(2)
+    engine.forward(2, [7] * 24)
+    for _ in range(12):
+        request = engine.new_request()
+        engine.send(Steps([request], [ContextId(1)], [token]))
+        engine.run_until_answered(request)
+        (token,) = engine.final(request, ForwardDone).tokens
+    assert engine.status().cohort_rows >= 12
+    engine.create(3)
+    engine.begin_generation(3, [3, 5], 12)
+    engine.start()  # so that nobody waits until nothing runs
+    engine.create(4)
+    passed = engine.submit(4, [9] * 57)
+    engine.run_until_answered(passed)
+    held = {each.id: each.pages.is_swapped for each in engine.engine._contexts}
+    assert held == {1: False, 2: True, 3: False, 4: False}
