@@ -167,7 +167,7 @@ async def decode_with_guests(
             crowd = Crowd(app, program, inputs_of([Story(prompt, tokens)] * guests, vocab_size))
             await crowd.ready()
             app.watched.take_steps()
-            gc.collect()  # what starting them left, and the pie before this one: 70 ms, which fell into some runs
+            gc.collect()  # what starting them left, and the pie before this one: up to 70 ms, in the run or not
             crowd.go()
             await crowd.end()
             return decode_of(app, guests)
