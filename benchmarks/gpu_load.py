@@ -15,14 +15,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.gpu_models import SHAPES, Shape
@@ -33,6 +33,7 @@ from pie_plugins.models import llama, qwen3
 
 ARCHITECTURES = {each.name: each for each in (llama.DECLARATION, qwen3.DECLARATION)}
 FILE_BYTES = 5 * 10**9  # about as much as files on the hub hold
+WRITERS, ALIGNED = 4, 8
 DRAWN = 2**24  # values that are drawn; matrices repeat them, for drawing takes longer than writing
 SPREAD, SEED = 0.02, 7
 
@@ -142,14 +143,16 @@ def _began() -> float:
 def write_checkpoint(shape: Shape, folder: Path, file_bytes: int = FILE_BYTES) -> int:
     """A directory as it is fetched from the hub, with random weights. Returns the bytes of its tensors."""
     shape.write(folder)
-    drawn = torch.empty(DRAWN, dtype=torch.bfloat16)
-    drawn.normal_(0, SPREAD, generator=torch.Generator().manual_seed(SEED))
+    content = _content()
     files = list(_files(shape, file_bytes))
-    owners: dict[str, str] = {}
-    for number, shapes in enumerate(files, 1):
-        file = f"model-{number:05}-of-{len(files):05}.safetensors"
-        save_file({name: _values(drawn, size) for name, size in shapes.items()}, folder / file)
-        owners.update(dict.fromkeys(shapes, file))
+    names = [f"model-{number:05}-of-{len(files):05}.safetensors" for number in range(1, len(files) + 1)]
+    with ThreadPoolExecutor(WRITERS) as writers:
+        for written in [
+            writers.submit(_write_file, folder / name, shapes, content)
+            for name, shapes in zip(names, files, strict=True)
+        ]:
+            written.result()
+    owners = {tensor: name for name, shapes in zip(names, files, strict=True) for tensor in shapes}
     total = sum(_num_bytes(size) for shapes in files for size in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": owners}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -175,12 +178,40 @@ def _num_bytes(size: tuple[int, ...]) -> int:
     return torch.bfloat16.itemsize * int(torch.Size(size).numel())
 
 
-def _values(drawn: Tensor, size: tuple[int, ...]) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What tensors are filled with, again and again."""
+
+    matrix: memoryview
+    vector: memoryview
+
+
+def _content() -> _Content:
     """Matrices are normal, norms are one."""
-    if len(size) == 1:
-        return torch.ones(size, dtype=drawn.dtype)
-    count = torch.Size(size).numel()
-    return drawn.repeat(-(-count // len(drawn)))[:count].view(size)
+    drawn = torch.empty(DRAWN, dtype=torch.bfloat16)
+    drawn.normal_(0, SPREAD, generator=torch.Generator().manual_seed(SEED))
+    return _Content(_bytes(drawn), _bytes(torch.ones_like(drawn)))
+
+
+def _bytes(values: Tensor) -> memoryview:
+    return values.view(torch.uint8).numpy().data
+
+
+def _write_file(path: Path, shapes: Mapping[str, tuple[int, ...]], content: _Content) -> None:
+    """The format's own layout: its library would copy every tensor twice."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, size in shapes.items():
+        start, end = end, end + _num_bytes(size)
+        header[name] = {"dtype": "BF16", "shape": size, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNED)
+    with path.open("wb", buffering=0) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for size in shapes.values():
+            source, left = content.vector if len(size) == 1 else content.matrix, _num_bytes(size)
+            while left:
+                left -= file.write(source[:left])
 
 
 def _ignore(_: Progress) -> None:
