@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from statistics import median
@@ -33,6 +33,10 @@ ROW_CLASSES = (1, 16, 32, 64)
 MOST_ROWS = ROW_CLASSES[-1]
 LAUNCHES, REPLAYS = 16, 5  # of one measurement
 MARGIN = 0.97  # of the library's time: what is not clearly faster is not taken
+CHAIN, ROUNDS = (
+    32,
+    2,
+)  # products of some layers, more than the caches hold; times that each is chosen among them
 COUNTERS = 16384  # tiles of the largest product whose inputs are shared
 
 
@@ -48,7 +52,14 @@ class Cut:
     held: int = 0  # tiles of weights that are asked for in advance
 
 
-ONE_ROW_CUTS = (Cut(8, 512), Cut(4, 1024), Cut(8, 1024), Cut(4, 2048), Cut(16, 1024, warps=8))
+ONE_ROW_CUTS = (
+    Cut(8, 512),
+    Cut(4, 1024),
+    Cut(4, 2048),
+    Cut(4, 2048, warps=8),
+    Cut(16, 512, warps=8),
+    Cut(16, 1024, warps=8),
+)
 FEW_ROWS_CUTS = (
     Cut(64, 128),
     Cut(64, 128, shares=4),
@@ -68,11 +79,22 @@ class Choice:
     rows: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """One product of a chain."""
+
+    choice: Choice
+    matrix: Matrix
+    x: Tensor
+    around: Around
+
+
 class TunedLinear(PlainLinear):
     """The library's products until `tune` finds better ones."""
 
     def __init__(self) -> None:
         self._matrices: dict[tuple[int, int], list[Matrix]] = defaultdict(list)
+        self._in_order: list[Matrix] = []
         self.cuts: Mapping[Choice, Cut] = {}  # where the own kernels were found to be faster
         self._arrived: Tensor | None = None
 
@@ -80,8 +102,8 @@ class TunedLinear(PlainLinear):
         return self.known(super().prepare(weight, bias))
 
     def known(self, matrix: Matrix) -> Matrix:
-        outputs, inputs = matrix.weight.shape
-        self._matrices[outputs, inputs].append(matrix)
+        self._matrices[_shape(matrix)].append(matrix)
+        self._in_order.append(matrix)
         return matrix
 
     def __call__(self, x: Tensor, matrix: Matrix) -> Tensor:
@@ -103,17 +125,19 @@ class TunedLinear(PlainLinear):
         return out
 
     def tune(self, timeline: CudaTimeline) -> dict[Choice, Cut]:
-        """Times every shape: where the own kernels are faster, and how."""
+        """Times every shape: where the own kernels are faster, and how. Then those of one row as they follow on each
+        other."""
         with compiling(timeline.device):
             self.launch_candidates()
         clock, cuts = _Clock(timeline), dict[Choice, Cut]()
         for choice, matrices in self._choices():
             x = _input(choice.rows, matrices[0])
-            library = clock.seconds(partial(_library, choice.gated), x, matrices)
+            library = clock.seconds(partial(_library, self._in_a_layer(choice, x)), x, matrices)
             seconds, cut = min(self._own_times(choice, x, matrices, clock), key=lambda each: each[0])
             LOG.debug("%s: library %.2f us, %s %.2f us", choice, 1e6 * library, cut, 1e6 * seconds)
             if seconds < MARGIN * library:
                 cuts[choice] = cut
+        self._fit_together(cuts, clock)
         return cuts
 
     def take(self, cuts: Mapping[Choice, Cut], timeline: CudaTimeline) -> None:
@@ -122,6 +146,7 @@ class TunedLinear(PlainLinear):
         with compiling(timeline.device):
             self._launch_chosen()
         self._matrices.clear()
+        self._in_order.clear()
         LOG.info("products by the own kernels: %s", self.cuts or "none")
 
     def _cut(self, x: Tensor, matrix: Matrix, around: Around) -> Cut | None:
@@ -205,12 +230,53 @@ class TunedLinear(PlainLinear):
         self, choice: Choice, x: Tensor, matrices: Sequence[Matrix], clock: _Clock
     ) -> Iterator[tuple[float, Cut]]:
         """At the most rows: fewer take as long, for the weights are the same."""
-        around = Around(gated=choice.gated)
+        around = self._in_a_layer(choice, x)
         for cut in _cuts(choice):
             try:
                 yield clock.seconds(partial(self._own, cut, around), x, matrices), cut
             except OutOfResources:  # wide numbers: a tile does not fit
                 yield inf, cut
+
+    def _in_a_layer(self, choice: Choice, x: Tensor) -> Around:
+        """What stands around a product of one row, as far as shapes tell: sums go to the residual stream, which is as
+        wide as what the first product takes; the others norm it."""
+        if choice.rows > 1:
+            return Around(gated=choice.gated)
+        if choice.outputs == self._in_order[0].weight.shape[1] and not choice.gated:
+            return Around(onto=x.new_zeros((1, choice.outputs)))
+        return Around(norm=x[0], norm_eps=1e-6, gated=choice.gated)
+
+    def _fit_together(self, cuts: dict[Choice, Cut], clock: _Clock) -> None:
+        """In a chain of layers: a cut that is fast by itself may keep the next product from loading weights early."""
+        chain = self._chain()
+        for choice in ROUNDS * tuple(dict.fromkeys(link.choice for link in chain)):
+            if choice in cuts:
+                times = {cut: self._chain_time(chain, {**cuts, choice: cut}, clock) for cut in _cuts(choice)}
+                cuts[choice] = min(times, key=lambda cut: times[cut])
+                LOG.debug("%s in a chain: %s", choice, {cut: 1e6 * seconds for cut, seconds in times.items()})
+
+    def _chain(self) -> list[_Link]:
+        """The products of some layers in their order, with the activation where it may be taken in."""
+        choices = {(each.outputs, each.inputs): each for each, _ in self._choices() if each.rows == 1}
+        links: dict[Choice, _Link] = {}
+        for shape, choice in choices.items():
+            x = _input(1, self._matrices[shape][0])
+            links[choice] = _Link(choice, self._matrices[shape][0], x, self._in_a_layer(choice, x))
+        repeated = [each for each in self._in_order if len(self._matrices[_shape(each)]) > 1]
+        return [replace(links[choices[_shape(each)]], matrix=each) for each in repeated[:CHAIN]]
+
+    def _chain_time(self, chain: Sequence[_Link], cuts: Mapping[Choice, Cut], clock: _Clock) -> float:
+        try:
+            return clock.of_chain(partial(self._run, chain, cuts))
+        except OutOfResources:
+            return inf
+
+    def _run(self, chain: Sequence[_Link], cuts: Mapping[Choice, Cut]) -> None:
+        for link in chain:
+            if link.choice in cuts:
+                self.multiply(link.x, link.matrix, cuts[link.choice], link.around)
+            else:
+                _library(link.around, link.x, link.matrix)
 
     def _own(self, cut: Cut, around: Around, x: Tensor, matrix: Matrix) -> Tensor:
         return self.multiply(x, matrix, cut, around)
@@ -218,7 +284,8 @@ class TunedLinear(PlainLinear):
     def launch_candidates(self) -> None:
         """Everything that is going to be timed, once."""
         for choice, matrices in self._choices():
-            x, around = _room(choice.rows, matrices[0]), Around(gated=choice.gated)
+            x = _room(choice.rows, matrices[0])
+            around = self._in_a_layer(choice, x)
             _normed(x)
             for cut in _cuts(choice):
                 self.multiply(x, matrices[0], cut, around)
@@ -245,6 +312,11 @@ def _takes_in(x: Tensor, matrix: Matrix, around: Around) -> bool:
     return around.norm is None or (len(x) == 1 and around.norm.dim() == 1)
 
 
+def _shape(matrix: Matrix) -> tuple[int, int]:
+    outputs, inputs = matrix.weight.shape
+    return outputs, inputs
+
+
 def _is_narrow(matrix: Matrix) -> bool:
     return matrix.weight.dtype in (torch.bfloat16, torch.float16)
 
@@ -264,16 +336,18 @@ def _holding(choice: Choice) -> Iterator[Cut]:
 
 
 def _likely(x: Tensor, choice: Choice) -> Iterator[Around]:
-    """Sums onto the residual stream, norms of it."""
+    """Sums onto the residual stream, norms of it; the head is behind a norm of its own."""
+    if choice.rows == 1:
+        yield NOTHING
     if not choice.gated:
         yield Around(onto=x.new_empty((len(x), choice.outputs)))
     if choice.rows == 1:
         yield Around(norm=x[0], norm_eps=1e-6, gated=choice.gated)
 
 
-def _library(gated: bool, x: Tensor, matrix: Matrix) -> Tensor:
-    product = functional.linear(x, matrix.weight, matrix.bias)
-    if gated:  # about what the activation takes then
+def _library(around: Around, x: Tensor, matrix: Matrix) -> Tensor:
+    product = functional.linear(x if around.norm is None else _normed(x), matrix.weight, matrix.bias)
+    if around.gated:  # about what the activation takes then
         columns = product.shape[1] // 2
         return product[:, :columns] * product[:, columns:]
     return product
@@ -309,7 +383,7 @@ def _normed(x: Tensor) -> Tensor:
 
 class _Clock:
     """Times one product inside a graph of several, each with another matrix, so that no cache holds them, and behind a
-    norm, as in a layer: what begins early gains by it."""
+    norm, as in a layer: what begins early gains by it. Or a chain of different ones."""
 
     def __init__(self, timeline: CudaTimeline) -> None:
         self._timeline = timeline
@@ -321,6 +395,9 @@ class _Clock:
             for each in range(LAUNCHES):
                 call(_normed(x), matrices[each % len(matrices)])
 
+        return self.of_chain(several) / LAUNCHES
+
+    def of_chain(self, several: Callable[[], None]) -> float:
         several()
         self._timeline.synchronize()
         replay = self._timeline.record(
@@ -333,4 +410,4 @@ class _Clock:
         replay()
         ended = self._timeline.mark()
         ended.wait()
-        return ended.seconds_since(started) / LAUNCHES
+        return ended.seconds_since(started)
