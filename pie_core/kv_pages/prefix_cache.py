@@ -151,6 +151,10 @@ class PrefixCache:
             self._states.set((last.key, hit.length), self._worth_of_state(last))
         self._in_host.use(hit.blocks)
 
+    def still_wanted(self, chain: Sequence[Block]) -> None:
+        """Somebody waits for room to take it: of what lies in host memory it goes last."""
+        self._in_host.use(chain)
+
     def _first_row(self, group: int, written: int, length: int) -> int:
         """Of those that a row at `length` reads and that a context of `written` rows has not got itself."""
         space = self._cache.spaces[group]

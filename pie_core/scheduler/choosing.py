@@ -97,20 +97,24 @@ class Chooser:
         return ready + [each for line in lines for each in self._first_ready(in_turns(line), *limits)]
 
     def _first_ready(self, line: Iterable[Pass], tokens: int, requests: int) -> Iterator[Pass]:
-        """Whoever lacks room is overtaken by those that need less, but not again and again."""
-        tries, first = TRIED_IN_VAIN, None
+        """Those that have to wait for room are overtaken by others that need less, but not again and again."""
+        tries, earlier, is_next = TRIED_IN_VAIN, list[Pass](), False
         for each in line:
-            if min(tokens, requests, tries) <= 0 or (first is not None and first.overtaken >= MOST_OVERTAKEN):
+            if is_next or min(tokens, requests, tries) <= 0:
                 return
             readiness = self._readiness(each)
-            if readiness is not Readiness.READY:
+            if readiness is Readiness.READY:
+                tokens, requests = tokens - each.remaining, requests - 1
+                yield each
+            else:
                 tries -= 1
-                first = each if first is None and readiness is Readiness.NO_ROOM else first
-                continue
-            tokens, requests = tokens - each.remaining, requests - 1
-            if first is not None:
-                first.overtaken += 1
-            yield each
+            if not each.is_coming:
+                for one in earlier:
+                    one.overtaken += 1
+                    is_next |= one.overtaken >= MOST_OVERTAKEN
+            elif readiness is not Readiness.JOINS:
+                earlier.append(each)
+                is_next |= each.overtaken >= MOST_OVERTAKEN
 
     def _readiness(self, waiting: Pass) -> Readiness:
         if not self._suspensions.is_on_device(waiting):

@@ -153,6 +153,7 @@ class Prefixes:
             context.pages.is_empty,
         )
         if has_none and not _could_fit(length, waiting, away, beside_promises=bool(chain)):
+            self._cache.still_wanted(chain)
             return Readiness.NO_ROOM
         tail = None if is_computed else self._tail(context, length, limit)
         chain, tail = self._on_device(waiting, limit, chain, tail)

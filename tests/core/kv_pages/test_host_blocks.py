@@ -89,6 +89,23 @@ def test_a_context_that_goes_to_host_memory_takes_the_room_of_what_is_only_cache
     assert engine.status().prefix_hit_tokens - before == 4
 
 
+def test_what_a_pass_waits_to_take_goes_after_what_nobody_waits_for() -> None:
+    engine = small(num_host_pages=20)
+    history = save_in_host(engine, 1, PROMPT)
+    save_in_host(engine, 2, OTHER)  # three pages are left in host memory
+    engine.create(3)
+    running = engine.begin_generation(3, [5] * 54, 8)
+    engine.start()
+    engine.create(4)
+    passed = engine.submit(4, [*history, 3])
+    engine.start()
+    assert engine.engine._cache.host.has([9])
+    engine.run_until_answered(running)
+    drop(engine, 3)
+    assert engine.is_answered(passed)
+    assert engine.status().prefix_hit_tokens == 28, "its whole blocks"
+
+
 def test_a_budget_in_bytes_holds_with_what_is_cached() -> None:
     page_bytes = 4 * 16
     engine = SteppedEngine(dummy(num_pages=16), speculation_depth=0, swap_bytes=9 * page_bytes)
