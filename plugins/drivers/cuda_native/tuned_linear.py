@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from statistics import median
@@ -33,10 +33,6 @@ ROW_CLASSES = (1, 16, 32, 64)
 MOST_ROWS = ROW_CLASSES[-1]
 LAUNCHES, REPLAYS = 16, 5  # of one measurement
 MARGIN = 0.97  # of the library's time: what is not clearly faster is not taken
-CHAIN, ROUNDS = (
-    32,
-    2,
-)  # products of some layers, more than the caches hold; times that each is chosen among them
 COUNTERS = 16384  # tiles of the largest product whose inputs are shared
 
 
@@ -79,22 +75,12 @@ class Choice:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Link:
-    """One product of a chain."""
-
-    choice: Choice
-    matrix: Matrix
-    x: Tensor
-    around: Around
-
-
 class TunedLinear(PlainLinear):
     """The library's products until `tune` finds better ones."""
 
     def __init__(self) -> None:
         self._matrices: dict[tuple[int, int], list[Matrix]] = defaultdict(list)
-        self._in_order: list[Matrix] = []
+        self._width = 0  # of the residual stream: what the first product takes
         self.cuts: Mapping[Choice, Cut] = {}  # where the own kernels were found to be faster
         self._arrived: Tensor | None = None
 
@@ -103,7 +89,7 @@ class TunedLinear(PlainLinear):
 
     def known(self, matrix: Matrix) -> Matrix:
         self._matrices[_shape(matrix)].append(matrix)
-        self._in_order.append(matrix)
+        self._width = self._width or matrix.weight.shape[1]
         return matrix
 
     def __call__(self, x: Tensor, matrix: Matrix) -> Tensor:
@@ -125,8 +111,7 @@ class TunedLinear(PlainLinear):
         return out
 
     def tune(self, timeline: CudaTimeline) -> dict[Choice, Cut]:
-        """Times every shape: where the own kernels are faster, and how. Then those of one row as they follow on each
-        other."""
+        """Times every shape: where the own kernels are faster, and how."""
         with compiling(timeline.device):
             self.launch_candidates()
         clock, cuts = _Clock(timeline), dict[Choice, Cut]()
@@ -137,7 +122,6 @@ class TunedLinear(PlainLinear):
             LOG.debug("%s: library %.2f us, %s %.2f us", choice, 1e6 * library, cut, 1e6 * seconds)
             if seconds < MARGIN * library:
                 cuts[choice] = cut
-        self._fit_together(cuts, clock)
         return cuts
 
     def take(self, cuts: Mapping[Choice, Cut], timeline: CudaTimeline) -> None:
@@ -146,7 +130,6 @@ class TunedLinear(PlainLinear):
         with compiling(timeline.device):
             self._launch_chosen()
         self._matrices.clear()
-        self._in_order.clear()
         LOG.info("products by the own kernels: %s", self.cuts or "none")
 
     def _cut(self, x: Tensor, matrix: Matrix, around: Around) -> Cut | None:
@@ -242,41 +225,9 @@ class TunedLinear(PlainLinear):
         wide as what the first product takes; the others norm it."""
         if choice.rows > 1:
             return Around(gated=choice.gated)
-        if choice.outputs == self._in_order[0].weight.shape[1] and not choice.gated:
+        if choice.outputs == self._width and not choice.gated:
             return Around(onto=x.new_zeros((1, choice.outputs)))
         return Around(norm=x[0], norm_eps=1e-6, gated=choice.gated)
-
-    def _fit_together(self, cuts: dict[Choice, Cut], clock: _Clock) -> None:
-        """In a chain of layers: a cut that is fast by itself may keep the next product from loading weights early."""
-        chain = self._chain()
-        for choice in ROUNDS * tuple(dict.fromkeys(link.choice for link in chain)):
-            if choice in cuts:
-                times = {cut: self._chain_time(chain, {**cuts, choice: cut}, clock) for cut in _cuts(choice)}
-                cuts[choice] = min(times, key=lambda cut: times[cut])
-                LOG.debug("%s in a chain: %s", choice, {cut: 1e6 * seconds for cut, seconds in times.items()})
-
-    def _chain(self) -> list[_Link]:
-        """The products of some layers in their order, with the activation where it may be taken in."""
-        choices = {(each.outputs, each.inputs): each for each, _ in self._choices() if each.rows == 1}
-        links: dict[Choice, _Link] = {}
-        for shape, choice in choices.items():
-            x = _input(1, self._matrices[shape][0])
-            links[choice] = _Link(choice, self._matrices[shape][0], x, self._in_a_layer(choice, x))
-        repeated = [each for each in self._in_order if len(self._matrices[_shape(each)]) > 1]
-        return [replace(links[choices[_shape(each)]], matrix=each) for each in repeated[:CHAIN]]
-
-    def _chain_time(self, chain: Sequence[_Link], cuts: Mapping[Choice, Cut], clock: _Clock) -> float:
-        try:
-            return clock.of_chain(partial(self._run, chain, cuts))
-        except OutOfResources:
-            return inf
-
-    def _run(self, chain: Sequence[_Link], cuts: Mapping[Choice, Cut]) -> None:
-        for link in chain:
-            if link.choice in cuts:
-                self.multiply(link.x, link.matrix, cuts[link.choice], link.around)
-            else:
-                _library(link.around, link.x, link.matrix)
 
     def _own(self, cut: Cut, around: Around, x: Tensor, matrix: Matrix) -> Tensor:
         return self.multiply(x, matrix, cut, around)
@@ -383,7 +334,7 @@ def _normed(x: Tensor) -> Tensor:
 
 class _Clock:
     """Times one product inside a graph of several, each with another matrix, so that no cache holds them, and behind a
-    norm, as in a layer: what begins early gains by it. Or a chain of different ones."""
+    norm, as in a layer: what begins early gains by it."""
 
     def __init__(self, timeline: CudaTimeline) -> None:
         self._timeline = timeline
@@ -395,9 +346,6 @@ class _Clock:
             for each in range(LAUNCHES):
                 call(_normed(x), matrices[each % len(matrices)])
 
-        return self.of_chain(several) / LAUNCHES
-
-    def of_chain(self, several: Callable[[], None]) -> float:
         several()
         self._timeline.synchronize()
         replay = self._timeline.record(
@@ -410,4 +358,4 @@ class _Clock:
         replay()
         ended = self._timeline.mark()
         ended.wait()
-        return ended.seconds_since(started)
+        return ended.seconds_since(started) / LAUNCHES
