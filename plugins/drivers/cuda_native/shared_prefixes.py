@@ -15,9 +15,8 @@ from pie_core.contracts.forward import Bool, Int32, PrefixGroups
 
 REQUESTS_EACH = 16
 MOST_TILES = 32  # room in a recorded step: a full batch of 512, or the 32 tiles that save most
-LEAST_SAVED = (
-    2**15
-)  # columns that need not be read again, some 30 us of a layer; below, two more launches cost as much
+# Columns that need not be read again, some 30 us of a layer; below, two more launches cost as much.
+LEAST_SAVED = 2**15
 
 
 @dataclass(frozen=True, slots=True)
