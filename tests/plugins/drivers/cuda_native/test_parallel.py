@@ -66,6 +66,14 @@ def runs_here(request: pytest.FixtureRequest) -> bool:
     return False
 
 
+def two_and_the_other(checkpoint: Path) -> tuple[ParallelDriver, subprocess.Popen[bytes]]:
+    """A driver over two ranks, and the process of rank 1."""
+    driver = cuda_native(checkpoint, tensor_parallel=2)
+    assert isinstance(driver, ParallelDriver)
+    (worker,) = driver._workers
+    return driver, worker._process
+
+
 @pytest.fixture
 def two(checkpoint: Path) -> Iterator[Driver]:
     driver = cuda_native(checkpoint, tensor_parallel=2, host_pages=8)
@@ -120,11 +128,9 @@ def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(
 ) -> None:
     if not runs_here(request):
         return
-    two = cuda_native(checkpoint, tensor_parallel=2)
-    assert isinstance(two, ParallelDriver)
-    (worker,) = two._workers
-    os.kill(worker._process.pid, signal.SIGKILL)
-    worker._process.wait()
+    two, process = two_and_the_other(checkpoint)
+    process.kill()
+    process.wait()
     stepper = Stepper(two)
     with pytest.raises(EngineLost, match="rank 1 has ended"):
         stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
@@ -138,13 +144,11 @@ def test_a_rank_that_dies_while_a_step_waits_for_it_ends_the_step_by_type(
     """Stopped first, so that the step is queued here and not there."""
     if not runs_here(request):
         return
-    two = cuda_native(checkpoint, tensor_parallel=2)
-    assert isinstance(two, ParallelDriver)
-    (worker,) = two._workers
+    two, process = two_and_the_other(checkpoint)
     stepper = Stepper(two)
     stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
-    os.kill(worker._process.pid, signal.SIGSTOP)
-    threading.Timer(0.3, worker._process.kill).start()
+    os.kill(process.pid, signal.SIGSTOP)
+    threading.Timer(0.3, process.kill).start()
     ticket = stepper.submit([Request(stepper.context(), [1, 2], samples=[Sample()])])
     while not two.is_done(ticket):
         sleep(0.01)
