@@ -178,6 +178,7 @@ async def serve(folder: Path, device: str, options: str) -> int:
         return await server.stop()
 
 
+@pytest.mark.alone  # what others take of the GPU meanwhile would count
 def test_a_server_serves_from_a_gpu_and_frees_it(tmp_path: Path) -> None:
     free, _ = torch.cuda.mem_get_info()
     assert asyncio.run(serve(tmp_path, "cuda:0", OPTIONS)) == 0
