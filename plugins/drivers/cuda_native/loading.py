@@ -19,7 +19,7 @@ from pie_plugins.drivers.cuda_native.load_times import LoadTimes
 from pie_plugins.drivers.cuda_native.lost_device import keep_until_exit
 from pie_plugins.drivers.cuda_native.memory import is_out_of_memory
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
-from pie_plugins.drivers.cuda_native.parallel import Ranks, devices_of, join, leave_at_once
+from pie_plugins.drivers.cuda_native.parallel import Ranks, check_may_join, devices_of, join, leave_at_once
 from pie_plugins.drivers.cuda_native.parallel_driver import NOTICED_S, ParallelDriver, Worker, watched
 from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 
@@ -92,6 +92,7 @@ def _compile_ahead(
 
 
 def _load_parallel(request: DriverRequest, options: CudaNativeOptions) -> ParallelDriver:
+    check_may_join()
     size, port = options.tensor_parallel, _free_port()
     devices = devices_of(torch.device(request.device), size)
     described = [_described(each) for each in request.architectures.values()]

@@ -74,13 +74,17 @@ class Ranks:
             work()
 
 
-def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
-    """Waits for the others."""
+def check_may_join() -> None:
+    """Before anything is started: a process has one group of ranks."""
     if distributed.is_initialized():
         raise LoadError(
             "driver cuda_native: tensor_parallel needs a process without a process group of torch.distributed, and this"
             " one has one: of a model over several GPUs that is loaded, or that was lost; start another process"
         )
+
+
+def join(rank: int, size: int, port: int, device: torch.device) -> Ranks:
+    """Waits for the others."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -123,6 +123,16 @@ def test_two_ranks_tell_the_story_of_one(two: Driver, checkpoint: Path) -> None:
 
 
 @needs_devices
+def test_a_second_model_over_several_devices_is_refused_and_the_first_goes_on(
+    two: Driver, checkpoint: Path
+) -> None:
+    with pytest.raises(LoadError, match="start another process"):
+        cuda_native(checkpoint, tensor_parallel=2)
+    stepper = Stepper(two)
+    assert len(stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens) == 1
+
+
+@needs_devices
 def test_a_rank_that_dies_ends_steps_by_type_and_closing_works(
     checkpoint: Path, request: pytest.FixtureRequest
 ) -> None:
