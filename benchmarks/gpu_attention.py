@@ -35,13 +35,14 @@ from pie_plugins.drivers.cuda_native.kernels import Kernels
 from pie_plugins.drivers.cuda_native.kv_cache import KvCache
 from pie_plugins.drivers.cuda_native.options import CudaNativeOptions
 from pie_plugins.drivers.cuda_native.outcomes import Outcomes, RingLayout
+from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
 from pie_plugins.drivers.cuda_native.step_tensors import BlockLayout, StepTensors, pack, sizes_of, view_block
 from pie_plugins.drivers.cuda_native.timeline import Timeline, timeline_of
 from pie_plugins.models.layers.architecture import PagedLayout
 
 LONGEST = 2**17
 DECODED = ((1, 256), (32, 256), (256, 256), (1, 4096), (8, 4096), (32, 4096), (1, 32768), (8, 32768))
-SHARED = ((32, 1024), (32, 8192), (256, 1024), (256, 8192))
+SHARED = ((8, 1024), (32, 1024), (8, 4096), (32, 4096), (32, 8192), (256, 256), (256, 1024), (256, 8192))
 OWN_COLUMNS = 256  # of each request behind a shared prefix
 PROMPTS = (1024, 8000)
 Sizes = Sequence[tuple[int, int]]  # requests, and columns of each
@@ -218,7 +219,8 @@ def median_time(call: Callable[[], None]) -> float:
 def shared(shape: Shape, timeline: Timeline, sizes: Sizes = SHARED) -> Iterator[Row]:
     for requests, columns in sizes:
         setting = Setting(shape, requests, columns + OWN_COLUMNS, 1, columns, timeline)
-        assert setting.host.tiles.count, "the prefix is not worth it?"
+        everybody = np.ones(requests, np.bool_)
+        setting.host.tiles = plan_tiles(setting.host.batch.prefixes, everybody, least_saved=1)
         yield setting.own("shared", "read once for tiles", setting.host)
         alone = BatchReader([setting.cache], ModelLimits(shape.vocab_size, LONGEST), cascades=False)
         yield setting.own("shared", "read by everybody", alone.read(setting.host.batch, setting.outcomes))

@@ -143,14 +143,14 @@ def test_attention_is_timed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with timeline.main():
         rows = [
             *gpu_attention.decoded(TINY, timeline, [(2, 40)]),
-            *gpu_attention.shared(TINY, timeline, [(32, 1200)]),
+            *gpu_attention.shared(TINY, timeline, [(4, 64)]),
             *gpu_attention.prompts(TINY, timeline, [48]),
         ]
     own = [(row.part, row.requests, row.columns, row.way) for row in rows]
     assert own == [
         ("decode", 2, 40, "own"),
-        ("shared", 32, 1200, "read once for tiles"),
-        ("shared", 32, 1200, "read by everybody"),
+        ("shared", 4, 64, "read once for tiles"),
+        ("shared", 4, 64, "read by everybody"),
         ("prompt", 1, 48, "own"),
     ]
     assert all(row.floor_us > 0 and row.us > 0 for row in rows)
