@@ -55,9 +55,10 @@ def runs_here(request: pytest.FixtureRequest) -> bool:
     if DEVICE == "cpu" or ALONE in os.environ:
         return True
     name = f"{Path(__file__)}::{request.node.name}"
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name],
-        env={**os.environ, ALONE: "1"},
+        env={**kept, ALONE: "1"},  # whoever runs this one may be one of several workers
         capture_output=True,
         text=True,
         check=False,
