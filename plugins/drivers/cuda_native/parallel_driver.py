@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from threading import Event, Thread
+from threading import Event, Thread, Timer
 from time import sleep
 from typing import IO, Any
 
@@ -69,15 +69,20 @@ class Worker:
             return False
         return True
 
-    def end(self) -> None:
+    def let_end(self) -> None:
+        """It is told nothing more, so it closes its driver and leaves the others."""
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(BrokenPipeError):  # what it was told last never reached it
                 _pipe(pipe).close()
-        try:
-            self._process.wait(LEAVE_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def end(self) -> None:
+        self.let_end()
+        if not self.has_ended(LEAVE_S):
+            self.kill()
 
 
 @contextmanager
@@ -171,10 +176,13 @@ class ParallelDriver(CudaNativeDriver):
 
     def close(self) -> None:
         super().close()
-        for worker in self._workers:
+        workers, self._workers = self._workers, ()
+        for worker in workers:
+            worker.let_end()
+        with _killed_late(workers):
+            (leave_at_once if self.is_lost else leave)()
+        for worker in workers:
             worker.end()
-        self._workers = ()
-        (leave_at_once if self.is_lost else leave)()
 
     def _tell(self, name: str, *arguments: Any) -> None:
         for worker in self._workers:
@@ -186,6 +194,23 @@ class ParallelDriver(CudaNativeDriver):
             worker.tell(name, *arguments)
         except OSError as error:
             raise self._lose(f"rank {worker.rank} has ended", error) from error
+
+
+@contextmanager
+def _killed_late(workers: Sequence[Worker]) -> Iterator[None]:
+    """Ranks leave each other together: NCCL waits inside for one that does not, until that one is gone."""
+
+    def kill() -> None:
+        for worker in workers:
+            worker.kill()
+
+    late = Timer(LEAVE_S, kill)
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 def _whole(capabilities: DriverCapabilities, size: int) -> DriverCapabilities:

@@ -23,7 +23,7 @@ from pie_core.contracts.forward import ProbeKind
 from pie_core.errors import EngineLost, LoadError
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Probe, Request, Sample, Stepper, build_batch, probe_values
-from pie_plugins.drivers.cuda_native import loading
+from pie_plugins.drivers.cuda_native import loading, parallel_driver
 from pie_plugins.drivers.cuda_native.framing import read_call, write_call
 from pie_plugins.drivers.cuda_native.parallel import Ranks, share_of_config, share_of_weights
 from pie_plugins.drivers.cuda_native.parallel_driver import ParallelDriver, Worker
@@ -131,6 +131,30 @@ def test_a_second_model_over_several_devices_is_refused_and_the_first_goes_on(
         cuda_native(checkpoint, tensor_parallel=2)
     stepper = Stepper(two)
     assert len(stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])]).tokens) == 1
+
+
+@needs_devices
+def test_ranks_leave_each_other_in_peace(checkpoint: Path, request: pytest.FixtureRequest) -> None:
+    if not runs_here(request):
+        return
+    two, process = two_and_the_other(checkpoint)
+    stepper = Stepper(two)
+    stepper.run([Request(stepper.context(), [1, 2], samples=[Sample()])])
+    two.close()
+    assert process.returncode == 0
+
+
+@needs_devices
+def test_closing_does_not_wait_for_a_rank_that_stands_still(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if not runs_here(request):
+        return
+    two, process = two_and_the_other(checkpoint)
+    os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setattr(parallel_driver, "LEAVE_S", 0.5)
+    two.close()
+    assert process.returncode == -signal.SIGKILL
 
 
 @needs_devices
