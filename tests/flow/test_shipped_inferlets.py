@@ -39,7 +39,7 @@ def run_shipped(
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("text-completion", {"prompt": "Hello", "system": "Be brief.", "max_tokens": 12}),
+        ("text-completion", {"prompt": "Hello", "system": "Be brief.", "max_tokens": 12, "temperature": 0.0}),
         ("raw-completion", {"prompt": "Hello", "max_tokens": 12}),
         ("parallel-generation", {"max_tokens": 12}),
         ("chat", {"max_tokens": 12}),

@@ -65,7 +65,10 @@ async def main(input):
 @pytest.fixture(scope="module")
 def config(request: pytest.FixtureRequest) -> dict[str, Any]:
     folder = Path(request.config.cache.mkdir("aot"))
-    models = [{"name": "first", "driver": {"type": "dummy"}}, {"name": "other", "driver": {"type": "dummy"}}]
+    models = [
+        {"name": "first", "driver": {"type": "dummy"}},
+        {"name": "other", "driver": {"type": "dummy", "options": {"step_ms": 5}}},
+    ]
     return {"models": models, "runtime": {"program_cache": folder}}
 
 
@@ -160,9 +163,11 @@ def test_what_goes_wrong_is_raised_where_it_is_asked_for(pie: Pie, tmp_path: Pat
 
 
 def test_breaking_off_a_stream_ends_its_program(pie: Pie) -> None:
-    stream = pie.stream("Go on for long", max_tokens=5000)
+    stream = pie.stream("Go on for long", model="other", temperature=0, max_tokens=5000)  # 610 tokens, 3 s
     assert next(stream)
+    (running,) = pie._thread._running
     stream.close()  # type: ignore[attr-defined]  # it is a generator
+    assert running.task.cancelled()
     assert not pie._thread._running
 
 

@@ -19,7 +19,8 @@ from tests.flow.processes.test_ready import started
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = {"prompt": "Hi", "max_tokens": 100_000}
+LONG = {"prompt": "Hi", "max_tokens": 100_000, "temperature": 0.0}  # 256 tokens until its stop token
+STEP_MS = 20
 
 
 def a_worker(server: Server) -> int:
@@ -48,10 +49,10 @@ def test_a_client_is_told_by_type_and_what_it_launches_next_runs(
     tmp_path: Path, victim: Callable[[Server], int], error: type[PieError], says: str
 ) -> None:
     async def main() -> None:
-        async with started(tmp_path, replicas=1, workers=1) as (server, _):
+        async with started(tmp_path, replicas=1, workers=1, step_ms=STEP_MS) as (server, _):
             await server.load_models()
             async with Client(server.socket_url, username="alice") as client:
-                process = await client.launch("text-completion", ENDLESS)
+                process = await client.launch("text-completion", LONG)
                 await anext(aiter(process))  # it has begun to say something
                 os.kill(victim(server), signal.SIGKILL)
                 with pytest.raises(error, match=says):

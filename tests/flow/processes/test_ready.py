@@ -22,10 +22,10 @@ from pie_core.server.server import Server, Surroundings
 pytestmark = pytest.mark.slow
 
 CONFIG = """
-models: [{name: dummy, replicas: REPLICAS, driver: {type: dummy}}]
-server: {port: 0}
-auth: {enabled: false}
-runtime: {engine_process: true, workers: WORKERS}
+models: [{{name: dummy, replicas: {replicas}, driver: {{type: dummy, options: {{step_ms: {step_ms}}}}}}}]
+server: {{port: 0}}
+auth: {{enabled: false}}
+runtime: {{engine_process: true, workers: {workers}}}
 """
 
 
@@ -40,11 +40,10 @@ async def readiness(http: aiohttp.ClientSession) -> tuple[int, str]:
 
 @asynccontextmanager
 async def started(
-    folder: Path, replicas: int, workers: int = 0
+    folder: Path, replicas: int, workers: int = 0, step_ms: int = 0
 ) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
-    config = parse_config(
-        CONFIG.replace("REPLICAS", str(replicas)).replace("WORKERS", str(workers)), "test.yaml", folder
-    )
+    text = CONFIG.format(replicas=replicas, workers=workers, step_ms=step_ms)
+    config = parse_config(text, "test.yaml", folder)
     surroundings = Surroundings(bind("127.0.0.1", 0), None, ProgramStore(folder / "programs"))
     async with (
         Server(config, surroundings, ignore_progress) as server,

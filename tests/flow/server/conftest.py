@@ -15,6 +15,7 @@ import pytest
 from pie_core.client import Client
 from pie_core.config import parse_config
 from pie_core.contracts.driver import Progress
+from pie_core.engine.messages import Status
 from pie_core.program_store import ProgramStore
 from pie_core.server.credentials import Credentials
 from pie_core.server.listening import bind
@@ -55,15 +56,23 @@ class Pie:
 
     async def check_nothing_is_left(self) -> None:
         """No process, guest, context, page, request or connection."""
-        service = self.server.service
-        assert service.processes.num_running == 0
+        assert self.server.service.processes.num_running == 0
         assert self.server.app.runtime.live_guests == 0
-        for name, statuses in (await service.models.statuses()).items():
+        while any(status.running for _, status in await self._engines()):
+            pass  # steps that ran ahead; asking goes by the loop, so everything else goes on
+        for name, status in await self._engines():
+            assert status.contexts == status.waiting == 0, name
+            assert status.free_pages == status.total_pages, name
+        assert self.server.num_connections == 0
+
+    async def _engines(self) -> list[tuple[str, Status]]:
+        """What each replica's engine says, with its model's name."""
+        found: list[tuple[str, Status]] = []
+        for name, statuses in (await self.server.service.models.statuses()).items():
             for status in statuses:
                 assert status is not None, name
-                assert status.contexts == status.waiting == status.running == 0, name
-                assert status.free_pages == status.total_pages, name
-        assert self.server.num_connections == 0
+                found.append((name, status))
+        return found
 
 
 StartServer = Callable[..., Any]

@@ -24,6 +24,7 @@ from tests.flow.server.conftest import Pie
 OnServer = Callable[..., Any]
 
 CLIENTS = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+FIVE_TOKENS = {"prompt": "Hi", "max_tokens": 5, "temperature": 0.0}  # a draw may end it before
 UNSAMPLED = CLIENTS.removesuffix("01") + "00"
 
 STEPS = """
@@ -93,7 +94,7 @@ def test_a_generation_is_followed_from_its_client_to_its_steps(
 ) -> None:
     async def scenario(pie: Pie) -> None:
         async with pie.client() as client:
-            process = await client.launch("text-completion", {"prompt": "Hi", "max_tokens": 5}, trace=CLIENTS)
+            process = await client.launch("text-completion", FIVE_TOKENS, trace=CLIENTS)
             await process.result()
         spans = recorded.spans
         assert recorded.parents() == {
@@ -222,7 +223,7 @@ def test_an_error_stands_on_every_span_that_it_ended(on_server: OnServer, record
 def test_a_program_that_is_ended_ends_its_spans(on_server: OnServer, recorded: Recorded) -> None:
     async def scenario(pie: Pie) -> None:
         async with pie.client() as client:
-            asked = {"prompt": "Go on", "max_tokens": 20_000, "temperature": 0.0}  # hundreds of tokens
+            asked = {"prompt": "Go on", "max_tokens": 20_000, "temperature": 0.0}  # 333 tokens, 1.7 s
             process = await client.launch("text-completion", asked)
             await anext(aiter(process))
             await process.terminate()
@@ -236,7 +237,8 @@ def test_a_program_that_is_ended_ends_its_spans(on_server: OnServer, recorded: R
             assert attributes is not None
             assert "cancelled" in (attributes.get("pie.finish_reason"), attributes.get("error.type")), name
 
-    on_server(scenario, tracing=recorded.tracing)
+    models = "models: [{name: first, driver: {type: dummy, options: {step_ms: 5}}}]"
+    on_server(scenario, models=models, tracing=recorded.tracing)
 
 
 def test_the_span_that_is_active_at_the_client_is_the_parent(on_server: OnServer, recorded: Recorded) -> None:
@@ -283,7 +285,7 @@ def test_spans_of_all_processes_are_one_tree(on_server: OnServer, tmp_path: Path
 
     async def scenario(pie: Pie) -> None:
         async with pie.client() as client:
-            process = await client.launch("text-completion", {"prompt": "Hi", "max_tokens": 5}, trace=CLIENTS)
+            process = await client.launch("text-completion", FIVE_TOKENS, trace=CLIENTS)
             await process.result()
 
     models = "models: [{name: first, driver: {type: dummy}}]"
