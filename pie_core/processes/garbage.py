@@ -2,12 +2,13 @@
 
 Python's full collections look at everything that lives, and nothing else happens meanwhile: beside ten thousand
 connections for half a second. Here they come often, what survives one is set aside, and that is looked at again once
-it has doubled.
+Python's memory has doubled.
 """
 
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,28 +16,25 @@ _FULL = 2  # the generation
 _BEFORE_FULL = (
     2  # collections of the middle generation: so few objects are looked at that it takes milliseconds
 )
-_LEAST = 100_000  # objects set aside, below which it does not matter how many have become garbage
 
 
 class _SetAside:
     """A callback of the collector."""
 
     def __init__(self) -> None:
-        self._aside = 0
-        self._due_at = _LEAST
+        self._due_at = 0  # blocks of memory; what was set aside and has died since counts no more
+        self._is_anew = False
 
     def __call__(self, phase: str, info: dict[str, int]) -> None:
         if info["generation"] < _FULL:
             return
-        if phase == "start" and self._aside >= self._due_at:
+        if phase == "start" and sys.getallocatedblocks() >= self._due_at:
             gc.unfreeze()
-            self._aside = 0
+            self._is_anew = True
         elif phase == "stop":
-            is_anew = not self._aside
-            self._aside += len(gc.get_objects(generation=_FULL))
             gc.freeze()
-            if is_anew:
-                self._due_at = max(2 * self._aside, _LEAST)
+            if self._is_anew:
+                self._due_at, self._is_anew = 2 * sys.getallocatedblocks(), False
 
 
 def set_survivors_aside() -> None:
