@@ -51,7 +51,10 @@ class Gathering:
         """The driver has begun with the next one, if it has one."""
         now = self._loop.time()
         took_s, self._begun_at = now - self._begun_at, now
-        self._step_s += (took_s - self._step_s) * (_WEIGHT if self._step_s else 1)
+        usually_s = self._step_s + (took_s - self._step_s) * _WEIGHT
+        self._step_s = (
+            min(usually_s, took_s) if self._step_s else took_s
+        )  # a driver must not wait behind prompts
         self.end()
 
     def holds_back(self) -> bool:

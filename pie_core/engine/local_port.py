@@ -25,7 +25,16 @@ from pie_core.contracts.forward import ForwardResult
 from pie_core.engine.collectors import collector_of
 from pie_core.engine.engine import Engine
 from pie_core.engine.gathering import Gathering
-from pie_core.engine.messages import Command, Event, EventSink, Failed, ModelInfo, ended_by, opened_by
+from pie_core.engine.messages import (
+    Command,
+    DropContext,
+    Event,
+    EventSink,
+    Failed,
+    ModelInfo,
+    ended_by,
+    opened_by,
+)
 from pie_core.errors import EngineLost
 from pie_core.ids import ContextId, RequestId, Ticket
 
@@ -140,7 +149,8 @@ class LocalPort:
         if build is not None and (last := build()) is not None:
             inbox.append(last)
         opened = opened_by(inbox)
-        self._gathering.asked(len(opened))
+        dropped = sum(type(each) is DropContext for each in inbox)
+        self._gathering.asked(len(opened) + dropped)  # whoever ends asks no more
         self._open.update(opened)
         return inbox
 

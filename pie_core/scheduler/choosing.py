@@ -51,7 +51,8 @@ class Chooser:
         cohort: Cohort,
     ) -> None:
         self.stalled = False  # nothing runs, and what waits lacks pages
-        self._last_size = self._continued = 0  # requests of the latest step, and those that wait for another
+        # Requests of the latest step, and those that wait for another; of one that prompts make long, none.
+        self._last_size = self._continued = 0
         self._left_some = False  # the latest choice did not take all that waited
         self._suspensions = suspensions
         self._prefixes = prefixes
@@ -123,24 +124,26 @@ class Chooser:
 
     def _fill(self, passes: list[Pass], ripe: list[Pass], rows: Ripe) -> tuple[list[Chunk], Int64]:
         asked = passes + [self._ahead.guess(each) for each in ripe if each.generation is not None]
-        guesses = [self._ahead.guess(each) for each in ripe if each.generation is None]
         first, later = self._policy.beside(asked, rows.asked, self._cohort.order)
         places, scarce = self._cohort.take(first)
-        policy, are_all = self._policy.without(len(places)), len(places) == len(rows.asked)
-        chunks: list[Chunk] = []
-        if asked or guesses:
-            chunks = policy.choose(asked, take_chunk, overtake=False, guesses=guesses if are_all else ())
+        are_all = len(places) == len(rows.asked)
+        room = self._policy.room_for_guesses(asked, len(places)) if are_all else 0
+        guesses = [self._ahead.guess(each) for each in ripe if each.generation is None][:room]
+        ahead = self._cohort.in_turn(rows.guesses, room - len(guesses))
+        policy = self._policy.without(len(places) + len(guesses) + len(ahead))
+        chunks = policy.choose(asked, take_chunk, overtake=False) if asked else []
         if not are_all:
             others = np.concatenate([scarce, later])[: policy.room_behind(chunks)]
             places = np.concatenate([places, self._cohort.take_scarce(others)])
-        elif len(rows.guesses) and len(chunks) >= len(asked):
-            more = self._cohort.in_turn(rows.guesses, policy.room_behind(chunks))
-            places = np.concatenate([places, self._cohort.take(more)[0]])
+        elif len(chunks) == len(asked) or not policy.room_behind(chunks):  # nobody lacks pages
+            chunks += [chunk for each in guesses if (chunk := take_chunk(each, each.remaining))]
+            places = np.concatenate([places, self._cohort.take(ahead)[0]])
         return chunks, places
 
     def submitted(self, chosen: Chosen) -> None:
         """It is at the driver."""
-        self._last_size = len(chosen)
+        prompts = sum(chunk.stop - chunk.start for chunk in chosen.chunks if chunk.is_long)
+        self._last_size = 0 if prompts >= self._policy.many else len(chosen)
         self._continued = sum(not chunk.is_last for chunk in chosen.chunks)
 
 

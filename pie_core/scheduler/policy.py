@@ -23,30 +23,22 @@ class Policy:
     """Round robin: a pass that ran a step and needs another queues up behind the others. Where not all fit into a step,
     higher priorities come first, and among equals tenants and their programs take turns.
 
-    Short passes (decoding) come first, so that a long prompt does not hold up everybody's next token; a quarter of the
-    tokens and of the requests is kept for prompts, so that decoding does not starve them.
+    Short passes (decoding) come first, so that a long prompt does not hold up everybody's next token, and behind them
+    guesses, without which a loop would have a row in every other step only. A quarter of the tokens and of the requests
+    is kept for prompts, so that decoding does not starve them.
     """
 
     max_tokens: int
     max_requests: int
 
-    def choose(
-        self, waiting: Iterable[Pass], take: Take, *, overtake: bool, guesses: Iterable[Pass] = ()
-    ) -> list[Chunk]:
-        """The chunks of the next step. `overtake`: prompts may start while an earlier one waits for pages.
-
-        Guesses get what is left over, and only if nothing had to wait.
-        """
+    def choose(self, waiting: Iterable[Pass], take: Take, *, overtake: bool) -> list[Chunk]:
+        """The chunks of the next step. `overtake`: prompts may start while an earlier one waits for pages."""
         waiting = list(waiting)
         if not self.max_requests:
             return []
         if self._compete(waiting):
             waiting = list(in_turns(waiting))
-        chosen = self._choose(waiting, take, overtake)
-        if len(chosen) == len(waiting):
-            candidates = [(each, each.remaining) for each in guesses]
-            chosen += _fill(candidates, take, *self._left_by(chosen), overtake=True)
-        return chosen
+        return self._choose(waiting, take, overtake)
 
     def beside(self, waiting: Sequence[Pass], places: Int64, order: Order) -> tuple[Int64, Int64]:
         """Which of the cohort's rows go into a step with these passes, and, in turn, those that do if room is left."""
@@ -64,6 +56,14 @@ class Policy:
         count = int(np.count_nonzero(mixed[: min(requests, tokens)] >= len(short)))
         return places[:count], places[count:]
 
+    def room_for_guesses(self, waiting: Sequence[Pass], rows: int) -> int:
+        """For so many, beside these of the cohort's rows and the short ones of those that wait."""
+        short = [each.remaining for each in waiting if each.remaining <= each.indivisible]
+        if self._keeps_nothing and len(short) < len(waiting):
+            return 0
+        tokens, requests = self._for_short(len(waiting) - len(short))
+        return max(min(tokens - sum(short), requests - len(short)) - rows, 0)
+
     def without(self, rows: int) -> Policy:
         """What is left beside so many rows of the cohort."""
         return Policy(self.max_tokens - rows, self.max_requests - rows) if rows else self
@@ -71,6 +71,11 @@ class Policy:
     def room_behind(self, chunks: Sequence[Chunk]) -> int:
         """For so many rows."""
         return max(min(self._left_by(chunks)), 0)
+
+    @property
+    def many(self) -> int:
+        """A step of so many rows of prompts takes long for their sake."""
+        return max(self.max_tokens // 4, 1)
 
     @property
     def _keeps_nothing(self) -> bool:

@@ -156,6 +156,11 @@ class Chunk:
     def is_last(self) -> bool:
         return self.stop == self.running.stop
 
+    @property
+    def is_long(self) -> bool:
+        """Rows of a prompt: they could be computed in several steps."""
+        return self.stop - self.start > self.running.indivisible
+
 
 def rows_within(rows: list[int], start: int, stop: int) -> slice:
     """Which of some ascending rows lie from `start` to `stop`."""

@@ -131,3 +131,17 @@ def test_on_a_real_loop_the_timer_calls_back() -> None:
         await asyncio.wait_for(gone_on.wait(), 10)
 
     asyncio.run(main())
+
+
+def test_behind_a_long_step_it_waits_for_half_of_a_short_one(clock: Clock) -> None:
+    gone_on: list[float] = []
+    made = gathering(clock, gone_on)
+    clock.wait(10 * STEP_S)
+    made.step_ended()
+    clock.wait(STEP_S)
+    made.step_ended()
+    made.told([stepped(2)])
+    begun_at = clock.now
+    assert made.holds_back()
+    clock.wait(STEP_S / 2)
+    assert gone_on == [pytest.approx(begun_at + STEP_S / 2)]

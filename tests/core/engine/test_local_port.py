@@ -22,6 +22,7 @@ from pie_core.engine.local_port import LocalPort
 from pie_core.engine.messages import (
     BreakOff,
     CreateContext,
+    DropContext,
     Event,
     Failed,
     Forward,
@@ -529,5 +530,23 @@ def test_programs_that_answer_one_after_the_other_share_their_steps() -> None:
                 *(_loop_of(port, listener, context, 0.002 * context) for context in contexts)
             )
             assert engine._loop.steps <= 25, "20 are needed; split for good, they would be 30"
+
+    asyncio.run(run())
+
+
+def test_programs_that_end_are_not_waited_for() -> None:
+    async def run() -> None:
+        async with opened(dummy(step_ms=60.0)) as (port, listener, engine):
+            for context in (1, 2):
+                create(port, context)
+                forward(port, context, context, 1)
+            done = await listener.final(1)
+            assert isinstance(done, ForwardDone)
+            forward(port, 3, 1, *done.tokens)
+            await asyncio.sleep(0.005)
+            assert len(engine._loop.in_flight) == 1, "the step behind waits for what program 2 asks for"
+            port.send(DropContext(ContextId(2)))
+            await asyncio.sleep(0.005)
+            assert len(engine._loop.in_flight) == 2
 
     asyncio.run(run())

@@ -21,7 +21,7 @@ from pie_core.engine.messages import (
     SaveSnapshot,
     TruncateContext,
 )
-from pie_core.ids import ContextId, ProcessId, Ticket
+from pie_core.ids import ContextId, ProcessId, RequestId, Ticket
 from pie_plugins.drivers.dummy.driver import DummyDriver
 from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
 
@@ -308,3 +308,68 @@ def test_programs_that_step_themselves_are_not_split_into_half_empty_steps() -> 
     engine.submit(1, [2], samples=(Sample(0, GREEDY),))
     engine.run()
     assert engine.status().steps == 2
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, PENALIZED])
+def test_a_loop_has_a_row_in_every_step_while_prompts_queue_up(sampler: SamplerSpec) -> None:
+    """Guesses of what programs ask for next come before rows of prompts that wait."""
+    engine = SteppedEngine(dummy(num_pages=256, max_batch_tokens=16))
+    drawn = dict.fromkeys((1, 2, 3), 1)
+    samples = (Sample(0, sampler),)
+    for context in drawn:
+        engine.create(context)
+    asked = {context: engine.submit(context, [context], samples=samples) for context in drawn}
+    engine.start()
+    for context in range(10, 20):
+        engine.create(context)
+        engine.submit(context, [context] * 40)
+    for _ in range(20):
+        while engine.start():
+            pass
+        engine.finish()
+        for context in [each for each, request in asked.items() if engine.is_answered(request)]:
+            (token,) = engine.final(asked[context], ForwardDone).tokens
+            asked[context] = engine.submit(context, [token], samples=samples)
+            drawn[context] += 1
+    assert engine.status().waiting > 0, "some prompts have yet to be computed"
+    assert all(count == 21 for count in drawn.values()), drawn
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_step_of_prompts_is_followed_by_what_waits_even_if_nobody_in_it_goes_on(depth: int) -> None:
+    engine = SteppedEngine(dummy(max_batch_tokens=16), speculation_depth=depth)
+    for context in range(1, 6):
+        engine.create(context)
+        engine.submit(context, [context] * 16)
+    engine.start()
+    for _ in range(4):
+        assert engine.start(), "the driver has its next step before it is done with the last"
+        engine.finish()
+    engine.finish()
+    assert engine.status().steps == 5
+
+
+@pytest.mark.parametrize(("tokens", "requests"), [(1, 8), (3, 8), (64, 1), (4, 2)])
+def test_guesses_leave_room_for_prompts_however_small_steps_are(tokens: int, requests: int) -> None:
+    driver = dummy(num_pages=256, max_batch_tokens=tokens, max_batch_requests=requests, max_model_len=64)
+    engine = SteppedEngine(driver, speculation_depth=2)
+    loops = {context: [context] for context in (1, 2, 3)}
+    asked: dict[int, RequestId] = {}
+    engine.create(9)
+    prompt = engine.submit(9, [9] * 30)
+    for context in loops:
+        engine.create(context)
+    for _ in range(400):
+        for context, drawn in loops.items():
+            if context not in asked and len(drawn) < 50:
+                asked[context] = engine.submit(context, drawn[-1:], samples=(Sample(0, GREEDY),))
+        while engine.start():
+            pass
+        if engine.in_flight:
+            engine.finish()
+        for context in [each for each, request in asked.items() if engine.is_answered(request)]:
+            loops[context] += engine.final(asked.pop(context), ForwardDone).tokens
+        if engine.is_answered(prompt):
+            break
+    assert engine.is_answered(prompt)
+    assert any(len(drawn) < 50 for drawn in loops.values()), "loops ran on, and the prompt ended beside them"
