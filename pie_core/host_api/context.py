@@ -86,8 +86,7 @@ class HostContext:
         self._rows = rows
         self.repeats: SamplerSpec | None = None  # what a messages.Step would draw with, if one may follow
         # What turns did is noted where they are counted; the transcript and the rows learn it when somebody asks.
-        self._turn = ContextTurn(self)
-        self._turn.done = True
+        self._turn: ContextTurn | None = None
         self._fed: list[int] = []
         self._rows_of_turns = 0
         self._confirmed = rows.length
@@ -147,7 +146,11 @@ class HostContext:
 
     def turn(self, token: int, *, is_awaited: bool) -> ContextTurn:
         """Feeds a token, and draws the one behind it. Turns that the program waits for, one by one, share an object."""
-        turn = self._turn if is_awaited and self._turn.done else ContextTurn(self)
+        turn = self._turn
+        if turn is None or not is_awaited or not turn.done:
+            turn = ContextTurn(self)
+            if is_awaited and self._turn is None:
+                self._turn = turn
         turn.done, turn.error = False, None
         turn.token = token
         self._open_passes += 1
@@ -268,7 +271,7 @@ class HostContext:
     def close(self) -> None:
         if not self._released:
             self._released = True
-            self.repeats = None
+            self.repeats = self._turn = None  # whoever ends must not wait for the garbage collector
             self.model.engine.send(DropContext(context=self.id))
 
     def _end_pass(self) -> None:
@@ -287,7 +290,7 @@ class ContextTurn(Pending[int]):
     __slots__ = ("_context", "request", "token")
 
     def __init__(self, context: HostContext) -> None:
-        super().__init__(self._cancel)
+        super().__init__()
         self._context = context
         self.request = RequestId(0)
         self.token = 0
@@ -301,7 +304,7 @@ class ContextTurn(Pending[int]):
         self._context.failed()
         self.fail(error_from_code(event.code, event.message))
 
-    def _cancel(self) -> None:
+    def _unwanted(self) -> None:
         self._context.model.engine.cancel(self.request)
 
 

@@ -58,8 +58,8 @@ class GuestStopped(Exception):
 
 
 def address_of(pointer: Any) -> int:
-    """The address that a wasmtime-py or ctypes pointer holds."""
-    address: int | None = ctypes.cast(pointer, Address).value
+    """The address that a wasmtime-py or ctypes pointer holds. `ctypes.cast` would make it refer to itself."""
+    address: int | None = Address.from_buffer(pointer).value
     assert address is not None
     return address
 

@@ -116,7 +116,7 @@ class Guest:
         self._poll = self._fiber.poll_call
         self._record = self._fiber.record
         self._current = runtime.current
-        self._wake = partial(runtime.pump.wake, self)
+        self._wake: Callable[[], None] = partial(runtime.pump.wake, self)
         self._instantiated = False
         self._spinning = False
         self._cpu_s = 0.0
@@ -382,6 +382,7 @@ class Guest:
             return
         self.ended = True
         self._end_error = error
+        self._wake = _stay_asleep  # and nothing is left that refers to itself
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.abandon()
@@ -400,6 +401,10 @@ class Guest:
             self.state.close()
         except Exception:  # the guest is gone either way
             log.exception("closing the state of %s", self.name)
+
+
+def _stay_asleep() -> None:
+    """What a guest that has ended was waiting for has come."""
 
 
 def _settle(done: asyncio.Future[Any], value: Any, error: BaseException | None) -> None:

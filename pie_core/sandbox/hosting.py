@@ -145,12 +145,15 @@ class Pending(Generic[T]):
             return
         self.abandoned = True
         self._callback = self._callbacks = None
-        if self.on_abandon is not None:
-            self.on_abandon()
+        self._unwanted()
 
     def cancel(self) -> None:
         """Nobody wants it any more, but somebody waits for its end, which still comes: `on_abandon` is told."""
-        if not (self.done or self.abandoned) and self.on_abandon is not None:
+        if not (self.done or self.abandoned):
+            self._unwanted()
+
+    def _unwanted(self) -> None:
+        if self.on_abandon is not None:
             self.on_abandon()
 
     def undone(self) -> Pending[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +13,7 @@ from pie_core.engine.messages import Cancel, Forward, Steps, TruncateContext
 from pie_core.errors import InvalidRequest, LimitExceeded
 from pie_core.host_api import context as contexts
 from pie_core.host_api import forward
-from pie_core.host_api.context import HostContext
+from pie_core.host_api.context import ContextTurn, HostContext
 from pie_core.host_api.forward import HostPass, HostSampler, PendingPass
 from pie_core.sandbox.hosting import Pending
 from tests.core.engine.stepping import VOCAB
@@ -276,3 +277,25 @@ def test_programs_whose_tokens_are_limited_are_not_answered_past_the_limit() -> 
             await value(step(opened, context, drawn[-1], drawing))
 
     drive(scenario, speculation_depth=2, max_tokens_per_process=5)
+
+
+def test_a_closed_context_is_freed_without_the_garbage_collector() -> None:
+    async def use(opened: Side) -> None:
+        drawing, context = sampler(), opened.context()
+        await loop(opened, context, 3, drawing)
+        both = step(opened, context, 7, drawing), execute(opened, context, [5], drawing)
+        await value(both[0])
+        context.close()
+
+    async def scenario(opened: Side) -> None:
+        gc.collect()
+        gc.disable()
+        await use(opened)
+        await loop(opened, opened.context(), 1, sampler())  # whatever has heard of the first is over
+        opened.sent.clear()
+        assert not [each for each in gc.get_objects() if isinstance(each, HostContext | ContextTurn)]
+
+    try:
+        drive(scenario)
+    finally:
+        gc.enable()

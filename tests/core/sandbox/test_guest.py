@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from typing import Any
 
@@ -18,6 +19,7 @@ from pie_core.errors import (
     OutOfPages,
     PieError,
 )
+from pie_core.sandbox.guest import Guest
 from pie_core.sandbox.hosting import Interface, Pending
 from pie_core.sandbox.limits import Limits
 from pie_core.sandbox.program import Program
@@ -473,6 +475,32 @@ def test_hundreds_of_guests_leave_nothing_behind() -> None:
     drive(scenario, models.interface)
     assert all(state.closed == 1 for state in states)
     assert all(model.closed == 1 for model in models.made)
+
+
+def test_ended_guests_are_freed_without_the_garbage_collector() -> None:
+    """It would look at all that lives, again and again, for the sake of programs that come and go."""
+    models = Models()
+    here: list[int] = []
+
+    async def scenario(runtime: Runtime) -> None:
+        program = await Program.load(runtime, model_guest())
+        gc.collect()
+        gc.disable()
+        here.append(_count(Guest))
+        await asyncio.gather(*(call(program, str(index), State(str(index))) for index in range(20)))
+        await asyncio.sleep(0)
+        here.append(_count(Guest))
+
+    try:
+        drive(scenario, models.interface)
+    finally:
+        gc.enable()
+    before, after = here
+    assert after == before
+
+
+def _count(kind: type) -> int:
+    return sum(type(each) is kind for each in gc.get_objects())
 
 
 def test_a_runtime_that_closes_ends_its_guests() -> None:
