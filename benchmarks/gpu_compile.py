@@ -104,7 +104,7 @@ _COLUMNS = frozenset({"columns"})
 
 
 def _attention() -> Iterator[Variant]:
-    same = {"DIM": 128, "DIMS": 128, "PAGE": 16, "SHORTEST": 256, "PRECISION": "tf32"}
+    same = {"DIM": 128, "DIMS": 128, "PAGE": 16, "SHORTEST": 256, "TURNS": False, "PRECISION": "tf32"}
     for group in (2, 4):
         for masked in (False, True):
             narrow = {
@@ -117,6 +117,8 @@ def _attention() -> Iterator[Variant]:
                 "PREFIX": False,
             }
             yield Variant(triton_attention.attend_kernel, same | narrow, pointers=_COLUMNS)
+        invariant = narrow | {"MASKED": False, "SHORTEST": 512, "TURNS": True}
+        yield Variant(triton_attention.attend_kernel, same | invariant, pointers=_COLUMNS)
         plain = {"GROUP": group, "COLUMNS": 64, "MASKED": False}
         behind = plain | {"ROWS": 16, "NARROW": True, "CASCADE": True, "PREFIX": False}
         yield Variant(triton_attention.attend_kernel, same | behind, pointers=_COLUMNS)

@@ -33,8 +33,8 @@ class Tiles:
     stages: int
 
 
-SMALL, LARGE, EXACT = Tiles(64, 64, 128, 4, 3), Tiles(128, 128, 64, 8, 3), Tiles(64, 64, 32, 4, 3)
-FIRST_LARGE = 1024  # rows from which large tiles fill the GPU
+SMALL, LARGE, EXACT = Tiles(64, 64, 128, 4, 3), Tiles(128, 128, 64, 8, 4), Tiles(64, 64, 32, 4, 3)
+LEAST_LARGE = 96  # large tiles that fill the GPU well enough to be faster
 
 
 class InvariantLinear:
@@ -60,9 +60,15 @@ class InvariantLinear:
             cut = Cut(OUTPUTS, INPUTS, _shares(matrix.weight), stages=4)
             self._few.multiply_few(x.contiguous(), matrix, cut, around, out)
         elif rows:
-            tiles = EXACT if is_exact else LARGE if rows >= FIRST_LARGE else SMALL
+            tiles = EXACT if is_exact else _tiles(rows, len(matrix.weight))
             _multiply_many(x.contiguous(), matrix, tiles, around, out)
         return out
+
+
+def _tiles(rows: int, outputs: int) -> Tiles:
+    """All give the same bits."""
+    large: int = triton.cdiv(rows, LARGE.rows) * triton.cdiv(outputs, LARGE.outputs)
+    return LARGE if large >= LEAST_LARGE else SMALL
 
 
 def _multiply_many(x: Tensor, matrix: Matrix, tiles: Tiles, around: Around, out: Tensor) -> None:

@@ -63,13 +63,15 @@ def attend_kernel(
     MASKED: tl.constexpr,
     CASCADE: tl.constexpr,
     PREFIX: tl.constexpr,
+    TURNS: tl.constexpr,
     PRECISION: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
     """NARROW: every request of at most `narrow_rows` rows; else the listed requests. CASCADE: from behind their shared
-    columns on. PREFIX: only those, for tiles of requests with one row each, from the listed ones to their `stops`."""
+    columns on. PREFIX: only those, for tiles of requests with one row each, from the listed ones to their `stops`.
+    TURNS: a program takes several parts of a request, one after the other."""
     follow(OVERLAPS)
-    tile, kv_head, split = tl.program_id(0) % tiles, tl.program_id(1), tl.program_id(2)
+    tile, kv_head = tl.program_id(0) % tiles, tl.program_id(1)
     request = tl.program_id(0) // tiles
     behind = request + 1
     if PREFIX:
@@ -98,70 +100,78 @@ def attend_kernel(
     elif not MASKED:
         end = tl.minimum(total, total - count + (tile * ROWS + ROWS - 1) // GROUP + 1)
     span = _span(end - begin, splits, SHORTEST, COLUMNS)
-    low = begin + split * span
-    high = tl.minimum(end, low + span)
-    if low >= end and split > 0:
+    parts = tl.maximum(tl.cdiv(end - begin, span), 1)
+    if tl.program_id(2) >= parts:
         return
+    turns = 1
+    if TURNS:
+        turns = tl.cdiv(parts - tl.program_id(2), tl.num_programs(2))
     dim = tl.arange(0, DIMS)
     head = kv_head * GROUP + member
     token = (first + row).to(tl.int64)
     is_value = is_row[:, None] & (dim < DIM)[None, :]
-    query = tl.load(
-        q + token[:, None] * q_stride + head[:, None] * DIM + dim[None, :], mask=is_value, other=0.0
-    )
-    mask_row, is_intersected = limit, limit  # overwritten where there are masks
-    if MASKED:
-        mask_row = tl.load(mask_index + first + row, mask=is_row, other=-1)
-        is_intersected = tl.load(mask_causal + mask_row, mask=mask_row >= 0, other=1)
-    best = tl.full([ROWS], float("-inf"), tl.float32)
-    norm = tl.zeros([ROWS], tl.float32)
-    sums = tl.zeros([ROWS, DIMS], tl.float32)
-    listed = page_list + tl.load(page_indptr + request)
-    half = num_kv_heads * PAGE * DIM  # keys lie before values
-    for start in range(low, high, COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        is_column = column < high
-        page = tl.load(listed + column // PAGE, mask=is_column, other=0).to(tl.int64)
-        place = page * 2 * half + kv_head * PAGE * DIM + (column % PAGE) * DIM
-        is_cached = is_column[:, None] & (dim < DIM)[None, :]
-        keys = tl.load(pages + place[:, None] + dim[None, :], mask=is_cached, other=0.0)
-        scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
-        visible = (column[None, :] < limit[:, None]) & is_column[None, :]
+    for turn in range(turns):
+        split = tl.program_id(2) + turn * tl.num_programs(2)
+        low = begin + split * span
+        high = tl.minimum(end, low + span)
+        query = tl.load(
+            q + token[:, None] * q_stride + head[:, None] * DIM + dim[None, :], mask=is_value, other=0.0
+        )
+        mask_row, is_intersected = limit, limit  # overwritten where there are masks
         if MASKED:
-            at_word = mask_row.to(tl.int64)[:, None] * mask_width + column[None, :] // 32
-            has_word = (mask_row >= 0)[:, None] & (column // 32 < mask_width)[None, :] & is_column[None, :]
-            word = tl.load(mask_words + at_word, mask=has_word, other=0)
-            allowed = ((word >> (column % 32)[None, :]) & 1) != 0
-            masked = allowed & (visible | (is_intersected == 0)[:, None]) & is_column[None, :]
-            visible = tl.where((mask_row >= 0)[:, None], masked, visible)
-        scores = tl.where(visible, scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        safe = tl.where(new_best == float("-inf"), 0.0, new_best)
-        weights = tl.exp2(scores - safe[:, None])
-        decay = tl.exp2(best - safe)
-        norm = norm * decay + tl.sum(weights, 1)
-        values = tl.load(pages + place[:, None] + half + dim[None, :], mask=is_cached, other=0.0)
-        sums = sums * decay[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
-        best = new_best
-    heads = num_kv_heads * GROUP
-    row_head = token * heads + head
-    is_alone = span >= end
-    if CASCADE:
-        is_alone = is_alone & (begin == 0)
-    if PREFIX:
-        is_alone = end < 0
-    if is_alone:
-        answer = sums / tl.where(norm == 0.0, 1.0, norm)[:, None]
-        tl.store(out + row_head[:, None] * DIM + dim[None, :], answer, mask=is_value)
-    else:
-        at = row_head * splits + split
-        if CASCADE or PREFIX:  # the second half of the parts is the shared columns'
-            at = row_head * 2 * splits + split
+            mask_row = tl.load(mask_index + first + row, mask=is_row, other=-1)
+            is_intersected = tl.load(mask_causal + mask_row, mask=mask_row >= 0, other=1)
+        best = tl.full([ROWS], float("-inf"), tl.float32)
+        norm = tl.zeros([ROWS], tl.float32)
+        sums = tl.zeros([ROWS, DIMS], tl.float32)
+        listed = page_list + tl.load(page_indptr + request)
+        half = num_kv_heads * PAGE * DIM  # keys lie before values
+        for start in range(low, high, COLUMNS):
+            column = start + tl.arange(0, COLUMNS)
+            is_column = column < high
+            page = tl.load(listed + column // PAGE, mask=is_column, other=0).to(tl.int64)
+            place = page * 2 * half + kv_head * PAGE * DIM + (column % PAGE) * DIM
+            is_cached = is_column[:, None] & (dim < DIM)[None, :]
+            keys = tl.load(pages + place[:, None] + dim[None, :], mask=is_cached, other=0.0)
+            scores = tl.dot(query, tl.trans(keys), input_precision=PRECISION) * scale
+            visible = (column[None, :] < limit[:, None]) & is_column[None, :]
+            if MASKED:
+                at_word = mask_row.to(tl.int64)[:, None] * mask_width + column[None, :] // 32
+                has_word = (
+                    (mask_row >= 0)[:, None] & (column // 32 < mask_width)[None, :] & is_column[None, :]
+                )
+                word = tl.load(mask_words + at_word, mask=has_word, other=0)
+                allowed = ((word >> (column % 32)[None, :]) & 1) != 0
+                masked = allowed & (visible | (is_intersected == 0)[:, None]) & is_column[None, :]
+                visible = tl.where((mask_row >= 0)[:, None], masked, visible)
+            scores = tl.where(visible, scores, float("-inf"))
+            new_best = tl.maximum(best, tl.max(scores, 1))
+            safe = tl.where(new_best == float("-inf"), 0.0, new_best)
+            weights = tl.exp2(scores - safe[:, None])
+            decay = tl.exp2(best - safe)
+            norm = norm * decay + tl.sum(weights, 1)
+            values = tl.load(pages + place[:, None] + half + dim[None, :], mask=is_cached, other=0.0)
+            sums = sums * decay[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
+            best = new_best
+        heads = num_kv_heads * GROUP
+        row_head = token * heads + head
+        is_alone = span >= end
+        if CASCADE:
+            is_alone = is_alone & (begin == 0)
         if PREFIX:
-            at += splits
-        tl.store(partial + at[:, None] * DIM + dim[None, :], sums, mask=is_value)
-        tl.store(partial_max + at, best, mask=is_row)
-        tl.store(partial_sum + at, norm, mask=is_row)
+            is_alone = end < 0
+        if is_alone:
+            answer = sums / tl.where(norm == 0.0, 1.0, norm)[:, None]
+            tl.store(out + row_head[:, None] * DIM + dim[None, :], answer, mask=is_value)
+        else:
+            at = row_head * splits + split
+            if CASCADE or PREFIX:  # the second half of the parts is the shared columns'
+                at = row_head * 2 * splits + split
+            if PREFIX:
+                at += splits
+            tl.store(partial + at[:, None] * DIM + dim[None, :], sums, mask=is_value)
+            tl.store(partial_max + at, best, mask=is_row)
+            tl.store(partial_sum + at, norm, mask=is_row)
 
 
 @triton.jit

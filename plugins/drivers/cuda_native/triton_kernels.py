@@ -36,6 +36,7 @@ GROUP_ROWS, GROUP_OUTPUTS, GROUP_INPUTS = 32, 64, 64  # of one program of groupe
 LIBRARY_GROUPS_ON = (9, 10)  # major compute capabilities
 SHORTEST_SPAN = 256  # columns below which splitting costs more than it gains
 INVARIANT_SPLITS = 16
+INVARIANT_SPAN = 512  # longer: a merge costs a full batch more than it gains one request
 MOST_SPLITS = 64
 PROGRAMS_WANTED = 528  # four for each multiprocessor of an H100 or H200
 
@@ -46,9 +47,11 @@ class Tiling:
 
     rows: int
     columns: int
-    splits: int
+    splits: int  # parts of a request's columns, at most
     warps: int
     stages: int
+    shortest: int = SHORTEST_SPAN  # columns of a part, at least
+    programs: int | None = None  # that take the parts in turn; None: one for each
 
 
 class TritonKernels:
@@ -238,11 +241,13 @@ class TritonKernels:
         return 1 if self._batch_invariant else max(1, 16 // call.group_size)
 
     def _narrow_tiling(self, call: _Attending, step: StepTensors) -> Tiling:
-        programs = step.sizes.requests * call.kv_heads
-        splits = min(MOST_SPLITS, max(4, triton.next_power_of_2(triton.cdiv(PROGRAMS_WANTED, programs))))
+        rows = max(16, triton.next_power_of_2(call.group_size))
+        wanted = triton.cdiv(PROGRAMS_WANTED, step.sizes.requests * call.kv_heads)
         if self._batch_invariant:
-            splits = INVARIANT_SPLITS
-        return Tiling(max(16, triton.next_power_of_2(call.group_size)), 64, splits, warps=4, stages=3)
+            programs = min(INVARIANT_SPLITS, wanted)
+            return Tiling(rows, 64, INVARIANT_SPLITS, 4, 3, INVARIANT_SPAN, programs)
+        splits = min(MOST_SPLITS, max(4, triton.next_power_of_2(wanted)))
+        return Tiling(rows, 64, splits, warps=4, stages=3)
 
     def _tile_tiling(self, call: _Attending, narrow: Tiling) -> Tiling:
         """Shared columns are cut into as many parts as the others: the merge takes them side by side."""
@@ -341,7 +346,7 @@ class _Attending:
             COLUMNS=tiling.columns,
             SPLITS=tiling.splits,
             PARTS=num_parts,
-            SHORTEST=SHORTEST_SPAN,
+            SHORTEST=tiling.shortest,
             MASKED=self._group.masks is not None,
             **overlapping(self._q.device),
         )
@@ -357,7 +362,7 @@ class _Attending:
         masks = group.masks or MaskTensors(listed, listed, listed[None])
         launch(
             attend_kernel,
-            (part.requests * part.tiles, self.kv_heads, tiling.splits),
+            (part.requests * part.tiles, self.kv_heads, tiling.programs or tiling.splits),
             self._q,
             self._q.stride(0),
             self._pages,
@@ -385,11 +390,12 @@ class _Attending:
             PAGE=self.page_size,
             ROWS=tiling.rows,
             COLUMNS=tiling.columns,
-            SHORTEST=SHORTEST_SPAN,
+            SHORTEST=tiling.shortest,
             NARROW=part.narrow,
             MASKED=group.masks is not None,
             CASCADE=part.cascades,
             PREFIX=part.is_prefix,
+            TURNS=tiling.programs is not None,
             PRECISION="ieee" if self._q.dtype == torch.float32 else "tf32",
             **overlapping(self._q.device),
             num_warps=tiling.warps,

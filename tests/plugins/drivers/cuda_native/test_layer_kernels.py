@@ -17,7 +17,7 @@ from pie_plugins.drivers.cuda_native.shared_prefixes import plan_tiles
 from pie_plugins.drivers.cuda_native.step_tensors import MaskTensors, StepTensors
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import AttentionHeads
-from tests.plugins.drivers.cuda_native.both_kernels import host_step, kernels, needs_triton, on_device
+from tests.plugins.drivers.cuda_native.both_kernels import LAYOUT, host_step, kernels, needs_triton, on_device
 from tests.plugins.drivers.cuda_native.machine import DEVICE
 
 pytestmark = needs_triton
@@ -101,6 +101,27 @@ def test_attention_over_split_columns_equals_the_plain_one(counts: list[int]) ->
         kernels(name).attend(q, cached, step.groups[0], step, 0.25) for name in ("torch", "triton")
     )
     assert_close(found, expected)
+
+
+def test_batch_invariant_attention_has_the_same_bits_by_any_number_of_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One takes a part of a request's columns, or several parts, or all of them."""
+    from pie_plugins.drivers.cuda_native import triton_kernels
+
+    page_size, lengths = 32, [1100, 511, 512, 2000, 5]
+    pages = [[(7 * place + length) % PAGES for place in range(length // page_size + 1)] for length in lengths]
+    step = on_device(host_step([1] * 5, lengths, pages, [0] * 5), page_size)
+    prepare(step)
+    q, cached = random(5, 4, 16), random(PAGES, 2, 2, page_size, 16, seed=1)
+    invariant = triton_kernels.TritonKernels(LAYOUT, batch_invariant=True)
+    found = []
+    for programs in (1, 20, 10**4):
+        monkeypatch.setattr(triton_kernels, "PROGRAMS_WANTED", programs)
+        found.append(invariant.attend(q, cached, step.groups[0], step, 0.25))
+    assert_close(found[0], kernels("torch").attend(q, cached, step.groups[0], step, 0.25))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("normed", [False, True])

@@ -204,12 +204,13 @@ def test_products_of_one_row_are_timed_with_what_stands_around_them(monkeypatch:
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize(("outputs", "inputs"), [(100, 90), (130, 1100)])
 def test_a_row_of_an_invariant_product_has_the_same_bits_among_any_others(
-    biased: bool, added: bool, outputs: int, inputs: int
+    biased: bool, added: bool, outputs: int, inputs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each number of rows has its own tiles, up to those of prompts."""
-    from pie_plugins.drivers.cuda_native.invariant_linear import FIRST_LARGE, InvariantLinear
+    """Each number of rows has its own tiles: 300 have the large ones, 100 the small ones, 64 those of few rows."""
+    from pie_plugins.drivers.cuda_native import invariant_linear
 
-    linear, most = InvariantLinear(), FIRST_LARGE + 3 if DEVICE == "cuda" else 70
+    monkeypatch.setattr(invariant_linear, "LEAST_LARGE", 3)
+    linear, most = invariant_linear.InvariantLinear(), 300
     matrix = linear.prepare(random(outputs, inputs, seed=1), random(outputs, seed=4) if biased else None)
     x, old = random(most, inputs, seed=2), random(most, outputs, seed=3)
 
@@ -223,7 +224,7 @@ def test_a_row_of_an_invariant_product_has_the_same_bits_among_any_others(
     whole = product(0, most)
     expected = functional.linear(x, matrix.weight, matrix.bias)
     assert_close(whole, expected + old if added else expected)
-    for start, stop in ((0, 1), (most - 1, most), (13, 40), (2, 66), (0, 64), (3, most)):
+    for start, stop in ((0, 1), (most - 1, most), (13, 40), (2, 66), (5, 105), (0, 64), (3, most)):
         part = product(start, stop)
         assert_close(part, whole[start:stop])
         if DEVICE == "cuda":  # the interpreter's products are numpy's, whose sums depend on a row's place
