@@ -122,6 +122,7 @@ class _Running:
         self, app: Application, source: ProgramSource, given: Mapping[str, Any], user: str, priority: int
     ) -> None:
         app.launch_terms(source, given)  # what the manifest forbids is told at once
+        self._name = source.name
         self.outbox = _Outbox()
         self.state: ProgramState = app.new_process(user, self.outbox, priority=priority)
         self.task = asyncio.create_task(self._run(app, source, given))
@@ -135,7 +136,7 @@ class _Running:
     async def result(self) -> Any:
         await asyncio.wait((self.task,))
         if self.task.cancelled():
-            raise Cancelled("the program was cancelled")
+            raise Cancelled(f"the program {self._name!r} was cancelled")
         return self.task.result()
 
     async def cancel(self) -> None:

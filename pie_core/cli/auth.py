@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pie_core.cli.examples import examples
-from pie_core.cli.outcomes import UsageProblem, reporting, say
+from pie_core.cli.outcomes import UsageProblem, as_usage, reporting, say
 from pie_core.config import load_config
 from pie_core.errors import ConfigError, NotFound
 from pie_core.paths import credentials_file
@@ -70,13 +70,11 @@ def add(
 
     file = _file(config)
     scopes = tuple(scope) if scope else DEFAULT_SCOPES
-    try:
+    with as_usage(ConfigError):
         if public_key is not None:
             add_public_key(file, user, name, _text_of(public_key), scopes, tenant)
         else:
             typer.echo(add_api_key(file, user, name, scopes, tenant))
-    except ConfigError as error:
-        raise UsageProblem(str(error)) from None
     say(f"{user} can log in with the key {name!r} ({', '.join(scopes)})")
 
 
@@ -93,10 +91,8 @@ def remove(
     """Revoke a key, or all keys of a user. A running server notices at once."""
     from pie_core.server.credentials import remove as remove_key
 
-    try:
+    with as_usage(NotFound):
         remove_key(_file(config), user, name)
-    except NotFound as error:
-        raise UsageProblem(str(error)) from None
     say(f"{user} can no longer log in{'' if name is None else f' with the key {name!r}'}")
 
 

@@ -10,7 +10,7 @@ import typer
 import yaml
 
 from pie_core.cli.examples import examples
-from pie_core.cli.outcomes import UsageProblem, reporting, say
+from pie_core.cli.outcomes import UsageProblem, as_usage, reporting, say
 from pie_core.config import existing_default_file, load_config
 from pie_core.config.documents import as_data, json_schema, option_lines, template
 from pie_core.config.editing import set_in_file
@@ -97,10 +97,8 @@ def options(
     """Print the options of a driver with their help and defaults, as they go under `driver.options`."""
     from pie_core.plugins import load_plugins
 
-    try:
+    with as_usage(PluginError):
         declaration = load_plugins().driver(driver)
-    except PluginError as error:
-        raise UsageProblem(str(error)) from None
     typer.echo(f"# {declaration.summary}")
     for line in option_lines(declaration.options):
         typer.echo(line)

@@ -30,6 +30,15 @@ class UsageProblem(PieError):
     code = "usage"
 
 
+@contextmanager
+def as_usage(*kinds: type[PieError]) -> Iterator[None]:
+    """Errors of these kinds are of what the command was given: their words are those of a UsageProblem."""
+    try:
+        yield
+    except kinds as error:
+        raise UsageProblem(str(error)) from None
+
+
 class Interrupted(Exception):
     """A signal ended the command."""
 

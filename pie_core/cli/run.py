@@ -13,7 +13,7 @@ from pie_core.cli.checking import require_usable
 from pie_core.cli.examples import examples
 from pie_core.cli.interrupts import run_until_done
 from pie_core.cli.logs import LogLevelOption, start_logging
-from pie_core.cli.outcomes import UsageProblem, reporting
+from pie_core.cli.outcomes import as_usage, reporting
 from pie_core.cli.terminal import Terminal
 from pie_core.config import Config, load_config
 from pie_core.errors import ProgramError, RequestError
@@ -73,7 +73,8 @@ def run(
 
     Exit codes: 0 done, 1 the program failed, 2 wrong usage or configuration, 130 Ctrl-C.
     """
-    source = _found(program)
+    with as_usage(ProgramError):
+        source = find_program(program)
     inputs = program_input(given, arguments or (), _parameter_types(source))
     settings = load_config(config)
     inputs = _checked(source, inputs, settings)
@@ -86,13 +87,6 @@ def run(
         terminal.close()
 
 
-def _found(program: str) -> ProgramSource:
-    try:
-        return find_program(program)
-    except ProgramError as error:
-        raise UsageProblem(str(error)) from None
-
-
 def _parameter_types(source: ProgramSource) -> dict[str, str]:
     parameters = source.manifest.parameters if source.manifest is not None else {}
     return {name: parameter.type for name, parameter in parameters.items()}
@@ -102,11 +96,9 @@ def _checked(source: ProgramSource, inputs: dict[str, Any], settings: Config) ->
     """Before a model is loaded for nothing."""
     if source.manifest is None:
         return inputs
-    try:
+    with as_usage(RequestError):
         require_granted(source.manifest, Grants(children=settings.runtime.children_per_program))
         return checked_input(source.manifest, inputs)
-    except RequestError as error:
-        raise UsageProblem(str(error)) from None
 
 
 def _prepared(

@@ -82,9 +82,9 @@ def _login(key: Path | None, user: str | None, private_key: Path | None) -> Logi
     from pie_core.cli.top_look import Login
 
     if key is not None and private_key is not None:
-        raise UsageProblem("give one of --key and --private-key")
+        raise UsageProblem(f"--key {key} and --private-key {private_key} are two ways to log in: give one")
     if private_key is not None and user is None:
-        raise UsageProblem("--private-key needs --user, whose key it is")
+        raise UsageProblem(f"--private-key {private_key} needs --user, whose key it is")
     return Login(None if key is None else _text_of(key), user, private_key)
 
 

@@ -134,7 +134,9 @@ class _Reader:
     def _count(self, node: yaml.Node, path: KeyPath) -> None:
         self.values += 1
         if id(node) in self.open_nodes:
-            raise self._place(path).error("this alias contains itself")
+            raise self._place(path).error(
+                f"this alias stands within what it repeats, which begins in line {node.start_mark.line + 1}"
+            )
         if self.values > MAX_VALUES:
             raise self._place(path).error(f"more than {MAX_VALUES} values once aliases are expanded")
         if len(self.open_nodes) >= MAX_DEPTH:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int32
 from pie_core.contracts.media import MediaDeclaration, MediaItem
+from pie_core.errors import LoadError
 from pie_core.ids import Ticket
 
 API_VERSION = 1
@@ -206,6 +207,14 @@ class DriverRequest:
     media: Mapping[str, MediaDeclaration]
     progress: ProgressCallback = field(default=lambda _: None)
     swap_bytes: int = 0  # host memory to swap to, for drivers whose own options do not say how much
+
+    def checkpoint(self, driver: str) -> Path:
+        """`model_path`, for a driver that reads one. Raises LoadError."""
+        if self.model_path is None:
+            raise LoadError(
+                f"driver {driver}: no model is configured; name a Hugging Face directory or a GGUF file"
+            )
+        return self.model_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pie_core.errors import Unsupported
 from pie_core.host_api.guest_state import LaunchedProgram, ProgramState
 from pie_core.host_api.poll import Pollable
 from pie_core.sandbox.hosting import Interface, Pending
@@ -28,9 +27,7 @@ interface.resource("child", HostChild)
 
 @interface.function("launch", suspends=True)
 def launch(guest: ProgramState, program: str, given: str) -> Pending[HostChild]:
-    if guest.launcher is None:
-        raise Unsupported(f"programs cannot launch others here, and {program!r} was to be")
-    launching = guest.launcher.launch(guest, program, given)
+    launching = guest.launch(program, given)
     started = launching.map(HostChild)
     started.on_abandon = launching.abandon
     return started

@@ -80,7 +80,9 @@ class _Request(Generic[T]):
             self.pending.resolve(self._finish(event))
 
     def drew(self, token: int, length: int) -> None:
-        raise AssertionError("the engine told of a token where none was asked for by a Step or a Generate")
+        raise AssertionError(
+            f"the engine told of token {token} at length {length}, and neither a Step nor a Generate asked for one"
+        )
 
 
 class EngineClient:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 from pie_core.engine.messages import EndProcess
-from pie_core.errors import LimitExceeded, NotFound
+from pie_core.errors import LimitExceeded, NotFound, Unsupported
 from pie_core.host_api.engine_client import EngineClient
 from pie_core.host_api.program_trace import ProgramTrace
 from pie_core.host_api.replicas import Replicas
@@ -216,6 +216,12 @@ class ProgramState:
             served = ", ".join(self.models) or "none"
             raise NotFound(f"no model is served under the name {name!r}; served are: {served}")
         return found
+
+    def launch(self, program: str, given: str) -> Pending[LaunchedProgram]:
+        """Starts another one beside it; `given` is JSON. Raises Unsupported where programs cannot do so."""
+        if self.launcher is None:
+            raise Unsupported(f"programs cannot launch others here, and {program!r} was to be")
+        return self.launcher.launch(self, program, given)
 
     def allowed_priority(self, value: int) -> int:
         """Raises LimitExceeded for more than the program was launched with."""

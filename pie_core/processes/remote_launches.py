@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
-from pie_core.errors import PieError, Unsupported, error_from_code
+from pie_core.errors import PieError, error_from_code
 from pie_core.host_api.guest_state import LaunchedProgram, ProgramState
 from pie_core.ids import ProcessId
 from pie_core.processes.worker_messages import (
@@ -101,9 +101,7 @@ class LaunchesOf:
 
     def launch(self, asked: LaunchProgram) -> None:
         try:
-            if self._state.launcher is None:
-                raise Unsupported("programs cannot launch others here")
-            launching = self._state.launcher.launch(self._state, asked.program, asked.given)
+            launching = self._state.launch(asked.program, asked.given)
         except PieError as error:
             self._refuse(asked.number, error)
             return

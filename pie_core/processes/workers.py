@@ -301,7 +301,7 @@ class Workers:
     ) -> str | None:
         """Like ProgramRunner.run, in a worker. Raises WorkerLost as well."""
         try:
-            worker = await self._least_loaded()
+            worker = await self._least_loaded(source.name)
             return await worker.run(_launch_message(source, inputs, limits, state), state)
         finally:
             state.close_input()  # its engines hear of its end from the worker, or of the worker's
@@ -317,10 +317,10 @@ class Workers:
         await asyncio.gather(*(worker.end(_CLOSING_S) for worker in workers))
         shutil.rmtree(self._folder, ignore_errors=True)  # sockets that ended engines have left
 
-    async def _least_loaded(self) -> Worker:
+    async def _least_loaded(self, program: str) -> Worker:
         while not self._workers:
             if self._is_closed:
-                raise WorkerLost("the workers were closed")
+                raise WorkerLost(f"program {program!r} has no process to run in: the workers were closed")
             self._change.clear()
             await self._change.wait()
         return min(self._workers, key=lambda worker: len(worker.runs))

@@ -38,7 +38,8 @@ class TimerAlarm:
         libc = ctypes.PyDLL(None, use_errno=True)
         self._file = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_CLOEXEC)
         if self._file < 0:
-            raise OSError(ctypes.get_errno(), "no timer of the kernel can be had (timerfd_create)")
+            number = ctypes.get_errno()
+            raise OSError(number, f"timerfd_create gives no timer of the kernel: {os.strerror(number)}")
         seconds, nanoseconds = divmod(round(every_s * 1e9), 10**9)
         self._every = ctypes.byref(_Times(seconds, nanoseconds, seconds, nanoseconds))
         self._once, self._never = ctypes.byref(_Times(0, 0, 0, 1)), ctypes.byref(_Times())

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from pie_core.sandbox.fibers import VALUE_BYTES, GuestStopped, c_function, quick_function
+from pie_core.sandbox.fibers import VALUE_BYTES, GuestStopped, c_function, quick_function, reason_of
 from pie_core.sandbox.handles import Handles
 from pie_core.sandbox.memory import MEMORY, WORDS
 from pie_core.sandbox.wit_types import (
@@ -117,7 +117,6 @@ _from_host = quick_function("wasmtime_component_resource_host_to_any", c_void_p)
 _host_new = c_function("wasmtime_component_resource_host_new", c_void_p, ctypes.c_bool, c_uint32, c_uint32)
 _host_number = quick_function("wasmtime_component_resource_host_rep", c_uint32)
 _host_delete = quick_function("wasmtime_component_resource_host_delete", None)
-_error_delete = c_function("wasmtime_error_delete", None, c_void_p)
 
 _pair = struct.Struct("<QQ").unpack_from  # size, pointer
 _put_head = struct.Struct("<B7xQ").pack_into  # kind, pointer
@@ -359,8 +358,7 @@ def _handle_reader(owned: bool) -> Reader:
         handle.value = WORDS[(address >> 3) + 1]
         error = _to_host(owner.context_argument, handle, found)
         if error:
-            _error_delete(error)
-            raise GuestStopped("a handle of this program was not made by this host")
+            raise GuestStopped(f"a handle of this program was not made by this host: {reason_of(error)}")
         number = _host_number(host)
         _host_delete(host)
         return owner.handles.take(number) if owned else owner.handles.objects[number]
@@ -605,8 +603,7 @@ def _handle_writer(type_id: int) -> Writer:
         error = _from_host(owner.context_argument, host, ctypes.byref(resource))
         _host_delete(host)
         if error:
-            _error_delete(error)
-            raise GuestStopped("the program's handle table refused a new handle")
+            raise GuestStopped(f"the program's handle table refused a new handle: {reason_of(error)}")
         _put_head(MEMORY, address, _RESOURCE, resource.value)
 
     return write

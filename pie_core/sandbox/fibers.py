@@ -404,5 +404,10 @@ class Fiber:
 
 def _raise_for(error: int | None) -> None:
     if error:
-        pointer = ctypes.cast(error, ctypes.POINTER(bindings.wasmtime_error_t))
-        raise GuestStopped(str(wasmtime.WasmtimeError._from_ptr(pointer)))
+        raise GuestStopped(reason_of(error))
+
+
+def reason_of(error: int) -> str:
+    """In wasmtime's words; frees the error."""
+    pointer = ctypes.cast(error, ctypes.POINTER(bindings.wasmtime_error_t))
+    return str(wasmtime.WasmtimeError._from_ptr(pointer))

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
 T = TypeVar("T")
 V = TypeVar("V")
@@ -81,7 +81,7 @@ class Pending(Generic[T]):
         if self.abandoned:
             return
         if self.done:
-            raise RuntimeError("a Pending was resolved or failed twice")
+            self._refuse(value)
         self.value = value
         self.done = True
         first, self._callback = self._callback, None
@@ -99,8 +99,15 @@ class Pending(Generic[T]):
         """Like resolve, with the error that the waiter gets instead of a value."""
         if self.abandoned:
             return
+        if self.done:
+            self._refuse(error)
         self.error = error
         self.resolve(None)  # type: ignore[arg-type]  # nobody sees the value behind an error
+
+    def _refuse(self, given: object) -> NoReturn:
+        raise RuntimeError(
+            f"a Pending was settled twice: it has {self.error or self.value!r} and is given {given!r}"
+        )
 
     def result(self) -> T:
         """The value, or the error raised."""

@@ -91,7 +91,7 @@ class Runtime:
 
     def new_fiber(self, program: Program, limits: Limits) -> Fiber:
         if self._closed:
-            raise RuntimeError("a guest was started in a runtime that is closed")
+            raise RuntimeError(f"a guest of {program.name!r} was started in a runtime that is closed")
         memory_bytes = limits.memory_bytes
         if self._quick is None:
             return Fiber(self.engine, program.linker, memory_bytes, SLICE_TICKS)

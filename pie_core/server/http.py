@@ -71,7 +71,9 @@ class HttpSide:
             return
         kind, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise Unauthenticated("send an API key as `Authorization: Bearer KEY`; `pie auth add` makes one")
+            raise Unauthenticated(
+                f"{request.path[:100]} needs an API key, sent as `Authorization: Bearer KEY`; `pie auth add` makes one"
+            )
         principal = gate.by_api_key(token.strip(), request.remote or "unknown")
         if scope not in principal.scopes:
             raise AccessDenied(f"{request.path[:100]} needs a key with the scope {scope!r}")

@@ -339,7 +339,8 @@ def _launch(
     capture: bool | None,
 ) -> ServerProcess:
     if not session.service.models.is_ready:
-        raise Unavailable("the server is loading its models: try again soon (/ready tells when)")
+        states = ", ".join(f"{each['name']} is {each['state']}" for each in session.service.models.listing())
+        raise Unavailable(f"the server is loading its models ({states}): try again soon (/ready tells when)")
     process = session.service.processes.launch(
         session.principal,
         asked.inferlet,
@@ -466,7 +467,10 @@ def mcp_response(session: Session, request: m.McpResponse) -> None:
 
 @_answers(m.LaunchDaemon)
 def launch_daemon(session: Session, request: m.LaunchDaemon) -> str:
-    raise Unsupported("this version runs no programs that serve HTTP on a port of their own")
+    raise Unsupported(
+        f"this version runs no programs that serve HTTP on a port of their own, as {request.inferlet} would on"
+        f" {request.port}: launch it as a process, and talk to it by messages"
+    )
 
 
 def _no_workflows(session: Session, request: m.Request) -> str:

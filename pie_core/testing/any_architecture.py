@@ -56,11 +56,11 @@ class ArchitectureContract:
 
     def make_driver(self, path: Path) -> Driver:
         """A driver in float32 over the checkpoint at `path`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.make_driver: a driver in float32 over {path}")
 
     def reference_logits(self, path: Path, tokens: Sequence[int]) -> Float32:
         """[tokens, vocab] of an independent implementation over the same checkpoint."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.reference_logits: those of another implementation")
 
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         if "checkpoint" in metafunc.fixturenames:

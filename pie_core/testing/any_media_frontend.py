@@ -22,11 +22,11 @@ class MediaFrontendContract:
     """Pure, complete and fearless: the same bytes give the same item, and bad bytes a typed error."""
 
     def make_frontend(self) -> MediaFrontend:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.make_frontend: the front-end to be tested")
 
     def examples(self) -> Mapping[MediaKind, tuple[bytes, bytes]]:
         """Two different files for every kind that the front-end decodes."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.examples: two files for every kind that it decodes")
 
     @pytest.fixture
     def frontend(self) -> MediaFrontend:

@@ -152,7 +152,7 @@ class Transcript:
         if self._state.cued and self._state.reply_start is not None:
             raise InvalidRequest(
                 "the assistant's turn has been opened for the model, which writes its calls itself; "
-                "add calls of your own in place of the cue, or as text"
+                f"add the one of {name!r} in place of the cue, or as text"
             )
         state = replace(self._state, cued=False)
         chosen = call_id or fresh_id(state.turns, name, self._model.known_tool_format)

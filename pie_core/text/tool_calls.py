@@ -7,6 +7,7 @@ wherever they stand in the text.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Iterable
 from functools import cache
@@ -16,6 +17,8 @@ from pie_core.errors import Unsupported
 from pie_core.text.decoders import Event, overlap
 from pie_core.text.tokenizer import Tokenizer
 from pie_core.text.tool_formats import TOOL_FORMATS, ToolCall, ToolFormat, ToolMarkers
+
+LOG = logging.getLogger(__name__)
 
 
 def find_tool_format(tokenizer: Tokenizer, template: str, origin: str) -> ToolFormat:
@@ -179,15 +182,17 @@ def _openings(tool_format: ToolFormat) -> list[str]:
 
 def _end(markers: ToolMarkers, body: str, closed: bool) -> list[Event]:
     try:
-        return [Event("call", call.to_json()) for call in _some(markers.read(body, closed))]
-    except (ValueError, RecursionError):
+        return [Event("call", call.to_json()) for call in _calls(markers, body, closed)]
+    except (ValueError, RecursionError) as error:
+        LOG.debug("a model wrote a tool call that is none: %s", error)
         closing = markers.closing if closed else ""
         return [Event("invalid", f"{markers.opening}{body}{closing}")]
 
 
-def _some(calls: list[ToolCall]) -> list[ToolCall]:
+def _calls(markers: ToolMarkers, body: str, closed: bool) -> list[ToolCall]:
+    calls = markers.read(body, closed)
     if not calls:
-        raise ValueError("no call between the markers")
+        raise ValueError(f"no call behind {markers.opening}: {body!r}")
     return calls
 
 

@@ -34,7 +34,7 @@ class ToolCall:
         if arguments is None:
             arguments = {}
         if not isinstance(name, str) or not name.strip() or not isinstance(arguments, dict):
-            raise ValueError("a call is a name and an object of arguments")
+            raise ValueError(f"a call is a name and an object of arguments, not {name!r} and {arguments!r}")
         return cls(name.strip(), arguments, id_.strip() if isinstance(id_, str) else "")
 
     def to_json(self) -> str:
@@ -131,7 +131,7 @@ def _json_call(value: Any) -> ToolCall:
         value = value["function"]
     keys = [key for key in ("arguments", "parameters") if isinstance(value, dict) and key in value]
     if not keys:
-        raise ValueError("a call has a name and arguments")
+        raise ValueError(f"a call is an object with a name and arguments, not {value!r}")
     return ToolCall.of(value.get("name"), value[keys[0]], value.get("id"))
 
 
@@ -191,7 +191,7 @@ def read_function(text: str, closed: bool) -> list[ToolCall]:
 
 def _read_argument_pairs(text: str, closed: bool) -> list[ToolCall]:
     if not closed:
-        raise ValueError("more arguments may have been meant")
+        raise ValueError(f"no end behind {text!r}: more arguments may have been meant")
     name, key, rest = text.partition("<arg_key>")
     return [ToolCall.of(name, {key.strip(): _typed(value) for key, value in _all(_PAIR, key + rest)})]
 
@@ -200,7 +200,7 @@ def read_separated_call(text: str, closed: bool) -> list[ToolCall]:
     """name<｜tool▁sep｜>{…}, or in older checkpoints function<｜tool▁sep｜>name and the JSON in a fence."""
     head, separator, tail = text.partition("<｜tool▁sep｜>")
     if not separator:
-        raise ValueError("no separator")
+        raise ValueError(f"no <｜tool▁sep｜> in {text!r}")
     if _BRACKET.match(tail):
         return [ToolCall.of(head, _json(tail))]
     name, _, fenced = tail.partition("\n")
@@ -212,7 +212,7 @@ def read_invocation(text: str, closed: bool) -> list[ToolCall]:
     """name="…"> and parameters that say whether they are text."""
     match = _INVOKE.fullmatch(text)
     if match is None or not closed:
-        raise ValueError("no name, or no end")
+        raise ValueError(f"expected a name, '\">' and an end: {text!r}")
     found = _all(_INVOKE_PARAMETER, match[2].strip())
     arguments = {key: value if kind == "true" else _typed(value) for key, kind, value in found}
     return [ToolCall.of(match[1], arguments)]
@@ -223,7 +223,7 @@ def read_numbered_call(text: str, closed: bool) -> list[ToolCall]:
     head, separator, arguments = text.partition("<|tool_call_argument_begin|>")
     name = _NUMBERED_NAME.fullmatch(head.strip())
     if not separator or name is None:
-        raise ValueError("no name or no arguments")
+        raise ValueError(f"expected functions.NAME:NUMBER<|tool_call_argument_begin|> and JSON, not {text!r}")
     return [ToolCall.of(name[1], _json(arguments), head)]
 
 
@@ -249,12 +249,12 @@ def read_python_call(text: str, closed: bool) -> list[ToolCall]:
         return read_json_calls(text, closed)
     match = _PYTHON_CALL.fullmatch(text)
     if match is None:
-        raise ValueError("no call")
+        raise ValueError(f"expected JSON or NAME.call(...), not {text!r}")
     arguments, place, inner = {}, 0, match[2]
     while place < len(inner):
         keyword = _KEYWORD.match(inner, place)
         if keyword is None:
-            raise ValueError("no keyword")
+            raise ValueError(f"expected KEYWORD=VALUE, not {inner[place:]!r}")
         arguments[keyword[1]], place = _JSON.raw_decode(inner, keyword.end())
         place = _skip(inner, place)
     return [ToolCall.of(match[1], arguments)]
@@ -276,7 +276,7 @@ class _Braced:
         name, brace, rest = text.strip().removeprefix("call:").partition("{")
         arguments, place = self._object("{" + rest, 1) if brace else ({}, -1)
         if not brace or rest[place - 1 :].strip():
-            raise ValueError("no arguments in braces, or text behind them")
+            raise ValueError(f"expected NAME{{...}} and nothing behind it, not {text!r}")
         return [ToolCall.of(name, arguments)]
 
     def _object(self, text: str, place: int) -> tuple[dict[str, Any], int]:
@@ -284,7 +284,7 @@ class _Braced:
         while text[place : place + 1] != "}":
             key, place = self._text(text, place)
             if text[place : place + 1] != ":":
-                raise ValueError("no colon behind a key")
+                raise ValueError(f"no colon behind the key {key!r}")
             found[key], place = self._value(text, place + 1)
             place = self._next(text, place, "}")
         return found, place + 1
@@ -317,11 +317,11 @@ class _Braced:
             start = place + len(self._quote)
             end = text.find(self._quote, start)
             if end < 0:
-                raise ValueError("a text has no end")
+                raise ValueError(f"no {self._quote} ends the text {text[start:]!r}")
             return text[start:end], end + len(self._quote)
         match = self._plain.match(text, place)
         if match is None:
-            raise ValueError("expected a key or a value")
+            raise ValueError(f"expected a key or a value, not {text[place:]!r}")
         return match[0].strip(), match.end()
 
 

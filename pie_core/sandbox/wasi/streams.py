@@ -38,7 +38,7 @@ class ByteSource:
 
     def feed(self, data: bytes) -> None:
         if self._closed:
-            raise ValueError("a ByteSource was fed after end()")
+            raise ValueError(f"a ByteSource was fed {len(data)} bytes after end()")
         self._bytes += data
         self._tell()
 

@@ -30,17 +30,17 @@ class DriverSubject:
 
     def make_driver(self, page_size: int | None = None) -> Driver:
         """A new driver of the same weights each time; with that page size where the driver lets one choose."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.make_driver: a new driver of the same weights")
 
     page_sizes: ClassVar[Sequence[int]] = ()  # what `make_driver` takes; empty where it takes none
 
     def adapter_paths(self, folder: Path) -> tuple[Path, Path]:
         """Two different adapters for this model (Feature.ADAPTERS)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.adapter_paths: the driver declares adapters")
 
     def media_items(self) -> tuple[MediaItem, MediaItem]:
         """Two different items of the same token count, at least 4, for this model (Feature.MEDIA)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__}.media_items: the driver declares media")
 
     @pytest.fixture
     def driver(self) -> Iterator[Driver]:

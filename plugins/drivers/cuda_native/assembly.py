@@ -127,8 +127,7 @@ class Assembly:
 
     @property
     def _path(self) -> Path:
-        assert self._request.model_path is not None
-        return self._request.model_path
+        return self._request.checkpoint("cuda_native")
 
     def _model(self) -> LoadedModel:
         path, request = self._path, self._request
@@ -283,7 +282,8 @@ def choose_kernels(options: CudaNativeOptions, device: torch.device, layout: Rin
         return TorchKernels(layout)
     if not find_spec("triton"):
         raise LoadError(
-            "driver cuda_native: kernels is 'triton', but triton is not installed: pip install triton"
+            f"driver cuda_native: kernels is {wanted!r}, but triton is not installed: pip install triton, or leave "
+            "kernels at 'auto'"
         )
     from pie_plugins.drivers.cuda_native.triton_kernels import TritonKernels  # imports triton
 

@@ -33,10 +33,7 @@ def load_cuda_native(request: DriverRequest) -> CudaNativeDriver:
     """Raises LoadError."""
     options = request.options
     assert isinstance(options, CudaNativeOptions)
-    if request.model_path is None:
-        raise LoadError(
-            "driver cuda_native: no model is configured; name a Hugging Face directory or a GGUF file"
-        )
+    request.checkpoint("cuda_native")  # before anything is started
     _device(request.device)
     if options.tensor_parallel > 1:
         return _load_parallel(request, options)

@@ -79,7 +79,8 @@ def check_may_join() -> None:
     if distributed.is_initialized():
         raise LoadError(
             "driver cuda_native: tensor_parallel needs a process without a process group of torch.distributed, and this"
-            " one has one: of a model over several GPUs that is loaded, or that was lost; start another process"
+            f" one has one of {distributed.get_world_size()} ranks: of a model over several GPUs that is loaded, or"
+            " that was lost; start another process"
         )
 
 

@@ -47,7 +47,7 @@ class Worker:
         try:
             self.answer()
         except EngineLost as error:
-            raise LoadError(str(error)) from error
+            raise LoadError(f"{error}; it had not loaded its part of the model") from error
 
     def answer(self) -> Any:
         """What the last call that has an answer gave. LoadError if it could not load, EngineLost if it has ended."""

@@ -24,7 +24,7 @@ from pie_core.contracts.driver import (
 )
 from pie_core.contracts.forward import Float32, ForwardBatch, ForwardResult, Int32
 from pie_core.contracts.media import MediaItem
-from pie_core.errors import ForwardError, LoadError, PieError, Unsupported
+from pie_core.errors import ForwardError, PieError, Unsupported
 from pie_core.ids import Ticket
 from pie_plugins.drivers.portable.batch_tensors import BatchReader, Cache, Outcomes, model_limits
 from pie_plugins.drivers.portable.linear import linear_product
@@ -62,17 +62,12 @@ def load_portable(request: DriverRequest) -> PortableDriver:
     """Loads the checkpoint and lays out the pages. Raises LoadError."""
     options = request.options
     assert isinstance(options, PortableOptions)
-    if request.model_path is None:
-        raise LoadError(
-            "driver portable: no model is configured; name a Hugging Face directory or a GGUF file"
-        )
+    path = request.checkpoint("portable")
     torch.set_num_threads(options.cpu_threads or _default_threads())
     with torch.inference_mode():
         dtype = choose_dtype(options.dtype, request.device)
         linear = linear_product(request.device, dtype)
-        loaded = load_model(
-            request.model_path, request.architectures, dtype, request.device, linear, request.progress
-        )
+        loaded = load_model(path, request.architectures, dtype, request.device, linear, request.progress)
         caches = lay_out(loaded.layouts, options, dtype, request.device, request.swap_bytes)
         runner = ModelRunner(loaded.model, caches, linear)
     return PortableDriver(loaded, runner, caches, options, dtype, request.device)

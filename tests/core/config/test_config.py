@@ -189,7 +189,7 @@ def test_workers_are_a_number_or_auto() -> None:
         ("auth: {}\n---\nserver: {}\n", "pie.yaml:2:1: a second document begins here"),
         ("runtime:\n  memory_mb: [1\n", "pie.yaml:3:1: not YAML:"),
         ("a: 1\n\tb: 2", "not YAML: found character '\\t'"),
-        ("a: &a [*a]", "this alias contains itself"),
+        ("a: 1\nb: &b [*b]", "this alias stands within what it repeats, which begins in line 2"),
         ("a: *nowhere", "not YAML: found undefined alias 'nowhere'"),
         ("1: a", "a key must be text, and this is 1"),
         ("yes: a\n? [1, 2]\n: b", "a key must be text, and this is a list or mapping"),

@@ -107,7 +107,10 @@ def test_a_pending_is_settled_once_and_hands_its_value_on() -> None:
         pending.result()
     pending.resolve("value")
     assert pending.result() == "value"
-    with pytest.raises(RuntimeError, match="twice"):
-        pending.fail(ValueError())
+    with pytest.raises(RuntimeError, match=r"twice: it has 'value' and is given ValueError\('lost'\)"):
+        pending.fail(ValueError("lost"))
+    assert pending.result() == "value"
+    with pytest.raises(RuntimeError, match="twice: it has 'value' and is given 'other'"):
+        pending.resolve("other")
     with pytest.raises(ValueError, match="lost"):
         Pending.failed(ValueError("lost")).result()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+
 import pytest
 
 from pie_core.errors import PieError
@@ -33,6 +35,11 @@ def test_an_engine_that_cannot_run_the_test_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(selftest, "COMPONENT", "(component (import")
     with pytest.raises(FiberError, match="cannot run pie's self-test"):
         selftest.self_test.__wrapped__()
+
+
+def test_what_a_binding_refuses_is_told_in_wasmtimes_words() -> None:
+    new_error = fibers.c_function("wasmtime_error_new", ctypes.c_void_p, ctypes.c_char_p)
+    assert fibers.reason_of(new_error(b"unknown handle index 7")) == "unknown handle index 7"
 
 
 def test_a_fiber_closes_twice_without_harm() -> None:

@@ -32,6 +32,8 @@ def test_what_is_fed_is_read_in_order_and_then_ends(chunks: list[bytes], count: 
     while not source.at_end:
         seen += source.read(count)
     assert seen == b"".join(chunks)
+    with pytest.raises(ValueError, match="fed 4 bytes after"):
+        source.feed(b"more")
     with pytest.raises(Refused):
         io.read(None, source, 1)  # type: ignore[arg-type]  # the guest is not looked at
 

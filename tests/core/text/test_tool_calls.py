@@ -221,31 +221,46 @@ def test_events_do_not_depend_on_how_tokens_are_cut(
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    ("name", "text", "reason"),
     [
-        ("tool_call", '<tool_call>{"name": "f"}</tool_call>'),
-        ("tool_call", '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
-        ("tool_call", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>'),
-        ("tool_call", '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>'),
-        ("tool_call", "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>"),
-        ("tool_call", "<tool_call></tool_call>"),
-        ("tool_call", "<tool_call>[]</tool_call>"),
-        ("tool_call", "<tool_call>" + '{"name": "f", "arguments": ' + "[" * 5000 + "</tool_call>"),
-        ("tool_call", "<tool_call><function=f><parameter=x>1</function></tool_call>"),
-        ("tool_call", "<tool_call>f<arg_key>x</arg_key></tool_call>"),
-        ("DeepSeek", "<｜tool▁call▁begin｜>f{}<｜tool▁call▁end｜>"),
-        ("Kimi", "<|tool_call_begin|>f:0{}<|tool_call_end|>"),
-        ("DSML", '<｜DSML｜invoke name="f">loose</｜DSML｜invoke>'),
-        ("Gemma", '<|tool_call>call:f{x:<|"|>y<|"|>} z<tool_call|>'),
-        ("Gemma", "<|tool_call>call:f{x}<tool_call|>"),
-        ("Gemma", "<|tool_call>call:f{x:" + "[" * 5000 + "<tool_call|>"),
-        ("Llama", "<|python_tag|>print(1)"),
-        ("Llama", '{"name": "Ada", "age": 36}'),
-        ("Mistral", "[TOOL_CALLS]f[ARGS]{x}"),
+        ("tool_call", '<tool_call>{"name": "f"}</tool_call>', "a name and arguments, not {'name': 'f'}"),
+        ("tool_call", '<tool_call>{"name": "", "arguments": {}}</tool_call>', "not '' and {}"),
+        ("tool_call", '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', "not 'f' and [1]"),
+        ("tool_call", '<tool_call>{"name": "f", "arguments": {"x": NaN}}</tool_call>', "NaN is no JSON"),
+        ("tool_call", "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>", "Expecting property name"),
+        ("tool_call", "<tool_call></tool_call>", "not '' and {}"),
+        ("tool_call", "<tool_call>[]</tool_call>", "no call behind <tool_call>: '[]'"),
+        (
+            "tool_call",
+            "<tool_call>" + '{"name": "f", "arguments": ' + "[" * 5000 + "</tool_call>",
+            "recursion",
+        ),
+        (
+            "tool_call",
+            "<tool_call><function=f><parameter=x>1</function></tool_call>",
+            "unexpected text at character 0",
+        ),
+        ("tool_call", "<tool_call>f<arg_key>x</arg_key></tool_call>", "unexpected text at character 0"),
+        ("DeepSeek", "<｜tool▁call▁begin｜>f{}<｜tool▁call▁end｜>", "no <｜tool▁sep｜> in 'f{}'"),
+        ("Kimi", "<|tool_call_begin|>f:0{}<|tool_call_end|>", "and JSON, not 'f:0{}'"),
+        ("DSML", '<｜DSML｜invoke name="f">loose</｜DSML｜invoke>', "unexpected text at character 0"),
+        ("DSML", '<｜DSML｜invoke name="f"</｜DSML｜invoke>', """an end: 'f"'"""),
+        ("Gemma", '<|tool_call>call:f{x:<|"|>y<|"|>} z<tool_call|>', "nothing behind it, not 'call:f{x:"),
+        ("Gemma", "<|tool_call>call:f{x:,}<tool_call|>", "a key or a value, not ',}'"),
+        ("Gemma", "<|tool_call>call:f{x}<tool_call|>", "no colon behind the key 'x'"),
+        ("Gemma", "<|tool_call>call:f{x:" + "[" * 5000 + "<tool_call|>", "recursion"),
+        ("Llama", "<|python_tag|>print(1)", "KEYWORD=VALUE, not '1'"),
+        ("Llama", "<|python_tag|>print", "NAME.call(...), not 'print'"),
+        ("Llama", '{"name": "Ada", "age": 36}', "not {'name': 'Ada', 'age': 36}"),
+        ("Mistral", "[TOOL_CALLS]f[ARGS]{x}", "Expecting property name"),
     ],
 )
-def test_malformed_calls_are_invalid_with_their_text(tokenizer: Tokenizer, name: str, text: str) -> None:
+def test_malformed_calls_are_invalid_with_their_text_and_the_log_tells_why(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, name: str, text: str, reason: str
+) -> None:
+    caplog.set_level("DEBUG", "pie_core.text.tool_calls")
     assert events_of(tokenizer, name, text) == [Event("start"), Event("invalid", text)]
+    assert reason in caplog.text
 
 
 def test_a_forgotten_end_does_not_swallow_the_next_call(tokenizer: Tokenizer) -> None:

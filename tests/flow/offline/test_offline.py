@@ -174,7 +174,7 @@ def test_breaking_off_a_stream_ends_its_program(pie: Pie) -> None:
 def test_a_cancelled_program_says_so(pie: Pie) -> None:
     run = pie.launch(FOREVER)
     run.cancel()
-    with pytest.raises(Cancelled):
+    with pytest.raises(Cancelled, match="the program 'the source text' was cancelled"):
         run.result()
     run.cancel()
 

@@ -109,6 +109,8 @@ def test_every_path_but_those_for_load_balancers_needs_a_key(on_server: OnServer
             remove(pie.credentials_file, "alice", "key")
             assert await status("/metrics", key) == 401
             assert await status("/", None) == 401  # no WebSocket
+            async with http.get("/models") as answer:
+                assert "/models needs an API key" in await answer.text()
 
     on_server(scenario, **AUTH)
 

@@ -400,6 +400,8 @@ def test_what_pie_0_4_has_and_this_version_has_not_is_refused_by_type(on_server:
             for kind in missing:
                 await connection.send(sample(kind))
                 assert (await connection.response(7))["error_code"] == "unsupported"
+            refused = await connection.ask("launch_daemon", port=8080, inferlet="shop", input="{}")
+            assert "as shop would on 8080" in refused["result"]
             await connection.send({**sample(m.LaunchProcess), "token_budget": 5})
             assert (await connection.response(7))["error_code"] == "unsupported"
 

@@ -100,7 +100,7 @@ def test_the_server_is_healthy_at_once_and_ready_once_its_models_are_loaded(on_s
                 async with http.get(path) as answer:
                     assert answer.status == status
             async with pie.client() as client:
-                with pytest.raises(Unavailable, match="loading its models"):
+                with pytest.raises(Unavailable, match=r"its models \(first is loaded, second is loaded\)"):
                     await client.launch("helloworld")
             await pie.server.load_models()
             async with http.get("/ready") as answer:

@@ -242,7 +242,8 @@ def test_a_key_that_is_missing_or_wrong_is_said_with_the_option(on_server: OnSer
     [
         (("ftp://x",), "no address of a server"),
         (("--key", "/no/such/file"), "cannot be read"),
-        (("--private-key", "/x"), "needs --user"),
+        (("--private-key", "/x"), "--private-key /x needs --user"),
+        (("--private-key", "/x", "--key", "/y"), "--key /y and --private-key /x are two ways"),
         (("--interval", "0"), "0.1"),
     ],
 )

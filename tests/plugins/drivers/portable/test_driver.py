@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pie_core.contracts.driver import DriverRequest, Feature
 from pie_core.contracts.forward import ForwardBatch, PageTable, ProbeKind
-from pie_core.errors import ForwardError, InvalidRequest, PieError
+from pie_core.errors import ForwardError, InvalidRequest, LoadError, PieError
 from pie_core.ids import Ticket
 from pie_core.testing.any_architecture import write_checkpoint
 from pie_core.testing.batches import FromTicket, Mask, Probe, Request, Sample, Stepper, probe_values
@@ -197,6 +197,11 @@ def test_after_close_everything_is_refused_by_type(folder: Path) -> None:
     for call in (lambda: driver.copy_pages(0, [0], [1]), lambda: driver.export_pages(0, [0])):
         with pytest.raises(PieError, match="closed"):
             call()
+
+
+def test_a_driver_without_a_checkpoint_asks_for_one() -> None:
+    with pytest.raises(LoadError, match="driver portable: no model is configured; name a Hugging Face"):
+        load_portable(DriverRequest(None, "cpu", PortableOptions(), ARCHITECTURES, {}))
 
 
 @pytest.mark.parametrize(
