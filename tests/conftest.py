@@ -7,6 +7,7 @@ takes to make an example on a busy machine is not judged.
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,12 @@ settings.register_profile(
 settings.load_profile("pie")
 
 _HERE = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """What tests start and interrupt hears of it behind a script's `&` too, for which shells have SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
