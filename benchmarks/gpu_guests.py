@@ -7,7 +7,6 @@ the word and decode side by side, or begin at once.
 
 from __future__ import annotations
 
-import gc
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ from benchmarks.host_calls import HANDLE_CALLS, HANDLE_IMPORTS, HANDLES, LOCALS
 from benchmarks.pie_in_process import Step, WatchedApplication, WatchedDriver, quiet
 from pie_core.config.tree import ModelConfig
 from pie_core.contracts.driver import Driver, DriverDeclaration
+from pie_core.processes.garbage import collect_all
 from pie_core.programs import ComponentProgram
 from tests.core.sandbox.wat_guests import run, wat_guest
 
@@ -167,7 +167,7 @@ async def decode_with_guests(
             crowd = Crowd(app, program, inputs_of([Story(prompt, tokens)] * guests, vocab_size))
             await crowd.ready()
             app.watched.take_steps()
-            _collect_all()
+            collect_all()  # what starting programs left, and the pie before this one: up to 0.5 s, in the run or not
             crowd.go()
             await crowd.end()
             return decode_of(app, guests)
@@ -183,16 +183,10 @@ async def run_with_guests(
         async with LentApplication(driver, depth) as app:
             await Crowd(app, program, inputs_of([Story(1, 2)], vocab_size)).end()
             app.watched.take_steps()
-            _collect_all()
+            collect_all()
             started = time.perf_counter()
             await Crowd(app, program, inputs_of(stories, vocab_size)).end()
             return Whole(time.perf_counter() - started, app.watched.take_steps())
-
-
-def _collect_all() -> None:
-    """What starting programs left, and the pie before this one, which is set aside: up to 0.5 s, in the run or not."""
-    gc.unfreeze()
-    gc.collect()
 
 
 def inputs_of(stories: Sequence[Story], vocab_size: int) -> list[dict[str, int]]:

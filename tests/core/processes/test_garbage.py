@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from pie_core.processes import garbage
-from pie_core.processes.garbage import set_survivors_aside, survivors_set_aside
+from pie_core.processes.garbage import collect_all, set_survivors_aside, survivors_set_aside
 
 
 class Knot:
@@ -64,6 +64,17 @@ def test_what_was_set_aside_and_has_died_does_not_make_all_be_looked_at_again() 
         gc.collect()
         together -= len(some)
     assert dropped() is not None
+
+
+@pytest.mark.usefixtures("setting_aside")
+def test_collecting_all_finds_garbage_that_was_set_aside() -> None:
+    knot = Knot()
+    gc.collect()
+    dropped = weakref.ref(knot)
+    del knot
+    collect_all()
+    assert dropped() is None
+    assert not gc.get_objects(generation=2), "what survived is set aside again"
 
 
 @pytest.mark.usefixtures("setting_aside")
