@@ -513,7 +513,9 @@ def test_a_runtime_that_closes_ends_its_guests() -> None:
         runtime.close()
         with pytest.raises(Cancelled):
             await task
-        with pytest.raises(RuntimeError, match="a guest of 'the program' was started in a runtime that is closed"):
+        with pytest.raises(
+            RuntimeError, match="a guest of 'the program' was started in a runtime that is closed"
+        ):
             program.start(State())
         assert state.closed == 1
 
