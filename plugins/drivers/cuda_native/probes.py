@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,20 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pie_core.contracts.forward import Float32, Int32, Int64, ProbeKind, Probes
+from pie_core.contracts.probe_values import ProbeValues, joined_probes
 from pie_plugins.drivers.cuda_native.timeline import Download, Timeline
-
-V = TypeVar("V", bound=np.generic)
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeValues:
-    """The ragged answers of all probes, as ForwardResult has them."""
-
-    indptr: Int64
-    values: Float32
-    token_indptr: Int64
-    tokens: Int32
-    failed: frozenset[int]  # probes whose values are not numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,18 +49,13 @@ class ProbeReader:
 
     def finish(self) -> ProbeValues:
         count = len(self._probes.rows)
-        if not count:
-            return _NOTHING_PROBED
         values: list[Float32] = [np.empty(0, np.float32)] * count
         tokens: list[Int32] = [np.empty(0, np.int32)] * count
         for part in self._parts:
             values[part.probe] = part.values.numpy()
             if part.tokens is not None:
                 tokens[part.probe] = part.tokens.numpy()
-        failed = frozenset(probe for probe, answer in enumerate(values) if np.isnan(answer).any())
-        found = ProbeValues(
-            _indptr(values), _joined(values, np.float32), _indptr(tokens), _joined(tokens, np.int32), failed
-        )
+        found = joined_probes(values, tokens)
         self.release()  # the joined arrays are copies
         return found
 
@@ -128,16 +110,3 @@ class ProbeReader:
             [values[row, :count] for row, count in enumerate(counts.tolist())],
             [tokens[row, :count] for row, count in enumerate(counts.tolist())],
         )
-
-
-_NOTHING_PROBED = ProbeValues(
-    np.zeros(1, np.int64), np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.int32), frozenset()
-)
-
-
-def _indptr(parts: Sequence[NDArray[np.generic]]) -> Int64:
-    return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-
-
-def _joined(parts: Sequence[NDArray[V]], kind: type[V]) -> NDArray[V]:
-    return np.concatenate(parts) if parts else np.empty(0, kind)

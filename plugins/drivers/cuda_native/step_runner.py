@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int32, Int64
+from pie_core.contracts.probe_values import ProbeValues
 from pie_core.errors import ForwardError
 from pie_core.ids import Ticket
 from pie_plugins.drivers.cuda_native.attention import AttentionPlanner
@@ -24,7 +25,7 @@ from pie_plugins.drivers.cuda_native.outcomes import (
     RingLayout,
     RingRow,
 )
-from pie_plugins.drivers.cuda_native.probes import ProbeReader, ProbeValues
+from pie_plugins.drivers.cuda_native.probes import ProbeReader
 from pie_plugins.drivers.cuda_native.prompt_graphs import PromptGraphs
 from pie_plugins.drivers.cuda_native.samplers import LogitChanges, changes_logits
 from pie_plugins.drivers.cuda_native.step_tensors import (

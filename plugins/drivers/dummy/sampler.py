@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pie_core.contracts.forward import Float32, ForwardBatch, Int32, Int64, ProbeKind, Samplers
+from pie_core.contracts.probe_values import ProbeValues, joined_probes
 from pie_core.contracts.sampling import column_slots
 from pie_core.contracts.sampling_reference import (
     allowed_tokens,
@@ -169,35 +170,15 @@ def _count_accepted(step: ResolvedStep, request: int, first_sampler: Int64, toke
     return count
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeValues:
-    """The four probe fields of a ForwardResult."""
-
-    indptr: Int64
-    values: Float32
-    token_indptr: Int64
-    tokens: Int32
-
-
-_NOTHING_PROBED = ProbeValues(
-    np.zeros(1, np.int64), np.empty(0, np.float32), np.zeros(1, np.int64), np.empty(0, np.int32)
-)
-
-
 def read_probes(head: Head, words: Words, batch: ForwardBatch) -> ProbeValues:
     """`words` are the hidden words at the probes' rows."""
-    if not len(words):
-        return _NOTHING_PROBED
     values: list[Float32] = []
     tokens: list[Int32] = []
     for probe in range(len(words)):
         found, value = _read_probe(head, words[probe : probe + 1], batch, probe)
         tokens.append(found)
         values.append(value)
-    none, nothing = np.empty(0, np.int32), np.empty(0, np.float32)
-    return ProbeValues(
-        _indptr(values), np.concatenate([nothing, *values]), _indptr(tokens), np.concatenate([none, *tokens])
-    )
+    return joined_probes(values, tokens)
 
 
 def _read_probe(head: Head, word: Words, batch: ForwardBatch, probe: int) -> tuple[Int32, Float32]:
@@ -216,7 +197,3 @@ def _read_probe(head: Head, word: Words, batch: ForwardBatch, probe: int) -> tup
         return none, np.array([entropy(logits)], np.float32)
     named = probes.tokens[probes.token_indptr[probe] : probes.token_indptr[probe + 1]]
     return none, log_softmax(logits)[named].astype(np.float32)
-
-
-def _indptr(parts: list[Float32] | list[Int32]) -> Int64:
-    return np.cumsum([0, *map(len, parts)], dtype=np.int64)

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypeVar
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pie_core.contracts.forward import Float32, Int32, Int64, ProbeKind, Probes
-
-V = TypeVar("V", bound=np.generic)
-
-
-@dataclass(frozen=True, slots=True)
-class ProbeValues:
-    """The ragged answers of all probes, as ForwardResult has them."""
-
-    indptr: Int64
-    values: Float32
-    token_indptr: Int64
-    tokens: Int32
-    failed: frozenset[int]  # probes whose values are not numbers
+from pie_core.contracts.forward import Float32, Int32, ProbeKind, Probes
+from pie_core.contracts.probe_values import ProbeValues, joined_probes
 
 
 def read_probes(
@@ -39,10 +23,7 @@ def read_probes(
         rows = columns if kind == ProbeKind.COLUMNS else _chosen(source, at)
         assert rows is not None
         _READERS[ProbeKind(kind)](rows, probes, at, values, tokens)
-    failed = frozenset(probe for probe, answer in enumerate(values) if np.isnan(answer).any())
-    return ProbeValues(
-        _indptr(values), _joined(values, np.float32), _indptr(tokens), _joined(tokens, np.int32), failed
-    )
+    return joined_probes(values, tokens)
 
 
 def _chosen(source: Tensor | None, at: NDArray[np.intp]) -> Tensor | None:
@@ -111,11 +92,3 @@ _READERS = {
     ProbeKind.LOGPROBS: _logprobs,
     ProbeKind.DISTRIBUTION: _distribution,
 }
-
-
-def _indptr(parts: Sequence[NDArray[np.generic]]) -> Int64:
-    return np.cumsum([0, *(len(part) for part in parts)], dtype=np.int64)
-
-
-def _joined(parts: Sequence[NDArray[V]], kind: type[V]) -> NDArray[V]:
-    return np.concatenate(parts) if parts else np.empty(0, kind)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from pie_core.contracts.forward import ForwardBatch, ForwardResult, Int64, ProbeKind, Probes
+from pie_core.contracts.probe_values import ProbeValues
 from pie_core.ids import Ticket
 from pie_plugins.drivers.portable.batch_tensors import BatchReader, BatchTensors, Outcomes
 from pie_plugins.drivers.portable.model_runner import ModelRunner, PortableStep
-from pie_plugins.drivers.portable.probes import ProbeValues, given_columns, read_probes
+from pie_plugins.drivers.portable.probes import given_columns, read_probes
 from pie_plugins.drivers.portable.sampler import Drawn, SamplerInputs, column_inputs, draw
 from pie_plugins.drivers.portable.verification import verify
 
