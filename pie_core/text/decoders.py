@@ -5,7 +5,7 @@ Both decoders take tokens in steps of any size and give the same text for every 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,21 @@ class Event:
     token: int = 0
 
 
+def cut(
+    tokenizer: Tokenizer, tokens: Iterable[int], is_end: Callable[[int], bool]
+) -> list[tuple[list[int], int | None]]:
+    """The tokens up to each that ends something, and that one; then the rest, and None. Raises InvalidRequest."""
+    tokens = list(tokens)
+    tokenizer.check_ids(tokens)
+    pieces: list[tuple[list[int], int | None]] = []
+    begin = 0
+    for place, token in enumerate(tokens):
+        if is_end(token):
+            pieces.append((tokens[begin:place], token))
+            begin = place + 1
+    return [*pieces, (tokens[begin:], None)]
+
+
 class ChatDecoder:
     """Text until a stop token; a control token that is no stop token interrupts (a tool call begins, say)."""
 
@@ -35,18 +50,14 @@ class ChatDecoder:
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """A turn that is done starts afresh: tokens behind its end belong to the next one."""
-        tokens = list(tokens)
-        self._tokenizer.check_ids(tokens)
         events: list[Event] = []
-        plain: list[int] = []
-        for token in tokens:
-            if token in self._stop_tokens or self._tokenizer.is_control(token):
-                events += self._deltas(self._text.feed(plain) + self._text.flush())
-                events.append(self._control(token))
-                plain = []
+        for plain, end in cut(self._tokenizer, tokens, self._is_end):
+            text = self._text.feed(plain)
+            if end is None:
+                events += self._deltas(text)
             else:
-                plain.append(token)
-        return events + self._deltas(self._text.feed(plain))
+                events += [*self._deltas(text + self._text.flush()), self._control(end)]
+        return events
 
     def finish(self) -> list[Event]:
         """Ends a turn that was cut off: an unfinished character becomes U+FFFD, then "done"."""
@@ -56,6 +67,9 @@ class ChatDecoder:
     def reset(self) -> None:
         self._text.reset()
         self._said.clear()
+
+    def _is_end(self, token: int) -> bool:
+        return token in self._stop_tokens or self._tokenizer.is_control(token)
 
     def _deltas(self, text: str) -> list[Event]:
         if not text:
@@ -117,18 +131,16 @@ class ReasoningDecoder:
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """A stop token completes reasoning that is still open, and the next turn begins."""
-        tokens = list(tokens)
-        self._tokenizer.check_ids(tokens)
         events: list[Event] = []
-        plain: list[int] = []
-        for token in tokens:
-            # A marker may itself be a stop token of the checkpoint (<|end|>): then it closes as a marker.
-            if token in self._stop_tokens and self._tokenizer.token_text(token) != self._markers.closing:
-                events += self._read(self._text.feed(plain)) + self.finish()
-                plain = []
-            else:
-                plain.append(token)
-        return events + self._read(self._text.feed(plain))
+        for plain, end in cut(self._tokenizer, tokens, self._is_end):
+            events += self._read(self._text.feed(plain))
+            if end is not None:
+                events += self.finish()
+        return events
+
+    def _is_end(self, token: int) -> bool:
+        """A marker may itself be a stop token of the checkpoint (<|end|>): then it closes as a marker."""
+        return token in self._stop_tokens and self._tokenizer.token_text(token) != self._markers.closing
 
     def finish(self) -> list[Event]:
         """Ends a turn, also one that was cut off: reasoning that is still open is completed as it is."""

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from pie_core.errors import Unsupported
-from pie_core.text.decoders import Event, overlap
+from pie_core.text.decoders import Event, cut, overlap
 from pie_core.text.tokenizer import Tokenizer
 from pie_core.text.tool_formats import TOOL_FORMATS, ToolCall, ToolFormat, ToolMarkers
 
@@ -51,17 +51,12 @@ class ToolDecoder:
 
     def feed(self, tokens: Iterable[int]) -> list[Event]:
         """A stop token ends a call that is still open, and the next turn begins."""
-        tokens = list(tokens)
-        self._tokenizer.check_ids(tokens)
         events: list[Event] = []
-        plain: list[int] = []
-        for token in tokens:
-            if token in self._stop_tokens:
-                events += self._reader.read(self._text.feed(plain)) + self.finish()
-                plain = []
-            else:
-                plain.append(token)
-        return events + self._reader.read(self._text.feed(plain))
+        for plain, end in cut(self._tokenizer, tokens, self._stop_tokens.__contains__):
+            events += self._reader.read(self._text.feed(plain))
+            if end is not None:
+                events += self.finish()
+        return events
 
     def finish(self) -> list[Event]:
         """Ends a turn, also one that was cut off: what is open is a call if it is complete, else invalid."""
