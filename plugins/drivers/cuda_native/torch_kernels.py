@@ -9,6 +9,7 @@ from torch.nn import functional
 from pie_plugins.drivers.cuda_native.kernels import Angles, written_heads
 from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import GroupTensors, MaskTensors, StepTensors
+from pie_plugins.models.layers.norm import rms_norm
 from pie_plugins.models.layers.step import AttentionHeads
 
 HIDDEN = float("-inf")
@@ -42,12 +43,7 @@ class TorchKernels:
         return table.index_select(0, tokens)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if weight.dtype != x.dtype:
-            wide = functional.rms_norm(x.to(torch.float32), weight.shape[-1:], None, eps)
-            return wide.mul_(weight).to(x.dtype)
-        if weight.dim() == 1:
-            return functional.rms_norm(x, weight.shape, weight, eps)
-        return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
+        return rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self.rms_norm(x.add_(delta), weight, eps)

@@ -33,10 +33,15 @@ from pie_plugins.models.layers.architecture import (
     position_axes,
     streams,
 )
-from pie_plugins.models.layers.checkpoint import Checkpoint, read_json
-from pie_plugins.models.layers.loading import load_weights, open_checkpoint
+from pie_plugins.models.layers.checkpoint import config_origin, read_json
+from pie_plugins.models.layers.loading import (
+    architecture_of,
+    find_architecture,
+    load_weights,
+    open_checkpoint,
+)
 from pie_plugins.models.layers.parameters import Parameters
-from pie_plugins.models.weight_table import Entry, Format, WeightTable
+from pie_plugins.models.weight_table import Entry, WeightTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +70,8 @@ def load_model(
         return share_of_tensor(entry, name, tensor, ranks).to(device)
 
     try:
-        declaration = _architecture(checkpoint, architectures)
-        plan = _planned(declaration, checkpoint.config, _config_origin(checkpoint), ranks)
+        declaration = architecture_of(checkpoint, architectures)
+        plan = _planned(declaration, checkpoint.config, config_origin(checkpoint), ranks)
         first = str(device) if ranks.size == 1 else "cpu"
         loaded = load_weights(checkpoint, plan.table, dtype, first, progress, place)
     finally:
@@ -96,10 +101,10 @@ def _described(
     if is_random:
         file = path / "config.json"
         values = read_json(file)
-        return _declared(str(values.get("model_type")), architectures, str(file)), values, str(file)
+        return find_architecture(str(values.get("model_type")), architectures, str(file)), values, str(file)
     checkpoint = open_checkpoint(path)
     try:
-        return _architecture(checkpoint, architectures), checkpoint.config, _config_origin(checkpoint)
+        return architecture_of(checkpoint, architectures), checkpoint.config, config_origin(checkpoint)
     finally:
         checkpoint.close()
 
@@ -172,29 +177,3 @@ def _plain_layouts(architecture: str, layouts: tuple[CacheLayout, ...]) -> tuple
                 " driver has kernels for full attention over keys and values only: use the driver portable"
             )
     return plain
-
-
-def _architecture(
-    checkpoint: Checkpoint, architectures: Mapping[str, ArchitectureDeclaration]
-) -> ArchitectureDeclaration:
-    return _declared(checkpoint.kind, architectures, checkpoint.origin, checkpoint.form)
-
-
-def _declared(
-    kind: str, architectures: Mapping[str, ArchitectureDeclaration], origin: str, form: Format = "hf"
-) -> ArchitectureDeclaration:
-    known: list[str] = []
-    for declaration in architectures.values():
-        read = declaration.model_types if form == "hf" else declaration.gguf_architectures
-        if kind in read:
-            return declaration
-        known += read
-    raise LoadError(
-        f"{origin}: no installed architecture reads {kind!r} from a {'GGUF file' if form == 'gguf' else 'folder'};"
-        f" those that can be read are {', '.join(sorted(known)) or 'none'}"
-    )
-
-
-def _config_origin(checkpoint: Checkpoint) -> str:
-    form = "/config.json" if checkpoint.form == "hf" else " (metadata)"
-    return f"{checkpoint.origin}{form}"

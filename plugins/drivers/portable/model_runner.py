@@ -16,6 +16,7 @@ from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.drivers.portable.state_cache import StateCache
 from pie_plugins.models.layers.architecture import Columns, Model, StreamModel
 from pie_plugins.models.layers.linear import one_by_one
+from pie_plugins.models.layers.norm import rms_norm
 from pie_plugins.models.layers.rope import Rope
 from pie_plugins.models.layers.step import (
     Around,
@@ -50,12 +51,7 @@ class PortableStep:
         return table.index_select(0, self._batch.token_ids)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        if weight.dtype != x.dtype:
-            wide = functional.rms_norm(x.to(torch.float32), weight.shape[-1:], None, eps)
-            return wide.mul_(weight).to(x.dtype)
-        if weight.dim() == 1:
-            return functional.rms_norm(x, weight.shape, weight, eps)
-        return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
+        return rms_norm(x, weight, eps)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
         return self.rms_norm(x.add_(delta), weight, eps)

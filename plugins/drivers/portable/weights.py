@@ -11,11 +11,10 @@ import torch
 
 from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.driver import ProgressCallback
-from pie_core.errors import LoadError
 from pie_plugins.drivers.portable.linear import LinearProduct
 from pie_plugins.models.layers.architecture import Architecture, CacheLayout, Model, ModelConfig
-from pie_plugins.models.layers.checkpoint import Checkpoint
-from pie_plugins.models.layers.loading import load_weights, open_checkpoint
+from pie_plugins.models.layers.checkpoint import config_origin
+from pie_plugins.models.layers.loading import architecture_of, load_weights, open_checkpoint
 from pie_plugins.models.layers.parameters import Parameters
 
 
@@ -39,9 +38,9 @@ def load_model(
     """Raises LoadError that says which file, key or tensor is wrong."""
     checkpoint = open_checkpoint(path)
     try:
-        declaration = _architecture(checkpoint, architectures)
+        declaration = architecture_of(checkpoint, architectures)
         architecture: Architecture[Any] = declaration.load()
-        config = architecture.config(checkpoint.config, _config_origin(checkpoint))
+        config = architecture.config(checkpoint.config, config_origin(checkpoint))
         loaded = load_weights(checkpoint, architecture.weights(config), dtype, device, progress)
     finally:
         checkpoint.close()
@@ -50,28 +49,6 @@ def load_model(
     parameters.finish()
     return LoadedModel(
         declaration.name, config, architecture.cache_layouts(config), model, f"{loaded.revision}-{dtype}"
-    )
-
-
-def _architecture(
-    checkpoint: Checkpoint, architectures: Mapping[str, ArchitectureDeclaration]
-) -> ArchitectureDeclaration:
-    kind, form = checkpoint.kind, "Hugging Face folder" if checkpoint.form == "hf" else "GGUF file"
-    known: list[str] = []
-    for declaration in architectures.values():
-        read = declaration.model_types if checkpoint.form == "hf" else declaration.gguf_architectures
-        if kind in read:
-            return declaration
-        known += read
-    raise LoadError(
-        f"{checkpoint.origin}: no installed architecture reads {kind!r} from a {form}; those that can be read are"
-        f" {', '.join(sorted(known)) or 'none'}"
-    )
-
-
-def _config_origin(checkpoint: Checkpoint) -> str:
-    return (
-        f"{checkpoint.origin}/config.json" if checkpoint.form == "hf" else f"{checkpoint.origin} (metadata)"
     )
 
 

@@ -55,6 +55,11 @@ class Checkpoint(Protocol):
     def close(self) -> None: ...
 
 
+def config_origin(checkpoint: Checkpoint) -> str:
+    """Where error messages say its configuration stands."""
+    return f"{checkpoint.origin}{'/config.json' if checkpoint.form == 'hf' else ' (metadata)'}"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())

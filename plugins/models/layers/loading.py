@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pie_core.contracts.architecture import ArchitectureDeclaration
 from pie_core.contracts.driver import Progress, ProgressCallback
 from pie_core.errors import LoadError
 from pie_plugins.models.layers.checkpoint import Checkpoint
 from pie_plugins.models.layers.gguf_checkpoint import GgufCheckpoint
 from pie_plugins.models.layers.safetensors_checkpoint import SafetensorsCheckpoint
-from pie_plugins.models.weight_table import Entry, Source, WeightTable
+from pie_plugins.models.weight_table import Entry, Format, Source, WeightTable
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,30 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if path.is_file():
         return GgufCheckpoint(path)
     raise LoadError(f"{path}: no such checkpoint; expected a Hugging Face directory or a GGUF file")
+
+
+def architecture_of(
+    checkpoint: Checkpoint, architectures: Mapping[str, ArchitectureDeclaration]
+) -> ArchitectureDeclaration:
+    """Raises LoadError."""
+    return find_architecture(checkpoint.kind, architectures, checkpoint.origin, checkpoint.form)
+
+
+def find_architecture(
+    kind: str, architectures: Mapping[str, ArchitectureDeclaration], origin: str, form: Format = "hf"
+) -> ArchitectureDeclaration:
+    """The one that reads checkpoints of this kind. Raises LoadError that lists what can be read."""
+    known: list[str] = []
+    for declaration in architectures.values():
+        read = declaration.model_types if form == "hf" else declaration.gguf_architectures
+        if kind in read:
+            return declaration
+        known += read
+    raise LoadError(
+        f"{origin}: no installed architecture reads {kind!r} from a"
+        f" {'Hugging Face folder' if form == 'hf' else 'GGUF file'}; those that can be read are"
+        f" {', '.join(sorted(known)) or 'none'}"
+    )
 
 
 # What becomes of a tensor that an entry has made, under the name it goes by.

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from pie_plugins.models.layers.step import Around, Step
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Over the last axis; `weight` broadcasts over the others."""
+    if weight.dtype != x.dtype:
+        wide = functional.rms_norm(x.to(torch.float32), weight.shape[-1:], None, eps)
+        return wide.mul_(weight).to(x.dtype)
+    if weight.dim() == 1:
+        return functional.rms_norm(x, weight.shape, weight, eps)
+    return functional.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
 
 
 @dataclass(frozen=True, slots=True)
