@@ -81,7 +81,8 @@ TESTS = Path(__file__).parents[1]
 
 
 def test_every_driver_that_is_built_in_stands_under_the_contract() -> None:
-    suites = [path for path in TESTS.rglob("test_*.py") if "(DriverContract)" in path.read_text()]
+    bases = ("(DriverContract)", "(CheckpointContract)")
+    suites = [path for path in TESTS.rglob("test_*.py") if any(base in path.read_text() for base in bases)]
     for name in load_plugins().drivers:
         assert any(
             f"pie_plugins.drivers.{name}" in path.read_text() or name in path.parts for path in suites

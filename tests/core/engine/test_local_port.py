@@ -23,6 +23,7 @@ from pie_core.engine.messages import (
     BreakOff,
     CreateContext,
     DropContext,
+    EnginePort,
     Event,
     Failed,
     Forward,
@@ -83,16 +84,16 @@ async def opened(driver: DummyDriver, **options: Any) -> AsyncIterator[tuple[Cod
         await port.close()
 
 
-def create(port: CodecPort, context: int) -> None:
+def create(port: EnginePort, context: int) -> None:
     port.send(CreateContext(ContextId(context), ProcessId("p"), Tenant("t"), 7))
 
 
-def forward(port: CodecPort, request: int, context: int, *tokens: int) -> None:
+def forward(port: EnginePort, request: int, context: int, *tokens: int) -> None:
     samples = (Sample(len(tokens) - 1, SamplerSpec()),)
     port.send(Forward(RequestId(request), ContextId(context), tokens, samples=samples))
 
 
-def generate(port: CodecPort, request: int, context: int, count: int) -> None:
+def generate(port: EnginePort, request: int, context: int, count: int) -> None:
     port.send(Generate(RequestId(request), ContextId(context), (context,), SamplerSpec(), (), count))
 
 

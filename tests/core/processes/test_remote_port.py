@@ -16,28 +16,23 @@ import pytest
 from pie_core.contracts.driver import Progress
 from pie_core.engine.messages import (
     BreakOff,
-    CreateContext,
     DropContext,
     Event,
     Failed,
     ForkContext,
-    Forward,
     ForwardDone,
-    Generate,
     Generated,
     ReadStatus,
-    Sample,
-    SamplerSpec,
     Status,
     Steps,
 )
 from pie_core.engine.options import EngineOptions
 from pie_core.errors import ConfigError, EngineLost, LoadError, PluginError
-from pie_core.ids import ContextId, ProcessId, RequestId, Tenant
+from pie_core.ids import ContextId, RequestId
 from pie_core.processes.messages import LoadModel
 from pie_core.processes.remote_port import RemotePort
 from tests.core.engine.stepping import VOCAB, SteppedEngine
-from tests.core.engine.test_local_port import Listener
+from tests.core.engine.test_local_port import Listener, create, forward, generate
 from tests.core.processes import faulty_driver as faulty
 from tests.system import children_of, sockets_and_pipes
 
@@ -91,19 +86,6 @@ def on_engine() -> Callable[..., None]:
         asyncio.run(main())
 
     return run
-
-
-def create(port: RemotePort, context: int) -> None:
-    port.send(CreateContext(ContextId(context), ProcessId("p"), Tenant("t"), 7))
-
-
-def forward(port: RemotePort, request: int, context: int, *tokens: int) -> None:
-    samples = (Sample(len(tokens) - 1, SamplerSpec()),)
-    port.send(Forward(RequestId(request), ContextId(context), tokens, samples=samples))
-
-
-def generate(port: RemotePort, request: int, context: int, count: int) -> None:
-    port.send(Generate(RequestId(request), ContextId(context), (context,), SamplerSpec(), (), count))
 
 
 async def failure(listener: Listener, request: int) -> str:

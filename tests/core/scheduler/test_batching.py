@@ -7,23 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pie_core.contracts.forward import NO_TICKET, ForwardBatch, ProbeKind
+from pie_core.contracts.forward import NO_TICKET, ProbeKind
 from pie_core.engine.messages import ForwardDone, Probe, Sample, SamplerSpec
-from pie_core.ids import Ticket
-from pie_plugins.drivers.dummy.driver import DummyDriver
-from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
-
-
-class Recorder(DummyDriver):
-    """A dummy that keeps every batch."""
-
-    def __init__(self, **options: Any) -> None:
-        self.__dict__ = dummy(**options).__dict__
-        self.batches: list[ForwardBatch] = []
-
-    def submit(self, batch: ForwardBatch) -> Ticket:
-        self.batches.append(batch)
-        return super().submit(batch)
+from tests.core.engine.recorder import Recorder
+from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine
 
 
 def recorded(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pie_core.contracts.forward import ForwardBatch, ProbeKind
+from pie_core.contracts.forward import ProbeKind
 from pie_core.engine.messages import (
     Ack,
     BreakOff,
@@ -35,24 +35,13 @@ from pie_core.engine.messages import (
     ended_by,
 )
 from pie_core.errors import ForwardError
-from pie_core.ids import ContextId, ProcessId, Tenant, Ticket
+from pie_core.ids import ContextId, ProcessId, Tenant
 from pie_core.scheduler.cohort import Cohort
 from pie_plugins.drivers.dummy.driver import DummyDriver
+from tests.core.engine.recorder import Recorder
 from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
 
 PENALIZED = SamplerSpec(temperature=1.0, presence=0.5)
-
-
-class Recorder(DummyDriver):
-    """A dummy that keeps every batch."""
-
-    def __init__(self, **options: Any) -> None:
-        self.__dict__ = dummy(**options).__dict__
-        self.batches: list[ForwardBatch] = []
-
-    def submit(self, batch: ForwardBatch) -> Ticket:
-        self.batches.append(batch)
-        return super().submit(batch)
 
 
 def opened(contexts: int, driver: DummyDriver | None = None, **options: Any) -> SteppedEngine:

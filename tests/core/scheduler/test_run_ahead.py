@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pie_core.contracts.forward import NO_TICKET, ForwardBatch, ProbeKind
+from pie_core.contracts.forward import NO_TICKET, ProbeKind
 from pie_core.engine.messages import (
     Ack,
     BreakOff,
@@ -21,24 +21,12 @@ from pie_core.engine.messages import (
     SaveSnapshot,
     TruncateContext,
 )
-from pie_core.ids import ContextId, ProcessId, RequestId, Ticket
-from pie_plugins.drivers.dummy.driver import DummyDriver
+from pie_core.ids import ContextId, ProcessId, RequestId
+from tests.core.engine.recorder import Recorder
 from tests.core.engine.stepping import GREEDY, RANDOM, SteppedEngine, dummy
 
 PENALIZED = SamplerSpec(temperature=1.0, repetition=1.4, presence=0.5)
 BIASED = SamplerSpec(bias_tokens=(3,), bias_values=(9.0,))
-
-
-class Recorder(DummyDriver):
-    """A dummy that keeps every batch."""
-
-    def __init__(self, **options: Any) -> None:
-        self.__dict__ = dummy(**options).__dict__
-        self.batches: list[ForwardBatch] = []
-
-    def submit(self, batch: ForwardBatch) -> Ticket:
-        self.batches.append(batch)
-        return super().submit(batch)
 
 
 def stepped(depth: int, **options: Any) -> SteppedEngine:

@@ -18,24 +18,11 @@ from pie_core.server.credentials import DEFAULT_SCOPES, add_api_key
 from pie_core.server.metrics import Metrics
 from pie_core.server.status import EngineStatus, ModelStatus, ProcessStatus, ServerStatus
 from tests.flow.server.conftest import MODELS, Pie
-from tests.flow.server.test_top import shown
+from tests.flow.server.test_top import WAITS, shown
 
 OnServer = Callable[..., Any]
 
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-
-WAITS = """
-    from inferlet import Context, Model, Sampler, session
-
-    async def main(input):
-        context = Context(Model.load("first"))
-        context.user("Hello " * 20)
-        context.cue()
-        text = await context.generate(Sampler.argmax(), max_tokens=8).collect_text()
-        session.send("generated")
-        await session.receive()
-        return text
-"""
 
 
 async def started(pie: Pie, client: Client, trace: str | None = None) -> Any:

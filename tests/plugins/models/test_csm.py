@@ -16,16 +16,15 @@ from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
 from pie_core.cli import app
-from pie_core.contracts.driver import Driver
 from pie_core.contracts.forward import Float32
 from pie_core.engine.frames import Row, read_frames
 from pie_core.engine.parity import compare
 from pie_core.errors import LoadError
 from pie_core.testing.any_architecture import asking, edit_config, rows_of, write_checkpoint
-from pie_core.testing.any_driver import DriverContract
 from pie_core.testing.batches import Request, Sample, Stepper
 from pie_plugins.models.csm import DECLARATION
 from pie_plugins.models.layers.transformers_reference import frame_logits
+from tests.plugins.drivers.checkpoint_contract import CheckpointContract
 from tests.plugins.models.reference import portable, tiny
 
 CODES, STREAMS, FRAMES = 64, 4, 8
@@ -273,21 +272,7 @@ def _set(key: str, value: object, config: dict[str, Any]) -> None:
     config[key] = value
 
 
-class TestFrames(DriverContract):
+class TestFrames(CheckpointContract):
     """The whole contract of drivers over tokens of several columns."""
 
     tolerance: ClassVar[float] = 2e-5
-    page_sizes: ClassVar[Sequence[int]] = (1, 4, 64)
-    folder: ClassVar[Path]
-
-    @pytest.fixture(autouse=True)
-    def loaded(self, checkpoint: Path) -> None:
-        type(self).folder = checkpoint
-
-    def same(self, one: Float32, other: Float32) -> bool:
-        """Single values (entropies) have no deviation to measure by."""
-        scale = max(float(one.std()), float(np.abs(one).max()))
-        return bool(np.abs(one - other).max() <= self.tolerance * scale)
-
-    def make_driver(self, page_size: int | None = None) -> Driver:
-        return portable(self.folder, kv_page_size=page_size or 16, host_pages=32)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 
 from pie_core.contracts.driver import Driver
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.any_driver import DriverContract
-from pie_core.testing.driver_contract.subject import Answer
 from pie_plugins.models.llama import DECLARATION
+from tests.plugins.drivers.checkpoint_contract import CheckpointContract
 from tests.plugins.drivers.cuda_native.machine import cuda_native
 from tests.plugins.models.reference import tiny
 
@@ -25,21 +22,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class CudaNativeContract(DriverContract):
+class CudaNativeContract(CheckpointContract):
     __test__ = False
-    tolerance: ClassVar[float] = 1e-5
-    page_sizes: ClassVar[Sequence[int]] = (1, 4, 64)
     options: ClassVar[dict[str, Any]] = {}
-    folder: ClassVar[Path]
-
-    @pytest.fixture(autouse=True)
-    def loaded(self, checkpoint: Path) -> None:
-        type(self).folder = checkpoint
-
-    def same(self, one: Answer, other: Answer) -> bool:
-        """Single values (entropies) have no deviation to measure by."""
-        scale = max(float(one.std()), float(np.abs(one).max()))
-        return bool(np.abs(one - other).max() <= self.tolerance * scale)
 
     def make_driver(self, page_size: int | None = None) -> Driver:
         return cuda_native(self.folder, kv_page_size=page_size or 16, host_pages=32, **self.options)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import pytest
 
-from pie_core.contracts.driver import Driver
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.any_driver import DriverContract
-from pie_core.testing.driver_contract.subject import Answer
 from pie_plugins.models import gemma4, qwen3_5
-from tests.plugins.models.reference import portable
+from tests.plugins.drivers.checkpoint_contract import CheckpointContract
 from tests.plugins.models.test_gemma4 import SMALL
 from tests.plugins.models.test_qwen3_5 import tiny_qwen
 
@@ -28,23 +23,13 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class HybridContract(DriverContract):
+class HybridContract(CheckpointContract):
     tolerance: ClassVar[float] = 2e-5  # recurrence in chunks rounds other than row by row
-    page_sizes: ClassVar[Sequence[int]] = (1, 4, 64)
     name: ClassVar[str]
-    folder: ClassVar[Path]
 
     @pytest.fixture(autouse=True)
     def loaded(self, checkpoints: Path) -> None:
         type(self).folder = checkpoints / self.name
-
-    def same(self, one: Answer, other: Answer) -> bool:
-        """Single values (entropies) have no deviation to measure by."""
-        scale = max(float(one.std()), float(np.abs(one).max()))
-        return bool(np.abs(one - other).max() <= self.tolerance * scale)
-
-    def make_driver(self, page_size: int | None = None) -> Driver:
-        return portable(self.folder, kv_page_size=page_size or 16, host_pages=32)
 
 
 class TestWindows(HybridContract):

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
-import numpy as np
 import pytest
 
-from pie_core.contracts.driver import Driver
 from pie_core.testing.any_architecture import write_checkpoint
-from pie_core.testing.any_driver import DriverContract
 from pie_core.testing.batches import Mask, Request, Stepper
-from pie_core.testing.driver_contract.subject import Answer
-from tests.plugins.models.reference import ARCHITECTURES, CONFIGS, portable
+from tests.plugins.drivers.checkpoint_contract import CheckpointContract
+from tests.plugins.models.reference import ARCHITECTURES, CONFIGS
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +19,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class TestPortableWithLatentRows(DriverContract):
-    tolerance: ClassVar[float] = 1e-5
-    page_sizes: ClassVar[Sequence[int]] = (1, 4, 64)
-    folder: ClassVar[Path]
-
-    @pytest.fixture(autouse=True)
-    def loaded(self, checkpoint: Path) -> None:
-        type(self).folder = checkpoint
-
-    def same(self, one: Answer, other: Answer) -> bool:
-        """Single values (entropies) have no deviation to measure by."""
-        scale = max(float(one.std()), float(np.abs(one).max()))
-        return bool(np.abs(one - other).max() <= self.tolerance * scale)
-
-    def make_driver(self, page_size: int | None = None) -> Driver:
-        return portable(self.folder, kv_page_size=page_size or 16, host_pages=32)
-
+class TestPortableWithLatentRows(CheckpointContract):
     def test_a_mask_for_one_group_leaves_the_others_alone(self, masking: Stepper) -> None:
         """Rows that an indexer does not see cannot be chosen, so hiding them from it hides them from attention."""
         prompt, visible = self.prompt(masking.driver, 24), [(0, 3), (7, 24)]
