@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.pie_in_process import QuietClient, WatchedApplication, dummy
+from benchmarks.pie_in_process import WatchedApplication, dummy
 from pie_core.programs import PythonProgram
+from pie_core.testing.recording_client import RecordingClient
 
 SIZES = {"1 kB": 1_000, "100 kB": 100_000, "1 MB": 1_000_000}
 
@@ -104,7 +105,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 
 async def _cpu_s(app: WatchedApplication, case: Case, count: int) -> float:
-    state = app.new_process("benchmark", QuietClient())
+    state = app.new_process("benchmark", RecordingClient())
     for _ in range(count if case.sends_files else 0):
         state.files.put(bytes(case.size))
     begin, driver = time.thread_time(), app.watched.submit_cpu_s

@@ -24,7 +24,6 @@ from typing import Any
 import wasmtime
 from wasmtime.component import Component, Linker
 
-from benchmarks.pie_in_process import QuietClient
 from pie_core.engine.messages import (
     Command,
     Event,
@@ -47,6 +46,7 @@ from pie_core.sandbox.program import Program
 from pie_core.sandbox.quick_calls import built_library
 from pie_core.sandbox.runtime import Runtime
 from pie_core.sandbox.signatures import our_interfaces
+from pie_core.testing.recording_client import RecordingClient
 from pie_core.text.text_model import load_text
 from pie_plugins.drivers.dummy import CHECKPOINT
 from tests.core.sandbox.wat_guests import RETURN_NONE, run, wat_guest
@@ -196,7 +196,7 @@ def sleeping_guest() -> bytes:
 
 
 def _state(process: str, models: Mapping[ModelName, ServedModel]) -> ProgramState:
-    return ProgramState(ProcessId(process), "user", Tenant("t"), models, QuietClient())
+    return ProgramState(ProcessId(process), "user", Tenant("t"), models, RecordingClient())
 
 
 def empty_guest() -> bytes:

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
 
-from benchmarks.pie_in_process import QuietClient, dummy, resident_bytes
+from benchmarks.pie_in_process import dummy, resident_bytes
 from pie_core.app import Application
 from pie_core.programs import PythonProgram
+from pie_core.testing.recording_client import RecordingClient
 
 EMPTY = PythonProgram("empty", (("main.py", "async def main(input):\n    return None\n"),), "main.py")
 WAITING = PythonProgram(
@@ -55,7 +56,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, float]:
 
 async def _launch(app: Application) -> tuple[float, float]:
     begin, cpu = time.perf_counter(), time.thread_time()
-    await app.run(EMPTY, {}, app.new_process("benchmark", QuietClient()))
+    await app.run(EMPTY, {}, app.new_process("benchmark", RecordingClient()))
     return time.perf_counter() - begin, time.thread_time() - cpu
 
 
@@ -65,7 +66,7 @@ async def _memory(count: int) -> float:
         await _launch(app)
         gc.collect()
         before = resident_bytes()
-        states = [app.new_process("benchmark", QuietClient()) for _ in range(count)]
+        states = [app.new_process("benchmark", RecordingClient()) for _ in range(count)]
         tasks = [asyncio.create_task(app.run(WAITING, {}, state)) for state in states]
         for state in states:
             await state.messages.wanted()

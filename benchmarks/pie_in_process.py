@@ -9,7 +9,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from pie_core.ids import Ticket
 from pie_core.models import with_paths
 from pie_core.plugins import load_plugins
 from pie_core.programs import ProgramSource
-from pie_core.sandbox.hosting import Pending
+from pie_core.testing.recording_client import RecordingClient
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,37 +97,11 @@ class WatchedApplication(Application):
         return cast(Driver, self.watched)
 
 
-@dataclass
-class QuietClient:
-    """Takes what a program says and keeps it."""
-
-    stdout: bytearray = field(default_factory=bytearray)
-    stderr: bytearray = field(default_factory=bytearray)
-    messages: list[str] = field(default_factory=list)
-    files: list[bytes] = field(default_factory=list)
-
-    def on_message(self, message: str) -> Pending[None] | None:
-        self.messages.append(message)
-        return None
-
-    def on_file(self, content: bytes) -> Pending[None] | None:
-        self.files.append(content)
-        return None
-
-    def on_stdout(self, data: bytes) -> Pending[None] | None:
-        self.stdout += data
-        return None
-
-    def on_stderr(self, data: bytes) -> Pending[None] | None:
-        self.stderr += data
-        return None
-
-
 async def run_all(
     app: Application, source: ProgramSource, inputs: list[dict[str, Any]]
-) -> list[tuple[Any, QuietClient]]:
+) -> list[tuple[Any, RecordingClient]]:
     """Runs one program for each input, all at once: what each returned, and what it said."""
-    clients = [QuietClient() for _ in inputs]
+    clients = [RecordingClient() for _ in inputs]
     returned = await asyncio.gather(
         *(
             app.run(source, given, app.new_process("benchmark", client))

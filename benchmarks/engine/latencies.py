@@ -21,11 +21,12 @@ from benchmarks.engine.direct import PROCESS, TENANT, DirectEngine
 from benchmarks.engine.guests import component, python, waiting
 from benchmarks.engine.stage import configured
 from benchmarks.engine.waiting import WAITING, waiting_guests
-from benchmarks.pie_in_process import QuietClient, WatchedApplication, quiet, resident_bytes
+from benchmarks.pie_in_process import WatchedApplication, quiet, resident_bytes
 from pie_core.engine.messages import DropContext, OpenSnapshot, SaveSnapshot
 from pie_core.engine.options import EngineOptions
 from pie_core.ids import ContextId, RequestId
 from pie_core.programs import ProgramSource
+from pie_core.testing.recording_client import RecordingClient
 
 EMPTY = "async def main(input):\n    return None\n"
 
@@ -135,7 +136,7 @@ def _launch_row(count: int, times_s: list[tuple[float, float]]) -> Results:
 
 async def _launch(app: WatchedApplication, source: ProgramSource) -> tuple[float, float]:
     begin, cpu = time.perf_counter(), time.thread_time()
-    await app.run(source, {}, app.new_process("benchmark", QuietClient()))
+    await app.run(source, {}, app.new_process("benchmark", RecordingClient()))
     return time.perf_counter() - begin, time.thread_time() - cpu
 
 

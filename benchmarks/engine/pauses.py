@@ -18,8 +18,9 @@ from statistics import median
 from benchmarks.engine.command import Results, run, say
 from benchmarks.engine.guests import component, spinning, stepping
 from benchmarks.engine.stage import Crowd, configured, decode_of, status
-from benchmarks.pie_in_process import QuietClient, WatchedApplication, quiet
+from benchmarks.pie_in_process import WatchedApplication, quiet
 from pie_core.programs import ProgramSource
+from pie_core.testing.recording_client import RecordingClient
 
 STEP_MS = 10.0
 COMPUTE_MS = (0.1, 1.0, 10.0)
@@ -44,7 +45,7 @@ async def _turns_per_ms(folder: Path) -> float:
         times = []
         for _ in range(4):  # the first one compiles
             begin = time.perf_counter()
-            await app.run(source, {}, app.new_process("benchmark", QuietClient()))
+            await app.run(source, {}, app.new_process("benchmark", RecordingClient()))
             times.append(time.perf_counter() - begin)
     return turns / (1e3 * min(times[1:]))
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.pie_in_process import QuietClient, Step, WatchedApplication
+from benchmarks.pie_in_process import Step, WatchedApplication
 from pie_core.app import Application
 from pie_core.config import Config, parse_config
 from pie_core.engine.messages import ReadStatus, Status
 from pie_core.programs import ProgramSource
+from pie_core.testing.recording_client import RecordingClient
 
 MAX_GUESTS = 1024
 
@@ -61,7 +62,7 @@ class Crowd:
     """Programs that were started and wait for the word."""
 
     def __init__(self, app: Application, source: ProgramSource, inputs: Sequence[Mapping[str, Any]]) -> None:
-        self._states = [app.new_process("benchmark", QuietClient()) for _ in inputs]
+        self._states = [app.new_process("benchmark", RecordingClient()) for _ in inputs]
         self._tasks = [
             asyncio.create_task(app.run(source, each, state))
             for each, state in zip(inputs, self._states, strict=True)

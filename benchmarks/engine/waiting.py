@@ -18,8 +18,9 @@ from statistics import median
 from benchmarks.engine import guests
 from benchmarks.engine.command import Results, run, say
 from benchmarks.engine.stage import Crowd, Decode, configured, decode_of
-from benchmarks.pie_in_process import QuietClient, WatchedApplication, quiet
+from benchmarks.pie_in_process import WatchedApplication, quiet
 from pie_core.programs import ProgramSource
+from pie_core.testing.recording_client import RecordingClient
 
 WAITING = "from inferlet import session\nasync def main(input):\n    await session.receive()\n"
 STEP_MS = 5.0
@@ -28,7 +29,7 @@ OTHERS = 8
 
 @asynccontextmanager
 async def waiting_guests(app: WatchedApplication, source: ProgramSource, count: int) -> AsyncIterator[None]:
-    states = [app.new_process("benchmark", QuietClient()) for _ in range(count)]
+    states = [app.new_process("benchmark", RecordingClient()) for _ in range(count)]
     tasks = [asyncio.create_task(app.run(source, {}, state)) for state in states]
     for state in states:
         await state.messages.wanted()

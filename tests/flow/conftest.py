@@ -6,7 +6,6 @@ import asyncio
 import textwrap
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,13 @@ from pie_core.contracts.driver import Progress
 from pie_core.engine.messages import Event, ReadStatus, Status
 from pie_core.host_api.guest_state import ProgramState
 from pie_core.programs import PythonProgram
-from pie_core.sandbox.hosting import Pending
+from pie_core.testing.recording_client import RecordingClient
 
 DUMMY = """
 models:
   - name: dummy
     driver: {type: dummy}
 """
-
-
-@dataclass
-class RecordingClient:
-    """Keeps what a program says."""
-
-    stdout: bytearray = field(default_factory=bytearray)
-    stderr: bytearray = field(default_factory=bytearray)
-    messages: list[str] = field(default_factory=list)
-    files: list[bytes] = field(default_factory=list)
-
-    def on_message(self, message: str) -> Pending[None] | None:
-        self.messages.append(message)
-        return None
-
-    def on_file(self, content: bytes) -> Pending[None] | None:
-        self.files.append(content)
-        return None
-
-    def on_stdout(self, data: bytes) -> Pending[None] | None:
-        self.stdout += data
-        return None
-
-    def on_stderr(self, data: bytes) -> Pending[None] | None:
-        self.stderr += data
-        return None
 
 
 class Pie:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pie_core.errors import DeadlineExceeded, GuestError, GuestTrap, InvalidRequest, LimitExceeded, PieError
-from tests.flow.conftest import Pie, RecordingClient, StartPie
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie, StartPie
 
 OnPie = Callable[[Callable[[Pie], Any]], Any]
 

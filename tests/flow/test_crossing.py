@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.flow.conftest import Pie, RecordingClient
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie
 
 OnPie = Callable[[Callable[[Pie], Any]], Any]
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from tests.flow.conftest import Pie, RecordingClient
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie
 
 OnPie = Callable[[Callable[[Pie], Any]], Any]
 

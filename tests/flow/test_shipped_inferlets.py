@@ -9,7 +9,8 @@ import pytest
 
 from pie_core.errors import InvalidRequest
 from pie_core.programs import find_program
-from tests.flow.conftest import Pie, RecordingClient, StartPie
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie, StartPie
 from tests.rules.source_tree import ROOT
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from pie_core.ids import ModelName
-from tests.flow.conftest import Pie, RecordingClient, StartPie
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie, StartPie
 from tests.system import children_of
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,8 @@ import pytest
 
 from pie_core.errors import EngineLost, PieError, WorkerLost
 from pie_core.ids import ModelName
-from tests.flow.conftest import Pie, RecordingClient, StartPie
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie, StartPie
 from tests.flow.processes.test_engine_process import until
 
 pytestmark = pytest.mark.slow

@@ -15,7 +15,8 @@ from pie_core.engine.messages import Event, ReadStatus, Status
 from pie_core.errors import NotFound
 from pie_core.host_api.engine_client import EngineClient
 from pie_core.ids import ModelName
-from tests.flow.conftest import Pie, RecordingClient, StartPie
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import Pie, StartPie
 from tests.flow.processes.test_engine_process import ANSWERS, GOES_ON, until
 
 pytestmark = pytest.mark.slow

@@ -12,7 +12,8 @@ import pytest
 
 from pie_core.errors import Cancelled, GuestError, WorkerLost
 from pie_core.ids import ModelName
-from tests.flow.conftest import DUMMY, Pie, RecordingClient, StartPie
+from pie_core.testing.recording_client import RecordingClient
+from tests.flow.conftest import DUMMY, Pie, StartPie
 from tests.flow.processes.test_engine_process import (
     ANSWERS,
     DUMMY_OF_2_MS,
