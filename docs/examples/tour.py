@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 
-from inferlet import Context, Entropy, Logprobs, Model, Sampler, errors, session, tools
+from inferlet import Context, Entropy, Logprobs, Model, Sampler, chat, errors, session, tools
 from inferlet.errors import InferletError, NotFound
 
 
@@ -22,8 +22,9 @@ async def converse(ctx):
 
 async def until_unsure(ctx, limit):
     """Stops where the model no longer knows how to go on."""
-    tokens = []
-    async for step in ctx.generate(Sampler.argmax(), max_tokens=50):
+    tokens, stop = [], chat.stop_tokens(ctx.model)
+    await ctx.cue().flush()  # the first step feeds its last token again: one row
+    async for step in ctx.generate(Sampler.argmax(), max_tokens=50, stop=stop, auto_flush=False):
         entropy = step.probe(0, Entropy())
         output = await step.execute()
         tokens += output.tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -68,7 +69,7 @@ def _sections() -> Iterator[tuple[str, str, type[Any]]]:
         )
         if is_section(section):
             cls = _class_of(section)
-            yield f"`{title}`", str(cls.__doc__), cls
+            yield f"`{title}`", inspect.cleandoc(str(cls.__doc__)), cls
             pending = [(f"{title}.", below) for below in settings_of(cls)] + pending
 
 
