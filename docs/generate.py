@@ -10,7 +10,7 @@ import ast
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -312,15 +312,18 @@ def _wire_type(hint: Any) -> str:
 
 
 def _bounds(meta: msgspec.Meta) -> str:
-    words = {
-        "ge": "from {}",
-        "le": "to {}",
-        "min_length": "at least {} long",
-        "max_length": "at most {} long",
-        "pattern": "that matches `{}`",
-    }
-    found = [text.format(value) for name, text in words.items() if (value := getattr(meta, name)) is not None]
-    return f" ({' '.join(found)})" if found else ""
+    numbers = _limits(meta, {"ge": "from", "le": "to"})
+    lengths = _limits(meta, {"min_length": "at least", "max_length": "at most"})
+    found = [
+        *([" ".join(numbers)] if numbers else []),
+        *([f"{' and '.join(lengths)} long"] if lengths else []),
+        *([f"that matches `{meta.pattern}`"] if meta.pattern is not None else []),
+    ]
+    return f" ({', '.join(found)})" if found else ""
+
+
+def _limits(meta: msgspec.Meta, words: Mapping[str, str]) -> list[str]:
+    return [f"{word} {limit}" for name, word in words.items() if (limit := getattr(meta, name)) is not None]
 
 
 GENERATORS: dict[str, Callable[[], str]] = {
