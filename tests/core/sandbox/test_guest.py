@@ -333,8 +333,10 @@ class Models:
         self.error: BaseException | None = None
         self.pending: Pending[Model] | None = None
         self.made: list[Model] = []
+        self.asked = asyncio.Event()
 
     def load(self, guest: State, name: str) -> Pending[Model] | Model:
+        self.asked.set()
         if self.error is not None:
             raise self.error
         if self.pending is not None:
@@ -350,7 +352,9 @@ def test_a_host_function_may_answer_at_once_or_later() -> None:
         program = await Program.load(runtime, model_guest())
         assert await call(program, "tiny") == "model tiny"
         models.pending = Pending()
+        models.asked.clear()
         task = asyncio.ensure_future(call(program, "later"))
+        await models.asked.wait()
         await asyncio.sleep(0.02)
         assert not task.done()
         models.pending.resolve(Model("large"))
@@ -422,7 +426,8 @@ def test_a_result_for_a_guest_that_is_gone_is_dropped() -> None:
     async def scenario(runtime: Runtime) -> None:
         guest = (await Program.load(runtime, model_guest())).start(State())
         task = asyncio.ensure_future(guest.call("run", "tiny"))
-        await asyncio.sleep(0.02)
+        await models.asked.wait()
+        await asyncio.sleep(0)  # the host's answer is taken up
         guest.cancel()
         assert told == ["abandoned"]
         assert models.pending is not None
