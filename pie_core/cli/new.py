@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pie_core.cli.examples import examples
-from pie_core.cli.outcomes import UsageProblem, reporting, say
+from pie_core.cli.outcomes import UsageProblem, making, reporting, say
 from pie_core.manifest import ENTRY, FILE
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -59,14 +59,10 @@ def new(
             f"`{folder.name}` cannot name a program: begin with a letter, go on with letters, digits, - and _"
         )
     shown = str(folder) if folder.is_absolute() else f"./{folder}"
-    try:
+    with making(folder):
         folder.mkdir(parents=True)
         (folder / ENTRY).write_text(_filled(_MAIN, folder.name, shown), encoding="utf-8")
         (folder / FILE).write_text(_filled(_MANIFEST, folder.name, shown), encoding="utf-8")
-    except FileExistsError:
-        raise UsageProblem(f"{folder} exists; choose another name") from None
-    except OSError as error:
-        raise UsageProblem(f"{folder} cannot be made: {error.strerror}") from None
     say(f"made {folder / ENTRY}; run it with")
     typer.echo(f"pie run {shown}")
 

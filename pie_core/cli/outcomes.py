@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import typer
@@ -37,6 +38,17 @@ def as_usage(*kinds: type[PieError]) -> Iterator[None]:
         yield
     except kinds as error:
         raise UsageProblem(str(error)) from None
+
+
+@contextmanager
+def making(folder: Path | str) -> Iterator[None]:
+    """What keeps a new folder from being made is told as a UsageProblem."""
+    try:
+        yield
+    except FileExistsError:
+        raise UsageProblem(f"{folder} exists; choose another name") from None
+    except OSError as error:
+        raise UsageProblem(f"{folder} cannot be made: {error.strerror}") from None
 
 
 class Interrupted(Exception):

@@ -13,7 +13,7 @@ import typer
 
 from pie_core.cli.diagnosis import Finding, Verdict
 from pie_core.cli.examples import examples
-from pie_core.cli.outcomes import FAILED, UsageProblem, reporting, say
+from pie_core.cli.outcomes import FAILED, UsageProblem, making, reporting, say
 
 if TYPE_CHECKING:
     from pie_core.plugins import LoadedPlugin, PluginRegistry
@@ -82,12 +82,8 @@ def new(
         )
     if find_spec(_module(name)) is not None:
         raise UsageProblem(f"the package {_module(name)} is already installed here; choose another name")
-    try:
+    with making(name):
         write_plugin(kind, name, Path(name))
-    except FileExistsError:
-        raise UsageProblem(f"{name} exists; choose another name") from None
-    except OSError as error:
-        raise UsageProblem(f"{name} cannot be made: {error.strerror}") from None
     say(f"made {name}; install and test it with")
     typer.echo(f"pip install -e './{name}[test]' && pytest {name}")
 

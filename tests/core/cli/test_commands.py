@@ -210,3 +210,16 @@ def test_the_shipped_programs_are_listed_with_what_they_show() -> None:
     done = pie("inferlets")
     assert done.exit_code == 0
     assert all(len(line.split(maxsplit=1)) == 2 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("command", [("new",), ("plugins", "new", "driver")])
+def test_a_folder_that_cannot_be_made_is_told(command: tuple[str, ...]) -> None:
+    assert pie(*command, "mine").exit_code == 0
+    again = pie(*command, "mine")
+    assert (again.exit_code, again.stderr) == (2, "error: mine exists; choose another name\n")
+
+
+def test_a_folder_below_a_file_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    refused = pie("new", "file/mine")
+    assert (refused.exit_code, refused.stderr) == (2, "error: file/mine cannot be made: Not a directory\n")
