@@ -42,9 +42,10 @@ LITTLE = 32  # bytes of stack: a word or two, not registers that did not fit
 HALVES = {"q", "pages", "out", "x", "weight", "bias", "delta", "qkv", "norm", "gate_up", "logits", "matrices"}
 FLOATS = {
     "cos", "sin", "partial", "partial_max", "partial_sum", "temperature", "top_p", "min_p", "best", "score",
-    "pivots", "parts", "listed",
+    "parts",
 }  # fmt: skip
 DOUBLES = {"facts"}
+LONGS = {"listed", "weights"}
 SCALARS = {
     "columns": "i32", "eps": "fp32", "scale": "fp32", "num_heads": "i32", "num_kv_heads": "i32", "heads": "i32",
     "q_stride": "i32", "mask_width": "i32", "tiles": "i32", "narrow_rows": "i32", "wide": "i32", "rows_each": "i32",
@@ -179,15 +180,18 @@ def _decoding() -> Iterator[Variant]:
 
 def _sampling() -> Iterator[Variant]:
     chunk, listable = fused_sampling.CHUNK, fused_sampling.LISTABLE
-    share = {"CHUNK": chunk, "SHARES": 64, "LISTABLE": listable}
-    failures = {"NOTHING_ALLOWED": 2, "NOT_A_NUMBER": 3}
-    pivots = {"PIVOTS": fused_sampling.PIVOTS}
-    yield Variant(triton_sampling.scout_kernel, share | failures | pivots)
-    weighed = {"CHUNK": chunk, "CHUNKS": 64, "LISTABLE": listable, "LAST": False}
-    yield Variant(triton_sampling.weigh_kernel, weighed | pivots)
-    yield Variant(triton_sampling.draw_kernel, share)
-    finished = {"SHARES": 64, "LISTABLE": listable, "BLOCK": chunk}
-    yield Variant(triton_sampling.finish_kernel, finished, warps=8)
+    share = {"CHUNK": chunk, "SHARES": 256}
+    scouted = share | {"LISTABLE": listable, "STAGES": fused_sampling.SCOUT_STAGES}
+    yield Variant(triton_sampling.scout_kernel, scouted | {"NOTHING_ALLOWED": 2, "NOT_A_NUMBER": 3})
+    yield Variant(triton_sampling.draw_kernel, share | {"LISTABLE": listable})
+    yield Variant(triton_sampling.contest_kernel, share)
+    finished = {
+        "SHARES": 256,
+        "LISTABLE": listable,
+        "BLOCK": fused_sampling.BLOCK,
+        "STAGES": fused_sampling.FINISH_STAGES,
+    }
+    yield Variant(triton_sampling.finish_kernel, finished, warps=fused_sampling.FINISH_WARPS)
 
 
 def _products() -> Iterator[Variant]:
@@ -236,7 +240,15 @@ def _type(name: str, variant: Variant) -> str:
     if name in SCALARS and name not in variant.pointers:
         return SCALARS[name]
     return (
-        "*bf16" if name in HALVES else "*fp32" if name in FLOATS else "*fp64" if name in DOUBLES else "*i32"
+        "*bf16"
+        if name in HALVES
+        else "*fp32"
+        if name in FLOATS
+        else "*fp64"
+        if name in DOUBLES
+        else "*i64"
+        if name in LONGS
+        else "*i32"
     )
 
 

@@ -14,19 +14,24 @@ from pie_plugins.drivers.cuda_native.outcomes import Failure, RingLayout
 from pie_plugins.drivers.cuda_native.step_tensors import ALIGNED, StepTensors
 from pie_plugins.drivers.cuda_native.triton_launches import launch, overlapping
 from pie_plugins.drivers.cuda_native.triton_sampling import (
+    COUNTERS,
     FACTS,
+    WEIGHTS,
     WORDS,
+    contest_kernel,
     draw_kernel,
     finish_kernel,
     scout_kernel,
-    weigh_kernel,
 )
 
-CHUNK = 4096  # tokens
-PIVOTS = 16
-WEIGHINGS = 3  # coarsely, finer, and finer still where the second found no short bracket
-LISTABLE = 2048  # tokens of one row that are sorted
+CHUNK = 1024  # tokens
+BLOCK = 2048  # candidates that the program which ends a row looks at together
+LISTABLE = 8192  # tokens of one row that are listed
 PROGRAMS_WANTED = 1056  # eight for each multiprocessor of an H100 or H200
+SCOUT_STAGES = 3  # chunks on their way
+SCOUT_WARPS = 4
+FINISH_STAGES = 1  # more on their way take three times the registers
+FINISH_WARPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +43,7 @@ class _Cut:
     shares: int  # of a row, each for one program
     chunks_each: int  # of one share
     listable: int
+    block: int  # candidates
 
     @staticmethod
     def of(rows: int, vocab_size: int) -> _Cut:
@@ -45,7 +51,7 @@ class _Cut:
         chunk = min(CHUNK, whole)
         chunks = -(-vocab_size // chunk)
         each = -(-chunks // min(chunks, -(-PROGRAMS_WANTED // rows)))
-        return _Cut(chunk, chunks, -(-chunks // each), each, min(LISTABLE, whole))
+        return _Cut(chunk, chunks, -(-chunks // each), each, min(LISTABLE, whole), min(BLOCK, whole))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +64,10 @@ class _Room:
     score: Tensor
     score_id: Tensor
     parts: Tensor
-    pivots: Tensor
     facts: Tensor
+    weights: Tensor
     words: Tensor
     listed: Tensor
-    listed_id: Tensor
     tokens: Tensor
 
     @staticmethod
@@ -74,14 +79,11 @@ class _Room:
             sizes = [wide * size for size in each]
             return iter(torch.empty(sum(sizes), dtype=dtype, device=device).split(sizes))
 
-        floats = made(torch.float32, chunks, chunks, chunks * PIVOTS, 3 * PIVOTS, cut.listable)
-        best, score, parts, pivots, listed = floats
-        best_id, score_id, words, listed_id, tokens = made(
-            torch.int32, chunks, chunks, int(WORDS), cut.listable, 1
-        )
+        best, score, parts = made(torch.float32, chunks, 2 * chunks, 2 * chunks)
+        best_id, score_id, words, tokens = made(torch.int32, chunks, 2 * chunks, int(WORDS), 1)
         (facts,) = made(torch.float64, int(FACTS))
-        ends = (facts, words, listed, listed_id, tokens)
-        return _Room(chunks, best, best_id, score, score_id, parts, pivots, *ends)
+        weights, listed = made(torch.int64, int(WEIGHTS), cut.listable)
+        return _Room(chunks, best, best_id, score, score_id, parts, facts, weights, words, listed, tokens)
 
 
 class FusedSampler:
@@ -89,41 +91,40 @@ class FusedSampler:
 
     def __init__(self, layout: RingLayout) -> None:
         self._layout = layout
-        self._arrivals: Tensor | None = None
+        self._counters: Tensor | None = None
 
     def draw(self, logits: Tensor, step: StepTensors) -> Tensor:
         """[S] int32"""
         call = _Call(logits, step, self._counted(len(logits), logits.device))
         call.scout()
-        for weighing in range(WEIGHINGS):
-            call.weigh(is_last=weighing == WEIGHINGS - 1)
         call.draw()
+        call.contest()
         call.finish()
         return call.room.tokens[: len(logits)]
 
     def _counted(self, rows: int, device: torch.device) -> Tensor:
-        """How many programs of each row have arrived: zero between kernels, so it is made once."""
-        if self._arrivals is None or len(self._arrivals) < rows:
+        """How many programs of each row have arrived, and what they have listed: zero between kernels, so made once."""
+        if self._counters is None or len(self._counters) < rows:
             size = max(rows, self._layout.max_samplers)
-            self._arrivals = torch.zeros(size, dtype=torch.int32, device=device)
-        return self._arrivals
+            self._counters = torch.zeros((size, int(COUNTERS)), dtype=torch.int32, device=device)
+        return self._counters
 
 
 class _Call:
     """The launches for one step."""
 
-    def __init__(self, logits: Tensor, step: StepTensors, arrivals: Tensor) -> None:
+    def __init__(self, logits: Tensor, step: StepTensors, counters: Tensor) -> None:
         self._rows, self._vocab_size = logits.shape
-        self._logits, self._step, self._arrivals = logits, step, arrivals
+        self._logits, self._step, self._counters = logits, step, counters
         self._cut = _Cut.of(self._rows, self._vocab_size)
         self.room = _Room.of(self._rows, self._cut, logits.device)
-        self._same: dict[str, Any] = {"LISTABLE": self._cut.listable, **overlapping(logits.device)}
+        self._same: dict[str, Any] = {"SHARES": self.room.chunks, **overlapping(logits.device)}
         self._min_p = step.floats("min_p")
         self._filters = (step.floats("temperature"), step.top_k, step.floats("top_p"))
         self._noise = (
             step.stream_low, step.stream_high, step.index, step.shift, step.sampler_request, step.slot, step.epoch,
         )  # fmt: skip
-        self._known = (self.room.facts, self.room.words)
+        self._known = (self.room.facts, self.room.weights, self.room.words)
 
     def scout(self) -> None:
         cut, room = self._cut, self.room
@@ -135,44 +136,25 @@ class _Call:
             self._min_p,
             *self._noise,
             self._step.fail,
-            self._arrivals,
+            self._counters,
             room.best,
             room.best_id,
             room.score,
             room.score_id,
-            room.pivots,
+            room.parts,
             *self._known,
+            room.listed,
             room.tokens,
             self._vocab_size,
             cut.shares,
-            cut.chunks_each,
-            CHUNK=cut.chunk,
-            SHARES=room.chunks,
-            PIVOTS=PIVOTS,
-            NOTHING_ALLOWED=int(Failure.NOTHING_ALLOWED),
-            NOT_A_NUMBER=int(Failure.NOT_A_NUMBER),
-            **self._same,
-        )
-
-    def weigh(self, is_last: bool) -> None:
-        cut, room = self._cut, self.room
-        launch(
-            weigh_kernel,
-            (self._rows, cut.shares),
-            self._logits,
-            *self._filters,
-            self._arrivals,
-            room.pivots,
-            room.parts,
-            *self._known,
-            room.tokens,
-            self._vocab_size,
             cut.chunks,
             cut.chunks_each,
-            LAST=is_last,
             CHUNK=cut.chunk,
-            CHUNKS=room.chunks,
-            PIVOTS=PIVOTS,
+            LISTABLE=cut.listable,
+            STAGES=SCOUT_STAGES,
+            num_warps=SCOUT_WARPS,
+            NOTHING_ALLOWED=int(Failure.NOTHING_ALLOWED),
+            NOT_A_NUMBER=int(Failure.NOT_A_NUMBER),
             **self._same,
         )
 
@@ -189,11 +171,30 @@ class _Call:
             room.score_id,
             *self._known,
             room.listed,
-            room.listed_id,
             self._vocab_size,
+            cut.shares,
             cut.chunks_each,
             CHUNK=cut.chunk,
-            SHARES=room.chunks,
+            LISTABLE=cut.listable,
+            **self._same,
+        )
+
+    def contest(self) -> None:
+        cut, room = self._cut, self.room
+        launch(
+            contest_kernel,
+            (self._rows, cut.shares),
+            self._logits,
+            self._filters[0],
+            self._min_p,
+            *self._noise,
+            room.score,
+            room.score_id,
+            *self._known,
+            self._vocab_size,
+            cut.shares,
+            cut.chunks_each,
+            CHUNK=cut.chunk,
             **self._same,
         )
 
@@ -210,12 +211,12 @@ class _Call:
             room.score_id,
             *self._known,
             room.listed,
-            room.listed_id,
             room.tokens,
             self._vocab_size,
             cut.shares,
-            BLOCK=cut.chunk,
-            SHARES=room.chunks,
-            num_warps=8,
+            BLOCK=cut.block,
+            LISTABLE=cut.listable,
+            STAGES=FINISH_STAGES,
+            num_warps=FINISH_WARPS,
             **self._same,
         )

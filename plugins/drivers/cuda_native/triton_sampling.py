@@ -1,19 +1,23 @@
 """Triton kernels of sampling: greedy and filtered draws with the core's noise, without a sort of the vocabulary.
 
-A row of logits is cut into chunks, each read by one program; the last of a row's programs says what the row needs next.
+A row of logits is cut into chunks, several of them read by one program; the last of a row's programs says what is left.
 
-    scout_kernel    the best logit; but for rows with top-k also the best of logit / temperature + noise
-    weigh_kernel    how many tokens, or how much of their mass, lie above each of a few pivots: coarsely, then finer
-    draw_kernel     where the scout's winner may not stay: the best of those that do, and a list of those in doubt
-    finish_kernel   sorts the listed, cuts them as top-k, top-p and min-p say, and takes the best of all that stay
+    scout_kernel    the best logit, or that of logit / temperature + noise; where a filter cuts, lists the likely
+    draw_kernel     the best of logit / temperature + noise among the listed, or in the row if more may stay
+    contest_kernel  where more may stay: what all before that one weigh, and the best among them
+    finish_kernel   where a filter cuts: whether what is drawn may stay, and draws before it if not
 
-Pivots narrow the bracket of two logits that the cut lies in. All above the bracket stays, so a winner found there is
-the token, wherever the cut is. A bracket of too many tokens to list, such as thousands of equal logits, is searched by
-one program. Sums are those of whole chunks in a fixed order, so a row's tokens do not depend on its company.
+What lies above a threshold is listed, which a sample of the row puts where the list has the wanted length; whether all
+that stay are in there is known once they are weighed. Nothing is sorted: a token drawn from all is the token if what
+comes before it weighs less than top-p asks for, wherever the cut is. If not, what comes before it is drawn from, and so
+on. A place is an integer that orders tokens, the most probable first. Weights of candidates are summed as integers,
+those of chunks in a fixed order, so a row's tokens do not depend on its company.
 
-    logits         [S, vocab] in the model's dtype       temperature, top_p, min_p [S] float32; top_k [S] int32
-    best, score    [S, SHARES] float32, with their ids   pivots [S, 3 PIVOTS] float32; parts [S, CHUNKS, PIVOTS] float32
-    facts, words   [S, FACTS] float64, [S, WORDS] int32  listed [S, LISTABLE] float32, with their ids
+    logits           [S, vocab] in the model's dtype       temperature, top_p, min_p [S] float32; top_k [S] int32
+    best             [S, SHARES] float32, with its ids     score [S, 2, SHARES] float32: drawn, and contesting
+    parts            [S, 2, SHARES] float32: what of each chunk lies above the threshold weighs, and the rest
+    facts, weights   [S, FACTS] float64, [S, WEIGHTS] int64    words, counters [S, WORDS], [S, COUNTERS] int32
+    listed           [S, LISTABLE] int64: a logit's bits and its id, from draw_kernel on its place
 """
 
 # Triton is a language of its own: arguments are typed by what is passed, constants are written in capitals.
@@ -28,29 +32,30 @@ import triton.language as tl
 from pie_plugins.drivers.cuda_native.triton_launches import follow
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
-NOISE_SPAN = tl.constexpr(19.5)  # Gumbel noise of 23 bits lies between -2.82 and 16.64
 LOWEST, HIGHEST = tl.constexpr(float("-inf")), tl.constexpr(float("inf"))
 LOG2_E, LN_2 = tl.constexpr(1.4426950408889634), tl.constexpr(0.6931471805599453)
-LEAST = tl.constexpr(2.0**-60)  # of pivots, but for their sign
-DOUBT = tl.constexpr(4e-6)  # sums over a chunk may be wrong by so much of themselves
+DOUBT = tl.constexpr(1e-5)  # sums over chunks may be wrong by so much of themselves
+UNIT = tl.constexpr(2.0**42)  # of weights as integers: a million of the heaviest fit into 63 bits
+FIRST_PLACE, LAST_PLACE = tl.constexpr(2**63 - 1), tl.constexpr(-(2**63))
+NO_LIMIT = tl.constexpr(2**31 - 1)
+UNKNOWN = tl.constexpr(-1.0)
+STEEPEST = tl.constexpr(110.0)  # powers of two that sums have room for
 
 TILE = tl.constexpr(1024)  # of scores that one program computes at a time
-SHORT = tl.constexpr(256)  # a list that is sorted in a fraction of the time
+SAMPLED = tl.constexpr(4096)  # tokens that say where a row's threshold lies
+STRETCH = tl.constexpr(32)  # of them in a row
+LEAST_RANK = tl.constexpr(16)  # of the threshold in the sample: fewer would say little
+HALVINGS = tl.constexpr(24)  # at most, until the threshold is found
 
 # What is to be done about a row, and what is known of it between kernels.
-DONE, OPEN, LISTED, SEARCHED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-VERDICT, WINNER, COUNT, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(4)
-LOW, HIGH, ABOVE_LOW, ABOVE_HIGH = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
-TOTAL, TOP, WON, DEEP, FACTS = (
-    tl.constexpr(4),
-    tl.constexpr(5),
-    tl.constexpr(6),
-    tl.constexpr(7),
-    tl.constexpr(8),
-)
+DONE, OPEN, LISTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+VERDICT, COUNT, WORDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+TOP, REST, TOTAL, FACTS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2), tl.constexpr(3)
+LISTED_WEIGHT, WEIGHT_BEFORE, WEIGHTS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+ARRIVED, FILLED, COUNTERS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
-@triton.jit(do_not_specialize=["shares", "chunks_each"])
+@triton.jit(do_not_specialize=["shares", "chunks", "chunks_each"])
 def scout_kernel(
     logits,
     temperature,
@@ -65,82 +70,183 @@ def scout_kernel(
     slot,
     epoch,
     fail,
-    arrivals,
+    counters,
     best,
     best_id,
     score,
     score_id,
-    pivots,
+    parts,
     facts,
+    weights,
     words,
+    listed,
     tokens,
     vocab_size,
     shares,
+    chunks,
     chunks_each,
     CHUNK: tl.constexpr,
     SHARES: tl.constexpr,
-    PIVOTS: tl.constexpr,
     LISTABLE: tl.constexpr,
     NOTHING_ALLOWED: tl.constexpr,
     NOT_A_NUMBER: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
     follow(OVERLAPS)
     row, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
     part = row * SHARES + share
     warmth, limit, mass = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row)
+    least_share = tl.load(min_p + row)
     has_limit = (limit > 0) & (limit < vocab_size)
-    has_cut = (warmth > 0) & (has_limit | (mass < 1.0))
+    has_cut = (warmth > 0) & (has_limit | (mass < 1.0) | (least_share > 0))
     request = tl.load(sampler_request + row)
     start = share * chunks_each * CHUNK
     stop = tl.minimum(start + chunks_each * CHUNK, vocab_size)
-    if (warmth > 0) & (has_limit == 0):
-        counter = tl.load(index + row) - tl.load(shift + request)
-        top, token = _scout_drawing(
-            logits + row * vocab_size, start, stop, warmth, counter, tl.load(slot + row), tl.load(epoch + row),
-            tl.load(stream_low + row), tl.load(stream_high + row), score + part, score_id + part, min(CHUNK, TILE),
+    threshold = tl.full([], LOWEST, tl.float32)
+    if has_cut:
+        threshold = _threshold(
+            logits + row * vocab_size, warmth, limit, has_limit, vocab_size, LISTABLE, SAMPLED
+        )
+        top = _list(
+            logits + row * vocab_size, start, stop, threshold, warmth, parts + row * 2 * SHARES,
+            listed + row * LISTABLE, counters + row * COUNTERS, CHUNK, SHARES, LISTABLE, STAGES,
         )  # fmt: skip
+        token = start
+    elif warmth > 0:
+        counter = tl.load(index + row) - tl.load(shift + request)
+        top, won, token = _drawn(
+            logits + row * vocab_size, start, stop, LOWEST, warmth, counter, tl.load(slot + row), tl.load(epoch + row),
+            tl.load(stream_low + row), tl.load(stream_high + row), min(CHUNK, TILE), False,
+        )  # fmt: skip
+        tl.store(score + row * 2 * SHARES + share, won)
     else:
         top, token = _best_of(logits + row * vocab_size, start, stop, CHUNK)
     tl.store(best + part, top)
     tl.store(best_id + part, token)
-    if _is_last(arrivals + row, shares):
+    if _is_last(counters + row * COUNTERS, shares):
         lanes = tl.arange(0, SHARES)
-        parts, is_part = row * SHARES + lanes, lanes < shares
-        found = tl.load(best + parts, mask=is_part, other=LOWEST, cache_modifier=".cg")
+        ours, is_part = row * SHARES + lanes, lanes < shares
+        found = tl.load(best + ours, mask=is_part, other=LOWEST, cache_modifier=".cg")
         are_numbers = tl.min((found == found).to(tl.int32), 0)
-        found = tl.where(found == found, found, LOWEST)
-        top = tl.max(found, 0)
-        token = _first(found == top, tl.load(best_id + parts, mask=is_part, other=0, cache_modifier=".cg"))
+        top = tl.max(tl.where(found == found, found, LOWEST), 0)
         if are_numbers == 0:
             tl.atomic_max(fail + request, NOT_A_NUMBER)
         elif top == LOWEST:
             tl.atomic_max(fail + request, NOTHING_ALLOWED)
-        verdict, won = tl.full([], DONE, tl.int32), tl.full([], LOWEST, tl.float32)
-        is_drawn = (warmth > 0) & (are_numbers != 0) & (top != LOWEST)
-        if is_drawn & (has_limit == 0):
-            scores = tl.load(score + parts, mask=is_part, other=LOWEST, cache_modifier=".cg")
-            named = tl.load(score_id + parts, mask=is_part, other=0, cache_modifier=".cg")
-            winner = _first(scores == tl.max(scores, 0), named)
-            won = tl.load(logits + row * vocab_size + winner).to(tl.float32)
-            is_kept = tl.div_rn(won, warmth) >= _floor(top, warmth, tl.load(min_p + row))
-            token = tl.where(is_kept, winner, token)
-            won = tl.where(is_kept, won, LOWEST)
-            verdict = tl.where(has_cut, OPEN, tl.where(is_kept, DONE, LISTED))
-        elif is_drawn:
-            verdict = tl.where((mass < 1.0) & (2 * limit > LISTABLE), SEARCHED, OPEN)
-        tl.store(tokens + row, token)
+        verdict = tl.full([], DONE, tl.int32)
+        if has_cut:
+            count = tl.load(counters + row * COUNTERS + FILLED, cache_modifier=".cg")
+            tl.store(counters + row * COUNTERS + FILLED, 0)
+            sums = parts + row * 2 * SHARES + lanes
+            above = tl.sum(
+                tl.load(sums, mask=lanes < chunks, other=0.0, cache_modifier=".cg").to(tl.float64), 0
+            )
+            below = tl.load(sums + SHARES, mask=lanes < chunks, other=0.0, cache_modifier=".cg")
+            below = tl.sum(below.to(tl.float64), 0)
+            floor = _floor(top, warmth, least_share)
+            is_whole = _holds_all(count, above, below, threshold, warmth, limit, has_limit, mass, floor)
+            verdict = tl.where(is_whole & (count <= LISTABLE), LISTED, OPEN)
+            verdict = tl.where((are_numbers != 0) & (top != LOWEST), verdict, DONE)
+            heavier = tl.exp2(tl.minimum((_finite(threshold) - top) * (LOG2_E / warmth), STEEPEST)).to(
+                tl.float64
+            )
+            rest = tl.where(below > 0, heavier * below, 0.0)
+            tl.store(facts + row * FACTS + TOP, top)
+            tl.store(facts + row * FACTS + REST, rest)
+            total = heavier * above + rest
+            is_sound = (above < 1e30) & (total > 0.9) & (total < 1e30)  # the best alone weighs 1
+            tl.store(facts + row * FACTS + TOTAL, tl.where(is_sound, total, UNKNOWN))
+            tl.store(weights + row * WEIGHTS + LISTED_WEIGHT, tl.full([], 0, tl.int64))
+            tl.store(weights + row * WEIGHTS + WEIGHT_BEFORE, tl.full([], 0, tl.int64))
+            tl.store(words + row * WORDS + COUNT, count)
+        else:
+            ranked = found
+            if warmth > 0:
+                ranked = tl.load(
+                    score + row * 2 * SHARES + lanes, mask=is_part, other=LOWEST, cache_modifier=".cg"
+                )
+            named = tl.load(best_id + ours, mask=is_part, other=0, cache_modifier=".cg")
+            ranked = tl.where(ranked == ranked, ranked, LOWEST)
+            token = _first(is_part & (ranked == tl.max(ranked, 0)), named)
         tl.store(words + row * WORDS + VERDICT, verdict)
-        tl.store(words + row * WORDS + WINNER, token)
-        tl.store(words + row * WORDS + COUNT, 0)
-        _leave(facts + row * FACTS, LOWEST, tl.where(has_cut, HIGHEST, LOWEST), 0.0, 0.0)
-        tl.store(facts + row * FACTS + TOP, top)
-        tl.store(facts + row * FACTS + WON, won)
-        if verdict == OPEN:
-            mean, spread = _sampled_moments(logits + row * vocab_size, top, vocab_size)
-            tl.store(facts + row * FACTS + DEEP, mean - 8.0 * spread)
-            chosen = _coarse_pivots(top, mean, spread, PIVOTS)
-            _leave_pivots(pivots + 3 * row * PIVOTS, words + row * WORDS, chosen, warmth, PIVOTS)
+        tl.store(tokens + row, token)
+
+
+@triton.jit
+def _threshold(logits, warmth, limit, has_limit, vocab_size, LISTABLE: tl.constexpr, SAMPLE: tl.constexpr):
+    """A logit above which about as many lie as shall be listed: all where so many fit. What lies above it scales to
+    more than what does not, so nothing that is not listed comes before what is; HIGHEST where none would do."""
+    threshold = tl.full([], LOWEST, tl.float32)
+    if vocab_size > LISTABLE:
+        wanted = tl.minimum(
+            tl.where(has_limit, 512 + 2 * tl.minimum(limit, LISTABLE), LISTABLE), LISTABLE * 3 // 4
+        )
+        lanes = tl.arange(0, SAMPLE)
+        at = lanes // STRETCH * (vocab_size // (SAMPLE // STRETCH)) + lanes % STRETCH
+        values = tl.load(logits + at, mask=at < vocab_size, other=LOWEST).to(tl.float32)
+        rank = tl.maximum((wanted.to(tl.int64) * SAMPLE // vocab_size).to(tl.int32), LEAST_RANK)
+        if tl.sum((values > LOWEST).to(tl.int32), 0) > rank:
+            low, high = tl.min(tl.where(values > LOWEST, values, HIGHEST), 0), tl.max(values, 0)
+            halvings = HALVINGS + 0
+            while halvings > 0:
+                middle = 0.5 * low + 0.5 * high
+                above = tl.sum((values > middle).to(tl.int32), 0)
+                is_found = (above >= rank) & (above <= rank + rank // 16)
+                low, high = tl.where(above >= rank, middle, low), tl.where(above >= rank, high, middle)
+                halvings = tl.where(is_found, 0, halvings - 1)
+            threshold = low
+            for _ in tl.static_range(3):
+                threshold = tl.where(_scales_alike(threshold, warmth), _value(_key(threshold) + 1), threshold)
+            threshold = tl.where(_scales_alike(threshold, warmth), HIGHEST, threshold)
+    return threshold
+
+
+@triton.jit
+def _list(
+    logits, start, stop, threshold, warmth, parts, listed, counters, CHUNK: tl.constexpr, SHARES: tl.constexpr,
+    LISTABLE: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Lists what lies above the threshold, leaves what this and the others of each chunk weigh, and gives the best
+    logit, not a number where one is none. Places come in whatever order programs do; beyond the end is only counted."""
+    found = tl.full([CHUNK], LOWEST, tl.float32)
+    scale, origin = LOG2_E / warmth, _finite(threshold)
+    for first in tl.range(start, stop, CHUNK, num_stages=STAGES):
+        values = _values(logits, first, stop, CHUNK)
+        found = tl.maximum(found, values, propagate_nan=tl.PropagateNan.ALL)
+        is_above = values > threshold
+        ones = is_above.to(tl.int32)
+        weights = tl.exp2(tl.minimum((values - origin) * scale, STEEPEST))
+        heavy, light = tl.where(is_above, weights, 0.0), tl.where(is_above, 0.0, weights)
+        above, below, count = tl.reduce((heavy, light, ones), 0, _sums)
+        tl.store(parts + first // CHUNK, above)
+        tl.store(parts + SHARES + first // CHUNK, below)
+        if count > 0:
+            place = tl.atomic_add(counters + FILLED, count, sem="relaxed") + tl.cumsum(ones, 0) - 1
+            packed = (values.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (first + tl.arange(0, CHUNK))
+            tl.store(listed + place, packed, mask=is_above & (place < LISTABLE))
+    top, _ = _top_of(found, tl.arange(0, CHUNK), start)
+    return top
+
+
+@triton.jit
+def _sums(a, b, c, other_a, other_b, other_c):
+    return a + other_a, b + other_b, c + other_c
+
+
+@triton.jit
+def _finite(threshold):
+    """What weights are measured by until the best logit is known."""
+    return tl.where(tl.abs(threshold) < HIGHEST, threshold, 0.0)
+
+
+@triton.jit
+def _holds_all(count, above, below, threshold, warmth, limit, has_limit, mass, floor):
+    """Whether nothing that stays lies below the threshold."""
+    holds_mass = (mass < 1.0) & (above >= mass.to(tl.float64) * (above + below) * (1.0 + DOUBT))
+    holds_limit = has_limit & (count >= limit)
+    holds_floor = tl.div_rn(threshold, warmth) < floor
+    return (threshold == LOWEST) | holds_limit | holds_floor | (holds_mass & (has_limit == 0))
 
 
 @triton.jit
@@ -169,47 +275,34 @@ def _values(logits, first, stop, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _scout_drawing(
-    logits, start, stop, warmth, counter, slot, epoch, key_low, key_high, score, score_id, BLOCK: tl.constexpr
+def _drawn(
+    logits, start, stop, floor, warmth, counter, slot, epoch, key_low, key_high, BLOCK: tl.constexpr,
+    HAS_FLOOR: tl.constexpr,
 ):  # fmt: skip
-    """As `_best_of`, and leaves the best score and its token."""
+    """The best logit, not a number where one is none; the best score of what scales to the floor or more, and whose."""
     found = tl.full([BLOCK], LOWEST, tl.float32)
     best, second, where = _nobody(start, BLOCK)
     for first in range(start, stop, BLOCK):
         values = _values(logits, first, stop, BLOCK)
         found = tl.maximum(found, values, propagate_nan=tl.PropagateNan.ALL)
+        if HAS_FLOOR:
+            values = tl.where(tl.div_rn(values, tl.zeros_like(values) + warmth) >= floor, values, LOWEST)
         rough = _rough_scores(values, first, warmth, counter, slot, epoch, key_low, key_high, BLOCK)
         best, second, where = _challenged(best, second, where, rough, first)
     won, token = _decided(
-        logits, best, second, where, start, stop, LOWEST, LOWEST, warmth, counter, slot, epoch, key_low, key_high, BLOCK
+        logits, best, second, where, start, stop, floor, warmth, counter, slot, epoch, key_low, key_high, BLOCK
     )  # fmt: skip
-    tl.store(score, won)
-    tl.store(score_id, token)
     top, _ = _top_of(found, where, start)
-    return top, token
+    return top, won, token
 
 
 @triton.jit
-def _sampled_moments(logits, top, vocab_size):
-    """Mean and standard deviation of the logits, about: from eight stretches of the vocabulary."""
-    lanes = tl.arange(0, 1024)
-    at = lanes // 128 * (vocab_size // 8) + lanes % 128
-    values = tl.load(logits + at, mask=at < vocab_size, other=LOWEST).to(tl.float32)
-    is_finite = (values > LOWEST) & (values < HIGHEST)
-    count = tl.sum(is_finite.to(tl.float32), 0)
-    mean = tl.sum(tl.where(is_finite, values, 0.0), 0) / tl.maximum(count, 1.0)
-    away = tl.where(is_finite, values - mean, 0.0)
-    spread = tl.sqrt(tl.sum(away * away, 0) / tl.maximum(count, 1.0))
-    return tl.where(count > 0, mean, top - 4.0), tl.where(count > 0, spread, 1.0)
-
-
-@triton.jit
-def _is_last(arrivals, chunks):
+def _is_last(counters, shares):
     """Whether all other programs of this row have left what they found. The count begins anew."""
     tl.debug_barrier()
-    is_last = tl.atomic_add(arrivals, 1, sem="acq_rel") == chunks - 1
+    is_last = tl.atomic_add(counters + ARRIVED, 1, sem="acq_rel") == shares - 1
     if is_last:
-        tl.store(arrivals, 0)
+        tl.store(counters + ARRIVED, 0)
     return is_last
 
 
@@ -226,70 +319,6 @@ def _floor(top, warmth, share):
 
 
 @triton.jit
-def _leave(facts, low, high, above_low, above_high):
-    tl.store(facts + LOW, low)
-    tl.store(facts + HIGH, high)
-    tl.store(facts + ABOVE_LOW, above_low)
-    tl.store(facts + ABOVE_HIGH, above_high)
-
-
-@triton.jit
-def _coarse_pivots(top, mean, spread, PIVOTS: tl.constexpr):
-    """Most where the bulk of the logits lies, if they are normal, the others from there to the best; one below all."""
-    lanes = tl.arange(0, PIVOTS)
-    bulk: tl.constexpr = (PIVOTS - 1) * 5 // 8
-    behind: tl.constexpr = PIVOTS - 1 - bulk
-    height = tl.maximum((top - mean) / tl.where(spread > 0, spread, 1.0), 3.0)
-    in_bulk = 6.0 / (bulk - 1) * lanes - 3.5
-    in_tail = 2.5 + (height - 2.5) * ((lanes - bulk + 1).to(tl.float32) / (behind + 1))
-    chosen = mean + spread * tl.where(lanes < bulk, in_bulk, in_tail)
-    return tl.where(lanes == PIVOTS - 1, LOWEST, tl.where(chosen == chosen, chosen, HIGHEST))
-
-
-@triton.jit
-def _fine_pivots(low, high, above_low, above_high, goal, top, deep, PIVOTS: tl.constexpr):
-    """Around where the cut is if the bracket is filled evenly, the closer to it the denser."""
-    lanes = tl.arange(0, PIVOTS)
-    upper = tl.where(high < HIGHEST, high, top)
-    lower = tl.where(low > LOWEST, low, tl.minimum(deep, upper - 1.0))
-    between = above_low - above_high
-    share = tl.where(between > 0, goal - above_high, 0.5) / tl.where(between > 0, between, 1.0)
-    share = tl.minimum(tl.maximum(share, 0.02), 0.98)
-    half: tl.constexpr = PIVOTS // 2
-    away = 0.64 * tl.exp2(-(lanes % half).to(tl.float32)) * (upper - lower)
-    chosen = upper - share * (upper - lower) + tl.where(lanes < half, away, -away)
-    return tl.where(chosen == chosen, chosen, HIGHEST).to(tl.float32)
-
-
-@triton.jit
-def _leave_pivots(pivots, words, chosen, warmth, PIVOTS: tl.constexpr):
-    """A pivot is the last of the logits that scale to one number: equals stay together."""
-    chosen = tl.where(tl.abs(chosen) < LEAST, -LEAST, chosen)
-    for _ in tl.static_range(3):
-        chosen = tl.where(_scales_alike(chosen, warmth), _value(_key(chosen) + 1), chosen)
-    if tl.max(_scales_alike(chosen, warmth).to(tl.int32), 0) != 0:
-        tl.store(words + VERDICT, SEARCHED)
-    lanes = tl.arange(0, PIVOTS)
-    exponent = (chosen.to(tl.int32, bitcast=True) >> 23) & 255
-    steep = tl.where(exponent == 255, 1.0, ((278 - exponent) << 23).to(tl.float32, bitcast=True))
-    tl.store(pivots + lanes, chosen)
-    tl.store(pivots + PIVOTS + lanes, steep)
-    tl.store(pivots + 2 * PIVOTS + lanes, -chosen * steep)
-
-
-@triton.jit
-def _is_above(values, pivot, PIVOTS: tl.constexpr):
-    """1.0 or 0.0: the difference, as steep as takes the least one beyond 1. Comparisons take twice the time."""
-    steep, offset = tl.load(pivot + PIVOTS), tl.load(pivot + 2 * PIVOTS)
-    if INTERPRETED:
-        is_finite = values > LOWEST  # numpy warns of what a saturated sum takes for 0
-        return tl.where(is_finite & (tl.where(is_finite, values, 0.0) * steep + offset >= 1.0), 1.0, 0.0)
-    return tl.inline_asm_elementwise(
-        "fma.rn.sat.f32 $0, $1, $2, $3;", "=f,f,f,f", [values, steep, offset], dtype=tl.float32, is_pure=True, pack=1
-    )  # fmt: skip
-
-
-@triton.jit
 def _scales_alike(chosen, warmth):
     """Whether the next number above scales to the same one."""
     is_finite = (chosen > LOWEST) & (chosen < HIGHEST)
@@ -297,94 +326,7 @@ def _scales_alike(chosen, warmth):
     return is_finite & (tl.div_rn(_value(_key(chosen) + 1), divisor) == tl.div_rn(chosen, divisor))
 
 
-@triton.jit(do_not_specialize=["chunks_each"])
-def weigh_kernel(
-    logits,
-    temperature,
-    top_k,
-    top_p,
-    arrivals,
-    pivots,
-    parts,
-    facts,
-    words,
-    tokens,
-    vocab_size,
-    chunks,
-    chunks_each,
-    LAST: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PIVOTS: tl.constexpr,
-    LISTABLE: tl.constexpr,
-    OVERLAPS: tl.constexpr,
-):
-    follow(OVERLAPS)
-    row, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    if tl.load(words + row * WORDS + VERDICT) == OPEN:
-        warmth, limit, mass = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row)
-        has_limit = (limit > 0) & (limit < vocab_size)
-        top = tl.load(facts + row * FACTS + TOP).to(tl.float32)
-        scale = LOG2_E / warmth
-        chosen_here = pivots + 3 * row * PIVOTS
-        for chunk in range(share * chunks_each, tl.minimum((share + 1) * chunks_each, chunks)):
-            values = _values(logits + row * vocab_size, chunk * CHUNK, vocab_size, CHUNK)
-            weights = tl.where(has_limit, 1.0, tl.exp2((values - top) * scale))
-            for pivot in tl.static_range(PIVOTS):
-                is_above = _is_above(values, chosen_here + pivot, PIVOTS)
-                tl.store(parts + (row * CHUNKS + chunk) * PIVOTS + pivot, tl.sum(is_above * weights, 0))
-        if _is_last(arrivals + row, tl.num_programs(1)):
-            at = (row * CHUNKS + tl.arange(0, CHUNKS)[:, None]) * PIVOTS + tl.arange(0, PIVOTS)[None, :]
-            is_part = tl.arange(0, CHUNKS)[:, None] < chunks
-            sums = tl.load(parts + at, mask=is_part, other=0.0, cache_modifier=".cg")
-            sums = tl.sum(sums.to(tl.float64), 0)
-            chosen = tl.load(chosen_here + tl.arange(0, PIVOTS))
-            _judge(
-                sums, chosen, warmth, limit, mass, has_limit, top, scale, chosen_here, facts + row * FACTS,
-                words + row * WORDS, tokens + row, LAST, PIVOTS, LISTABLE,
-            )  # fmt: skip
-
-
-@triton.jit
-def _judge(
-    sums, chosen, warmth, limit, mass, has_limit, top, scale, pivots, facts, words, tokens,
-    LAST: tl.constexpr, PIVOTS: tl.constexpr, LISTABLE: tl.constexpr,
-):  # fmt: skip
-    """Narrows the bracket, and says what the row needs next."""
-    low, high = tl.load(facts + LOW), tl.load(facts + HIGH)
-    above_low, above_high = tl.load(facts + ABOVE_LOW), tl.load(facts + ABOVE_HIGH)
-    if low == LOWEST:
-        above_low = tl.maximum(above_low, tl.max(tl.where(chosen == LOWEST, sums, 0.0), 0))
-    total = tl.where(low == LOWEST, above_low, tl.load(facts + TOTAL))
-    goal = tl.where(has_limit, limit.to(tl.float64), mass.to(tl.float64) * total)
-    doubt = tl.where(has_limit, 0.0, DOUBT)
-    stay = (sums < goal * (1.0 - doubt)) | (has_limit & (sums <= goal))
-    leave = (sums > 0.0) & (sums >= goal * (1.0 + doubt))
-    found = tl.min(tl.where(stay, chosen, HIGHEST), 0)
-    above_high = tl.where(found < high, tl.max(tl.where(stay, sums, 0.0), 0), above_high)
-    high = tl.minimum(high, found)
-    found = tl.max(tl.where(leave, chosen, LOWEST), 0)
-    above_low = tl.where(found > low, tl.min(tl.where(leave, sums, HIGHEST), 0), above_low)
-    low = tl.maximum(low, found)
-    least = tl.where(has_limit, 1.0, tl.exp2((low.to(tl.float32) - top) * scale))
-    has_both = has_limit & (mass < 1.0)
-    is_small = above_low <= LISTABLE * least  # all that may stay, not only the bracket
-    is_listable = is_small | ((above_low - above_high <= LISTABLE * least) & (has_both == 0))
-    verdict = tl.where(is_listable | LAST, LISTED, OPEN)
-    is_all_listed = is_small | (has_both & (verdict == LISTED))
-    high, above_high = tl.where(is_all_listed, HIGHEST, high), tl.where(is_all_listed, 0.0, above_high)
-    if tl.load(facts + WON) > high:
-        tl.store(tokens, tl.load(words + WINNER))
-        verdict = verdict * 0 + DONE
-    _leave(facts, low, high, above_low, above_high)
-    tl.store(facts + TOTAL, total)
-    tl.store(words + VERDICT, verdict)
-    if verdict == OPEN:
-        fine = _fine_pivots(low, high, above_low, above_high, goal, top, tl.load(facts + DEEP), PIVOTS)
-        _leave_pivots(pivots, words, fine, warmth, PIVOTS)
-
-
-@triton.jit(do_not_specialize=["chunks_each"])
+@triton.jit(do_not_specialize=["shares", "chunks_each"])
 def draw_kernel(
     logits,
     temperature,
@@ -399,10 +341,11 @@ def draw_kernel(
     score,
     score_id,
     facts,
+    weights,
     words,
     listed,
-    listed_id,
     vocab_size,
+    shares,
     chunks_each,
     CHUNK: tl.constexpr,
     SHARES: tl.constexpr,
@@ -411,52 +354,137 @@ def draw_kernel(
 ):
     follow(OVERLAPS)
     row, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    part = row * SHARES + share
-    if tl.load(words + row * WORDS + VERDICT) == LISTED:
-        warmth, known = tl.load(temperature + row), facts + row * FACTS
-        low, high = tl.load(known + LOW).to(tl.float32), tl.load(known + HIGH).to(tl.float32)
-        top = tl.load(known + TOP).to(tl.float32)
+    verdict = tl.load(words + row * WORDS + VERDICT)
+    if verdict != DONE:
+        warmth, top = tl.load(temperature + row), tl.load(facts + row * FACTS + TOP).to(tl.float32)
         floor = _floor(top, warmth, tl.load(min_p + row))
-        hopeless = top - (NOISE_SPAN + 0.1) * warmth
         counter = tl.load(index + row) - tl.load(shift + tl.load(sampler_request + row))
         slots, epochs = tl.load(slot + row), tl.load(epoch + row)
         key_low, key_high = tl.load(stream_low + row), tl.load(stream_high + row)
-        start = share * chunks_each * CHUNK
-        stop = tl.minimum(start + chunks_each * CHUNK, vocab_size)
         block: tl.constexpr = min(CHUNK, TILE)
-        best, second, where = _nobody(start, block)
-        for first in range(start, stop, block):
-            values = _values(logits + row * vocab_size, first, stop, block)
-            can_win = (values > high) & (values >= hopeless)
-            in_doubt = (values > low) & (values <= high)
-            if tl.max((can_win | in_doubt).to(tl.int32), 0) != 0:
-                _list(values, in_doubt, first, words + row * WORDS, listed + row * LISTABLE, listed_id + row * LISTABLE,
-                      block, LISTABLE)  # fmt: skip
-                scaled = tl.div_rn(values, tl.zeros_like(values) + warmth)
-                kept = tl.where(can_win & (scaled >= floor), values, LOWEST)
-                if tl.max(kept, 0) > LOWEST:
-                    rough = _rough_scores(
-                        kept, first, warmth, counter, slots, epochs, key_low, key_high, block
-                    )
-                    best, second, where = _challenged(best, second, where, rough, first)
-        won, token = _decided(
-            logits + row * vocab_size, best, second, where, start, stop, high, floor, warmth, counter, slots, epochs,
-            key_low, key_high, block,
-        )  # fmt: skip
-        tl.store(score + part, won)
-        tl.store(score_id + part, token)
+        if verdict == LISTED:
+            won, token = _draw_listed(
+                listed + row * LISTABLE, tl.load(words + row * WORDS + COUNT), weights + row * WEIGHTS + LISTED_WEIGHT,
+                share, shares, warmth, tl.div_rn(top, warmth), floor, counter, slots, epochs, key_low, key_high,
+                min(block, 256),
+            )  # fmt: skip
+        else:
+            start = share * chunks_each * CHUNK
+            stop = tl.minimum(start + chunks_each * CHUNK, vocab_size)
+            _, won, token = _drawn(
+                logits + row * vocab_size, start, stop, floor, warmth, counter, slots, epochs, key_low, key_high,
+                block, True,
+            )  # fmt: skip
+        tl.store(score + row * 2 * SHARES + share, won)
+        tl.store(score_id + row * 2 * SHARES + share, token)
 
 
 @triton.jit
-def _list(values, in_doubt, first, words, listed, listed_id, BLOCK: tl.constexpr, LISTABLE: tl.constexpr):
-    """In whatever order programs come; what they would list beyond the end is only counted."""
-    ones = in_doubt.to(tl.int32)
-    count = tl.sum(ones, 0)
-    if count > 0:
-        place = tl.atomic_add(words + COUNT, count) + tl.cumsum(ones, 0) - 1
-        has_room = in_doubt & (place < LISTABLE)
-        tl.store(listed + place, values, mask=has_room)
-        tl.store(listed_id + place, first + tl.arange(0, BLOCK), mask=has_room)
+def _draw_listed(
+    listed, count, weight, share, shares, warmth, top, floor, counter, slot, epoch, key_low, key_high,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The best score of this share of the list, and whose; each of it becomes its place, and its weight is added."""
+    best, where = tl.full([BLOCK], LOWEST, tl.float32), tl.full([BLOCK], NO_LIMIT, tl.int32)
+    sums = tl.zeros([BLOCK], tl.int64)
+    for first in range(share * BLOCK, count, shares * BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        packed = tl.load(listed + at, mask=at < count, other=0)
+        tokens = packed.to(tl.int32)
+        scaled = _scaled((packed >> 32).to(tl.int32).to(tl.float32, bitcast=True), warmth)
+        tl.store(listed + at, _place(scaled, tokens), mask=at < count)
+        sums += _weights(scaled, top, at < count)
+        can_win = (at < count) & (scaled >= floor)
+        scores = scaled + _noise_at(tokens, counter, slot, epoch, key_low, key_high)
+        best, where = _better(best, where, scores, tokens, can_win)
+    tl.atomic_add(weight, tl.sum(sums, 0), sem="relaxed")
+    return tl.max(best, 0), _first(best == tl.max(best, 0), where)
+
+
+@triton.jit
+def _better(best, where, scores, tokens, can_win):
+    is_better = can_win & ((scores > best) | ((scores == best) & (tokens < where)))
+    return tl.where(is_better, scores, best), tl.where(is_better, tokens, where)
+
+
+@triton.jit
+def _weights(scaled, top, counts):
+    return (tl.exp(tl.where(counts, scaled - top, LOWEST)) * UNIT).to(tl.int64)
+
+
+@triton.jit
+def _scaled(values, warmth):
+    """As a division rounds it: no quotient of two floats lies as near to where rounding turns as this may be wrong."""
+    inverse = tl.full([], 1.0, tl.float64) / warmth.to(tl.float64)
+    return (values.to(tl.float64) * inverse).to(tl.float32) + 0.0  # -0.0 becomes 0.0
+
+
+@triton.jit(do_not_specialize=["shares", "chunks_each"])
+def contest_kernel(
+    logits,
+    temperature,
+    min_p,
+    stream_low,
+    stream_high,
+    index,
+    shift,
+    sampler_request,
+    slot,
+    epoch,
+    score,
+    score_id,
+    facts,
+    weights,
+    words,
+    vocab_size,
+    shares,
+    chunks_each,
+    CHUNK: tl.constexpr,
+    SHARES: tl.constexpr,
+    OVERLAPS: tl.constexpr,
+):
+    follow(OVERLAPS)
+    row, share = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    if tl.load(words + row * WORDS + VERDICT) == OPEN:
+        row_logits, warmth = logits + row * vocab_size, tl.load(temperature + row)
+        top = tl.load(facts + row * FACTS + TOP).to(tl.float32)
+        floor, top = _floor(top, warmth, tl.load(min_p + row)), tl.div_rn(top, warmth)
+        counter = tl.load(index + row) - tl.load(shift + tl.load(sampler_request + row))
+        slots, epochs = tl.load(slot + row), tl.load(epoch + row)
+        key_low, key_high = tl.load(stream_low + row), tl.load(stream_high + row)
+        token = _winner(score + row * 2 * SHARES, score_id + row * 2 * SHARES, shares, vocab_size, SHARES)
+        place = _place_of(row_logits, token, warmth)
+        block: tl.constexpr = min(CHUNK, TILE)
+        best, where = tl.full([block], LOWEST, tl.float32), tl.full([block], NO_LIMIT, tl.int32)
+        sums = tl.zeros([block], tl.int64)
+        start = share * chunks_each * CHUNK
+        stop = tl.minimum(start + chunks_each * CHUNK, vocab_size)
+        for first in range(start, stop, block):
+            tokens = first + tl.arange(0, block)
+            scaled = _scaled(_values(row_logits, first, stop, block), warmth)
+            is_before = (_place(scaled, tokens) > place) & (tokens < stop)
+            if tl.max(is_before.to(tl.int32), 0) != 0:
+                sums += _weights(scaled, top, is_before)
+                scores = scaled + gumbel(first // 4, counter, slots, epochs, key_low, key_high, block)
+                best, where = _better(best, where, scores, tokens, is_before & (scaled >= floor))
+        tl.atomic_add(weights + row * WEIGHTS + WEIGHT_BEFORE, tl.sum(sums, 0), sem="relaxed")
+        part = (row * 2 + 1) * SHARES + share
+        tl.store(score + part, tl.max(best, 0))
+        tl.store(score_id + part, _first(best == tl.max(best, 0), where))
+
+
+@triton.jit
+def _winner(score, score_id, shares, vocab_size, SHARES: tl.constexpr):
+    """The token with the best of all shares' scores."""
+    parts = tl.arange(0, SHARES)
+    scores = tl.load(score + parts, mask=parts < shares, other=LOWEST)
+    names = tl.load(score_id + parts, mask=parts < shares, other=NO_LIMIT)
+    return tl.minimum(_first(scores == tl.max(scores, 0), names), vocab_size - 1)
+
+
+@triton.jit
+def _place_of(logits, token, warmth):
+    return _place(_scaled(tl.load(logits + token).to(tl.float32), warmth), token)
 
 
 @triton.jit
@@ -482,7 +510,7 @@ def _rough_scores(values, first, warmth, counter, slot, epoch, key_low, key_high
 
 @triton.jit
 def _decided(
-    logits, best, second, where, start, stop, high, floor, warmth, counter, slot, epoch, key_low, key_high,
+    logits, best, second, where, start, stop, floor, warmth, counter, slot, epoch, key_low, key_high,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The best score and its token, exactly: that of the only one near the best, or of all that there are."""
@@ -497,25 +525,23 @@ def _decided(
             won += tl.div_rn(tl.load(logits + token).to(tl.float32), warmth)
         else:
             won, token = _drawn_exactly(
-                logits, start, stop, high, floor, warmth, counter, slot, epoch, key_low, key_high, BLOCK
+                logits, start, stop, floor, warmth, counter, slot, epoch, key_low, key_high, BLOCK
             )  # fmt: skip
     return won, token
 
 
 @triton.jit
 def _drawn_exactly(
-    logits, start, stop, high, floor, warmth, counter, slot, epoch, key_low, key_high, BLOCK: tl.constexpr
+    logits, start, stop, floor, warmth, counter, slot, epoch, key_low, key_high, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The best score from `start` to `stop`, of logits that lie above `high` and scale to `floor` or more."""
+    """The best score from `start` to `stop`, of logits that scale to `floor` or more."""
     found, where = tl.full([BLOCK], LOWEST, tl.float32), tl.full([BLOCK], 2147483647, tl.int32)
     for first in range(start, stop, BLOCK):
         at = first + tl.arange(0, BLOCK)
         values = _values(logits, first, stop, BLOCK)
         scaled = tl.div_rn(values, tl.zeros_like(values) + warmth)
         scores = scaled + gumbel(first // 4, counter, slot, epoch, key_low, key_high, BLOCK)
-        is_better = (
-            (values > high) & (scaled >= floor) & ((scores > found) | ((scores == found) & (at < where)))
-        )
+        is_better = (scaled >= floor) & ((scores > found) | ((scores == found) & (at < where)))
         found, where = tl.where(is_better, scores, found), tl.where(is_better, at, where)
     best = tl.max(found, 0)
     return best, _first(found == best, where)
@@ -557,218 +583,140 @@ def finish_kernel(
     score,
     score_id,
     facts,
+    weights,
     words,
     listed,
-    listed_id,
     tokens,
     vocab_size,
     shares,
     BLOCK: tl.constexpr,
     SHARES: tl.constexpr,
     LISTABLE: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAPS: tl.constexpr,
 ):
     follow(OVERLAPS)
     row = tl.program_id(0).to(tl.int64)
     verdict = tl.load(words + row * WORDS + VERDICT)
     if verdict != DONE:
+        row_logits, row_listed = logits + row * vocab_size, listed + row * LISTABLE
         warmth, limit, mass = tl.load(temperature + row), tl.load(top_k + row), tl.load(top_p + row)
-        limit = tl.where((limit > 0) & (limit < vocab_size), limit, 2147483647)
-        known = facts + row * FACTS
+        has_limit = (limit > 0) & (limit < vocab_size)
+        limit = tl.where(has_limit, limit, NO_LIMIT)
+        known, is_listed = facts + row * FACTS, verdict == LISTED
+        count = tl.where(is_listed, tl.load(words + row * WORDS + COUNT), vocab_size)
         top = tl.load(known + TOP).to(tl.float32)
-        floor = _floor(top, warmth, tl.load(min_p + row))
+        floor, top = _floor(top, warmth, tl.load(min_p + row)), tl.div_rn(top, warmth)
         counter = tl.load(index + row) - tl.load(shift + tl.load(sampler_request + row))
         slots, epochs = tl.load(slot + row), tl.load(epoch + row)
         key_low, key_high = tl.load(stream_low + row), tl.load(stream_high + row)
-        count = tl.load(words + row * WORDS + COUNT)
-        if (verdict == SEARCHED) | (count > LISTABLE):
-            token = _searched(
-                logits + row * vocab_size, warmth, tl.div_rn(top, warmth), limit, mass, floor, counter, slots, epochs,
-                key_low, key_high, vocab_size, BLOCK,
-            )  # fmt: skip
-        else:
-            parts = tl.arange(0, SHARES)
-            scores = tl.load(score + row * SHARES + parts, mask=parts < shares, other=LOWEST)
-            names = tl.load(score_id + row * SHARES + parts, mask=parts < shares, other=0)
-            best = tl.max(scores, 0)
-            token = _first(scores == best, names)
-            if count > 0:
-                above_high, total = tl.load(known + ABOVE_HIGH), tl.load(known + TOTAL)
-                if count <= min(SHORT, LISTABLE):
-                    won, winner = _best_listed(
-                        listed + row * LISTABLE, listed_id + row * LISTABLE, count, top, warmth, limit, mass, floor,
-                        above_high, total, counter, slots, epochs, key_low, key_high, min(SHORT, LISTABLE),
-                    )  # fmt: skip
+
+        weight = tl.load(weights + row * WEIGHTS + LISTED_WEIGHT).to(tl.float64) * (1.0 / UNIT) + tl.load(
+            known + REST
+        )
+        weight = tl.where(is_listed, weight, tl.load(known + TOTAL))
+        end = tl.full([], LAST_PLACE, tl.int64)
+        if has_limit:
+            end = _end(row_logits, row_listed, count, is_listed, warmth, top, limit, BLOCK)
+        if (mass < 1.0) & (has_limit | (weight == UNKNOWN)):
+            weight = _weight_before(row_logits, row_listed, count, is_listed, warmth, top, end, BLOCK, STAGES)
+        goal = tl.where(mass < 1.0, mass.to(tl.float64) * weight, HIGHEST)
+
+        token = tl.full([], 0, tl.int32)
+        drawn, given = tl.full([], 0, tl.int32), tl.where(is_listed, 1, 2)
+        is_open = verdict != DONE
+        while is_open:
+            if drawn < given:
+                ours = (row * 2 + drawn) * SHARES
+                token = _winner(score + ours, score_id + ours, shares, vocab_size, SHARES)
+            else:
+                token = _drawn_before(
+                    row_logits, row_listed, count, is_listed, end, floor, warmth, counter, slots, epochs, key_low,
+                    key_high, min(BLOCK, 512), STAGES,
+                )  # fmt: skip
+                token = tl.minimum(token, vocab_size - 1)
+            place = _place_of(row_logits, token, warmth)
+            is_open = (drawn < given) & (place <= end)
+            if (place > end) & (goal < HIGHEST):
+                if drawn < given - 1:
+                    weight = tl.load(weights + row * WEIGHTS + WEIGHT_BEFORE).to(tl.float64) * (1.0 / UNIT)
                 else:
-                    won, winner = _best_listed(
-                        listed + row * LISTABLE, listed_id + row * LISTABLE, count, top, warmth, limit, mass, floor,
-                        above_high, total, counter, slots, epochs, key_low, key_high, LISTABLE,
-                    )  # fmt: skip
-                token = tl.where((won > best) | ((won == best) & (winner < token)), winner, token)
+                    weight = _weight_before(
+                        row_logits, row_listed, count, is_listed, warmth, top, place, BLOCK, STAGES
+                    )
+                is_open = (weight > 0) & (weight >= goal)
+            end = tl.maximum(end, place)
+            drawn += 1
         tl.store(tokens + row, token)
 
 
 @triton.jit
-def _best_listed(
-    listed, listed_id, count, top, warmth, limit, mass, floor, above_high, total, counter, slot, epoch, key_low,
-    key_high, LENGTH: tl.constexpr,
+def _end(logits, listed, count, is_listed, warmth, top, limit, BLOCK: tl.constexpr):
+    """A place that exactly `limit` candidates come before, or all where there are no more."""
+    end = tl.full([], LAST_PLACE, tl.int64)
+    if count > limit:
+        held = _places(logits, listed, 0, count, is_listed, warmth, BLOCK)
+        last = tl.min(tl.where(held > LAST_PLACE, held, FIRST_PLACE), 0)
+        low, high = tl.where(count <= BLOCK, last - 1, end), _place(top + 0.0, 0)  # more before it, and fewer
+        is_open = limit > 0
+        while is_open:
+            end = (low >> 1) + (high >> 1) + (low & high & 1)
+            inside = tl.sum((held > end).to(tl.int32), 0)
+            for first in range(BLOCK, count, BLOCK):
+                places = _places(logits, listed, first, count, is_listed, warmth, BLOCK)
+                inside += tl.sum((places > end).to(tl.int32), 0)
+            low, high = tl.where(inside > limit, end, low), tl.where(inside > limit, high, end)
+            is_open = (inside != limit) & (low + 1 < high)
+    return end
+
+
+@triton.jit
+def _weight_before(
+    logits, listed, count, is_listed, warmth, top, place, BLOCK: tl.constexpr, STAGES: tl.constexpr
+):
+    """What all candidates that come before this place weigh."""
+    sums = tl.zeros([BLOCK], tl.int64)
+    for first in tl.range(0, count, BLOCK, num_stages=STAGES):
+        places = _places(logits, listed, first, count, is_listed, warmth, BLOCK)
+        sums += _weights(_scaled_at(places), top, places > place)
+    return tl.sum(sums, 0).to(tl.float64) * (1.0 / UNIT)
+
+
+@triton.jit
+def _drawn_before(
+    logits, listed, count, is_listed, end, floor, warmth, counter, slot, epoch, key_low, key_high,
+    BLOCK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The best score of the listed tokens that stay, and its token."""
-    ranks = tl.arange(0, LENGTH)
-    is_listed = ranks < count
-    values = tl.load(listed + ranks, mask=is_listed, other=LOWEST)
-    named = tl.load(listed_id + ranks, mask=is_listed, other=0)
-    scaled = tl.div_rn(values, tl.zeros_like(values) + warmth) + 0.0  # -0.0 becomes 0.0
-    order = (_key(scaled).to(tl.int64) << 32) | (2147483647 - named)
-    order = tl.sort(tl.where(is_listed, order, -9223372036854775807), descending=True)
-    scaled, named = _value((order >> 32).to(tl.int32)), 2147483647 - (order & 0x7FFFFFFF).to(tl.int32)
-    stays = _stays(scaled, ranks, is_listed, tl.div_rn(top, warmth), limit, mass, above_high, total)
-    scores = scaled + _noise_at(named, counter, slot, epoch, key_low, key_high)
-    scores = tl.where(is_listed & stays & (scaled >= floor), scores, LOWEST)
-    best = tl.max(scores, 0)
-    return best, _first(scores == best, named)
+    """The token with the best score of the candidates before `end` that scale to the floor or more."""
+    best, where = tl.full([BLOCK], LOWEST, tl.float32), tl.full([BLOCK], NO_LIMIT, tl.int32)
+    for first in tl.range(0, count, BLOCK, num_stages=STAGES):
+        places = _places(logits, listed, first, count, is_listed, warmth, BLOCK)
+        can_win = (places > end) & (_scaled_at(places) >= floor)
+        if tl.max(can_win.to(tl.int32), 0) != 0:
+            tokens = 2147483647 - (places & 2147483647).to(tl.int32)
+            scores = _scaled_at(places) + _noise_at(tokens, counter, slot, epoch, key_low, key_high)
+            best, where = _better(best, where, scores, tokens, can_win)
+    return _first(best == tl.max(best, 0), where)
 
 
 @triton.jit
-def _stays(scaled, ranks, is_listed, top, limit, mass, above_high, total):
-    """Of the listed in their order: which top-k and top-p let stay. What lies above the bracket is known by its sum."""
-    weights = tl.where(is_listed, tl.exp(scaled - top), 0.0).to(tl.float64)
-    has_limit = limit < 2147483647
-    is_inside = (ranks + tl.where(has_limit, above_high, 0.0)) < limit
-    weights = tl.where(is_inside, weights, 0.0)
-    before = tl.cumsum(weights, 0) - weights
-    base = tl.where(has_limit, 0.0, above_high)
-    goal = mass.to(tl.float64) * tl.where(has_limit, tl.sum(weights, 0), total)
-    goal = tl.where(mass < 1.0, goal, HIGHEST)
-    is_first = tl.where(ranks == 0, base, 1.0) == 0.0
-    return is_inside & (is_first | (base + before < goal))
+def _places(logits, listed, first, count, is_listed, warmth, BLOCK: tl.constexpr):
+    """Those of the list, or of the whole row; the last of all where there is nothing."""
+    at = first + tl.arange(0, BLOCK)
+    places = tl.load(listed + at, mask=at < tl.where(is_listed, count, 0), other=LAST_PLACE)
+    values = tl.load(logits + at, mask=at < tl.where(is_listed, 0, count), other=LOWEST).to(tl.float32)
+    return tl.where(is_listed | (at >= count), places, _place(_scaled(values, warmth), at))
 
 
 @triton.jit
-def _searched(
-    logits, warmth, top, limit, mass, floor, counter, slot, epoch, key_low, key_high, vocab_size, BLOCK: tl.constexpr
-):  # fmt: skip
-    """The token of a row whose cut one program finds, over the whole row, and draws behind."""
-    cut, last = _cut(logits, warmth, top, limit, mass, vocab_size, BLOCK)
-    found = tl.full([BLOCK], LOWEST, tl.float32)
-    where = tl.full([BLOCK], 2147483647, tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        scaled, keys = _scaled(logits, warmth, start, vocab_size, BLOCK)
-        is_kept = ((keys > cut) | ((keys == cut) & (at <= last))) & (scaled >= floor) & (scaled != LOWEST)
-        if tl.max((is_kept & (scaled >= top - NOISE_SPAN)).to(tl.int32), 0) != 0:
-            noise = gumbel(start // 4, counter, slot, epoch, key_low, key_high, BLOCK)
-            scores = tl.where(is_kept, scaled + noise, LOWEST)
-            is_better = is_kept & ((scores > found) | ((scores == found) & (at < where)))
-            found, where = tl.where(is_better, scores, found), tl.where(is_better, at, where)
-    return _first(found == tl.max(found, 0), where)
+def _scaled_at(places):
+    return _value((places >> 32).to(tl.int32))
 
 
 @triton.jit
-def _cut(logits, divisor, top, limit, mass, vocab_size, BLOCK: tl.constexpr):
-    """The key of the least probable value that stays, and the highest id that stays among its equals."""
-    highest = _key(tl.full([1], 0.0, tl.float32) + top)
-    cut = tl.full([1], -2147483648, tl.int32)
-    room = tl.full([1], 2147483647, tl.int32)  # how many equals of the cut stay
-    if (limit > 0) & (limit < vocab_size):
-        cut = _kth(logits, divisor, top, highest, limit, vocab_size, BLOCK)
-        above, _, _, _, _ = _split(logits, divisor, top, cut, vocab_size, BLOCK)
-        room = limit - above
-    if mass < 1.0:
-        _, beyond, least, _, equals = _split(logits, divisor, top, cut, vocab_size, BLOCK)
-        staying = tl.minimum(equals, room).to(tl.float64) * _weight(cut, top)
-        wanted = mass.to(tl.float64) * (beyond + tl.where(equals > 0, staying, 0.0))
-        low = tl.where(equals > 0, cut, least)
-        nucleus = _nucleus(logits, divisor, top, low, highest, wanted, vocab_size, BLOCK)
-        _, beyond, _, _, _ = _split(logits, divisor, top, nucleus, vocab_size, BLOCK)
-        weight = _weight(nucleus, top)
-        needed = tl.ceil((wanted - beyond) / tl.where(weight > 0, weight, 1.0))
-        needed = tl.minimum(tl.maximum(needed, 1.0), 2147483647.0).to(tl.int32)
-        room = tl.where(nucleus == cut, tl.minimum(room, needed), needed)
-        cut = nucleus
-    last = tl.full([1], 2147483647, tl.int32)
-    _, _, _, _, equals = _split(logits, divisor, top, cut, vocab_size, BLOCK)
-    if tl.max((equals > room).to(tl.int32), 0) != 0:
-        last = _nth_equal(logits, divisor, cut, room, vocab_size, BLOCK)
-    return cut, last
-
-
-@triton.jit
-def _kth(logits, divisor, top, highest, limit, vocab_size, BLOCK: tl.constexpr):
-    """The key of the limit-th best. Both ends are keys that occur, so equal ends end the search."""
-    _, _, low, _, _ = _split(logits, divisor, top, tl.full([1], -2147483648, tl.int32), vocab_size, BLOCK)
-    high = highest
-    while tl.max((low < high).to(tl.int32), 0) != 0:
-        middle = _middle(low, high)
-        above, _, least, greatest, _ = _split(logits, divisor, top, middle, vocab_size, BLOCK)
-        is_above = above >= limit
-        low, high = tl.where(is_above, least, low), tl.where(is_above, high, greatest)
-    return low
-
-
-@triton.jit
-def _nucleus(logits, divisor, top, low, highest, wanted, vocab_size, BLOCK: tl.constexpr):
-    """The lowest key above which less than the wanted mass lies."""
-    high = highest
-    while tl.max((low < high).to(tl.int32), 0) != 0:
-        middle = _middle(low, high)
-        _, beyond, least, greatest, _ = _split(logits, divisor, top, middle, vocab_size, BLOCK)
-        is_below = beyond < wanted
-        low, high = tl.where(is_below, low, least), tl.where(is_below, greatest, high)
-    return low
-
-
-@triton.jit
-def _middle(low, high):
-    return (low.to(tl.int64) + (high.to(tl.int64) - low.to(tl.int64)) // 2).to(tl.int32)
-
-
-@triton.jit
-def _split(logits, divisor, top, cut, vocab_size, BLOCK: tl.constexpr):
-    """The keys above `cut`: how many, their weight, the least; the greatest of the others; how many equal `cut`."""
-    counts, equals = tl.zeros([BLOCK], tl.int32), tl.zeros([BLOCK], tl.int32)
-    sums = tl.zeros([BLOCK], tl.float64)
-    least, greatest = tl.full([BLOCK], 2147483647, tl.int32), tl.full([BLOCK], -2147483648, tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        values, keys = _scaled(logits, divisor, start, vocab_size, BLOCK)
-        is_inside = start + tl.arange(0, BLOCK) < vocab_size
-        is_above, is_below = is_inside & (keys > cut), is_inside & (keys <= cut)
-        counts += is_above.to(tl.int32)
-        equals += (is_inside & (keys == cut)).to(tl.int32)
-        sums += tl.where(is_above, tl.exp(values - top), 0.0).to(tl.float64)
-        least = tl.where(is_above, tl.minimum(least, keys), least)
-        greatest = tl.where(is_below, tl.maximum(greatest, keys), greatest)
-    return (
-        tl.sum(counts, 0, keep_dims=True),
-        tl.sum(sums, 0, keep_dims=True),
-        tl.min(least, 0, keep_dims=True),
-        tl.max(greatest, 0, keep_dims=True),
-        tl.sum(equals, 0, keep_dims=True),
-    )
-
-
-@triton.jit
-def _nth_equal(logits, divisor, cut, count, vocab_size, BLOCK: tl.constexpr):
-    """The id of the count-th key that equals `cut`."""
-    seen = tl.zeros([1], tl.int32)
-    found = tl.full([1], 2147483647, tl.int32)
-    for start in range(0, vocab_size, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        _, keys = _scaled(logits, divisor, start, vocab_size, BLOCK)
-        is_equal = ((keys == cut) & (at < vocab_size)).to(tl.int32)
-        order = seen + tl.cumsum(is_equal, 0)
-        here = tl.min(tl.where((is_equal != 0) & (order == count), at, 2147483647), 0, keep_dims=True)
-        found = tl.minimum(found, here)
-        seen += tl.sum(is_equal, 0, keep_dims=True)
-    return found
-
-
-@triton.jit
-def _scaled(logits, divisor, start, vocab_size, BLOCK: tl.constexpr):
-    at = start + tl.arange(0, BLOCK)
-    values = tl.load(logits + at, mask=at < vocab_size, other=LOWEST).to(tl.float32)
-    values = tl.div_rn(values, tl.zeros([BLOCK], tl.float32) + divisor) + 0.0  # -0.0 becomes 0.0
-    return values, _key(values)
+def _place(scaled, tokens):
+    """An integer that is greater for what comes before: the more probable, and of equals the lower id."""
+    return (_key(scaled).to(tl.int64) << 32) | (2147483647 - tokens)
 
 
 @triton.jit
@@ -781,11 +729,6 @@ def _key(values):
 @triton.jit
 def _value(keys):
     return (keys ^ ((keys >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _weight(key, top):
-    return tl.exp(_value(key) - top).to(tl.float64)
 
 
 @triton.jit

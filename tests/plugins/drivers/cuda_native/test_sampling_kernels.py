@@ -159,7 +159,7 @@ def cut_into(chunk: int, listable: int) -> Iterator[None]:
 @settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(seed=st.integers(0, 2**31), spread=st.sampled_from([0.1, 1.0, 4.0, 20.0]))
 def test_rows_of_many_chunks_equal_the_reference(listable: int, seed: int, spread: float) -> None:
-    """Brackets that can be listed, and those that one program has to search."""
+    """Rows whose likely tokens can be listed, and others."""
     size, count = 300, 5
     logits = (np.random.default_rng(seed).normal(size=(count, size)) * spread).astype(np.float32)
     with cut_into(64, listable):
@@ -177,6 +177,42 @@ def test_more_equal_logits_than_can_be_listed_are_cut_by_their_ids(listable: int
         top_p=np.array([0.4, 1.0, 0.5, 0.99, 0.9, 1.0], np.float32),
     )
     logits = np.random.default_rng(1).integers(-1, 2, (count, size)).astype(np.float32)
+    with cut_into(64, listable):
+        assert_as_the_reference("triton", logits, samplers)
+
+
+@needs_triton
+@pytest.mark.parametrize("listable", [32, 128])
+def test_logits_that_scale_to_one_number_are_cut_by_their_ids(listable: int) -> None:
+    """Neighbours among floats, divided by more than one: no threshold may part what comes out equal."""
+    size, count = 300, 8
+    samplers = replace(
+        filters_only(random_samplers(13, count, size)),
+        temperature=np.array([1.5, 1.7, 3, 1.9, 1.3, 1.1, 2.5, 1.6], np.float32),
+        top_k=np.array([0, 0, 40, 7, 0, 11, 0, 0], np.int32),
+        top_p=np.array([0.1, 0.02, 1.0, 0.5, 0.3, 0.7, 0.01, 0.05], np.float32),
+        min_p=np.zeros(count, np.float32),
+    )
+    random = np.random.default_rng(5)
+    logits = (1.0 + random.integers(0, 24, (count, size)) * 2.0**-23).astype(np.float32)
+    with cut_into(64, listable):
+        assert_as_the_reference("triton", logits, samplers)
+
+
+@needs_triton
+@pytest.mark.parametrize("listable", [8, 32, 128])
+def test_min_p_alone_and_hidden_logits_leave_what_the_reference_leaves(listable: int) -> None:
+    size, count = 300, 8
+    samplers = replace(
+        filters_only(random_samplers(14, count, size)),
+        temperature=np.array([1, 0.5, 2, 1, 1, 1.5, 1, 1], np.float32),
+        top_k=np.array([0, 0, 0, 0, 50, 5, 0, 0], np.int32),
+        top_p=np.array([1.0, 1.0, 1.0, 1.0, 0.8, 1.0, 0.9, 0.0], np.float32),
+        min_p=np.array([0.05, 0.3, 1e-5, 1.0, 0.01, 0, 0, 0], np.float32),
+    )
+    random = np.random.default_rng(6)
+    logits = (random.normal(size=(count, size)) * 3 - 400).astype(np.float32)
+    logits[4:, random.permutation(size)[12:]] = -np.inf
     with cut_into(64, listable):
         assert_as_the_reference("triton", logits, samplers)
 
