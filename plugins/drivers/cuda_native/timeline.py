@@ -95,7 +95,8 @@ class Timeline:
         self.device = device
 
     def main(self) -> AbstractContextManager[object]:
-        """Everything inside is queued on the main line; not to be entered twice."""
+        """Everything inside is queued on the main line; not to be entered twice. Whatever copies belongs inside: memory
+        that a copy reads is used again once the main line has gone past it."""
         return _ON_CPU
 
     @contextmanager

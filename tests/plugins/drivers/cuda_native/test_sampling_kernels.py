@@ -284,13 +284,13 @@ def test_changed_logits_equal_the_reference(seed: int, count: int) -> None:
     expected = adjusted_logits(logits, samplers, samplers.history.ids)
     step = with_samplers(host_step([1] * count, [0] * count, [[0]] * count, [0] * count), samplers)
     step.history = literal(samplers.history.ids)
-    changed = torch.from_numpy(logits.copy()).to(DEVICE)
-    fail = torch.zeros(count, dtype=torch.int32, device=DEVICE)
-    LogitChanges(timeline_of(torch.device(DEVICE)), torch.zeros(1, dtype=torch.int32, device=DEVICE)).apply(
-        changed, step, fail
-    )
-    np.testing.assert_allclose(changed.cpu().numpy(), expected, rtol=1e-6)
-    assert not fail.any()
+    timeline = timeline_of(torch.device(DEVICE))
+    with timeline.main():
+        changed = torch.from_numpy(logits.copy()).to(DEVICE)
+        fail, ring = torch.zeros(2, count, dtype=torch.int32, device=DEVICE)
+        LogitChanges(timeline, ring).apply(changed, step, fail)
+        np.testing.assert_allclose(changed.cpu().numpy(), expected, rtol=1e-6)
+        assert not fail.any()
 
 
 def test_random_words_are_the_core_s_own() -> None:
