@@ -501,7 +501,7 @@ def test_ended_guests_are_freed_without_the_garbage_collector() -> None:
     finally:
         gc.enable()
     before, after = here
-    assert after == before
+    assert after <= before, "more than other tests have left"
 
 
 def _count(kind: type) -> int:
