@@ -4,10 +4,10 @@
 
 Weights are random, of the real shapes; a row is the bare driver loop with a step queued behind the open one, or, with
 `--guests`, as many programs: some whose loop the engine runs, some that ask for each token at run-ahead depths 0, 1 and
-4. What a step of those takes more than the bare loop's is the tax. The
-floor is the least time the memory or the arithmetic of an H200 allows (benchmarks/gpu_models.py). `--vllm` takes result
-files of vLLM's own run in the same session on the same machine: small models are bound by the host, which differs by
-30 % from machine to machine, so only such ratios count.
+4. What a step of those takes more than the bare loop's is the tax. The floor is the least time the memory or the
+arithmetic of an H200 allows (benchmarks/gpu_models.py). `--vllm` takes result files of vLLM's own run right behind on
+the same machine: small models are bound by the host, which differs by 30 % and more from machine to machine, so only
+such ratios count.
 """
 
 from __future__ import annotations
