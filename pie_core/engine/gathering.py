@@ -52,9 +52,8 @@ class Gathering:
         now = self._loop.time()
         took_s, self._begun_at = now - self._begun_at, now
         usually_s = self._step_s + (took_s - self._step_s) * _WEIGHT
-        self._step_s = (
-            min(usually_s, took_s) if self._step_s else took_s
-        )  # a driver must not wait behind prompts
+        # It falls at once and rises slowly: behind prompts, which make a step long, the driver must not wait as long.
+        self._step_s = min(usually_s, took_s) if self._step_s else took_s
         self.end()
 
     def holds_back(self) -> bool:
