@@ -74,10 +74,12 @@ def _chosen(bucket: Bucket, rows: Tensor, q: Tensor, weights: Tensor, heads: Ind
 
 
 def _best(q: Tensor, weights: Tensor, mask: Tensor, cached: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Scores and columns [R, n, k]; hidden rows score -inf."""
+    """Scores and columns [R, n, k]; hidden rows score -inf. Of equal scores, as of rows that no head likes, the first
+    columns are best: `topk` takes others in a step of another shape."""
     products = torch.einsum("rnhd,rld->rnhl", q, cached).relu_()
-    best = (torch.einsum("rnhl,rnh->rnl", products, weights) + mask).topk(top_k, dim=-1)
-    return best.values, best.indices
+    scores = torch.einsum("rnhl,rnh->rnl", products, weights) + mask
+    best = scores.sort(dim=-1, descending=True, stable=True)
+    return best.values[..., :top_k], best.indices[..., :top_k]
 
 
 def _gathered(bucket: Bucket, rows: Tensor, q: Tensor, chosen: Tensor | None) -> _Rows:

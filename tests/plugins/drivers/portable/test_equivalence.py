@@ -197,3 +197,35 @@ def test_verified_drafts_give_the_tokens_of_the_plain_loop(
         assert result.accepted[place] == agreeing
         assert result.tokens[4 * place : 4 * place + agreeing + 1].tolist() == wanted[1 : agreeing + 2]
         assert after.tokens[place] == wanted[agreeing + 2]
+
+
+def test_rows_that_no_head_of_an_index_likes_are_chosen_alike_in_every_chunk() -> None:
+    """Their scores are all 0, and more tie there than are read."""
+    twice = [256, 162, 156, 131, 122, 183, 229, 199, 24, 54, 166, 124] * 2
+    behind = [
+        18,
+        78,
+        184,
+        103,
+        208,
+        283,
+        191,
+        233,
+        295,
+        44,
+        265,
+        168,
+        36,
+        74,
+        71,
+        60,
+        111,
+        182,
+        75,
+        3,
+        191,
+        238,
+        212,
+    ]
+    story = Story([*twice, *behind, 0, 169], [12, 34], {})
+    check_stories(Stepper(driver("deepseek_v32", 16)), "deepseek_v32", [story], Random(0))
