@@ -179,10 +179,8 @@ class ParallelDriver(CudaNativeDriver):
         workers, self._workers = self._workers, ()
         for worker in workers:
             worker.let_end()
-        with _killed_late(workers):
+        with _ending(workers):
             (leave_at_once if self.is_lost else leave)()
-        for worker in workers:
-            worker.end()
 
     def _tell(self, name: str, *arguments: Any) -> None:
         for worker in self._workers:
@@ -197,8 +195,9 @@ class ParallelDriver(CudaNativeDriver):
 
 
 @contextmanager
-def _killed_late(workers: Sequence[Worker]) -> Iterator[None]:
-    """Ranks leave each other together: NCCL waits inside for one that does not, until that one is gone."""
+def _ending(workers: Sequence[Worker]) -> Iterator[None]:
+    """They have ended behind it, whatever happens inside. Ranks leave each other together: NCCL waits inside for one
+    that does not, until that one is killed."""
 
     def kill() -> None:
         for worker in workers:
@@ -211,6 +210,8 @@ def _killed_late(workers: Sequence[Worker]) -> Iterator[None]:
         yield
     finally:
         late.cancel()
+        for worker in workers:
+            worker.end()
 
 
 def _whole(capabilities: DriverCapabilities, size: int) -> DriverCapabilities:
